@@ -1,0 +1,5 @@
+//! The only unsafe code: the few calls for which no safe crate exists, each behind a safe function.
+//!
+//! Everything here is mechanism. Who may call what, and when, is decided by the callers; what must hold for memory and
+//! descriptor safety is checked or documented at each function.
+#![allow(unsafe_code)]

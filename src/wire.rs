@@ -1,0 +1,404 @@
+//! Messages between master and worker, to and from bytes. Pure: no descriptor, no system call.
+//!
+//! One message is one SEQPACKET datagram: an ASCII header line, then the carry. The format is the same for forked and
+//! for external workers, readable in strace, and documented for implementers in `docs/worker-protocol.md`.
+
+use std::fmt;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+/// The most bytes of carry that one message, and so one connection, may have.
+pub const MAX_CARRY: usize = 64 * 1024;
+
+/// No header line is longer than this, its newline included.
+pub const MAX_HEADER: usize = 192;
+
+/// A buffer of this size takes any message.
+pub const MAX_MESSAGE: usize = MAX_HEADER + MAX_CARRY;
+
+/// The other side of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP client.
+    Inet(SocketAddr),
+    /// A client of a Unix socket; these have no useful address.
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "unix" {
+            Ok(Self::Unix)
+        } else {
+            text.parse().map(Self::Inet)
+        }
+    }
+}
+
+/// What the master says to a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToWorker<'a> {
+    /// Serve one turn of the connection whose descriptor comes with this message.
+    Lend(Lend<'a>),
+    /// Finish what is in hand, then exit.
+    Retire,
+}
+
+/// One connection for one turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lend<'a> {
+    /// Names the connection in the report. Never used twice by one master.
+    pub id: u64,
+    /// Which turn of the connection this is, from 1.
+    pub turn: u64,
+    /// The client.
+    pub peer: Peer,
+    /// Bytes that an earlier turn read and left unconsumed.
+    pub carry: &'a [u8],
+}
+
+/// The bytes that went through a connection in one turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Bytes read from the client.
+    pub read: u64,
+    /// Bytes written to the client.
+    pub written: u64,
+}
+
+/// What is to become of a connection after its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing more to do until the client sends something.
+    Park,
+    /// Nothing more to do until the client takes something.
+    ParkWrite,
+    /// There is more to do at once; let others go first.
+    Again,
+    /// Over: close it.
+    Close,
+    /// Over, but the client may still be sending: drain it for a while, then close it.
+    Linger,
+}
+
+impl Outcome {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Park, "PARK"),
+        (Self::ParkWrite, "PARK-WRITE"),
+        (Self::Again, "AGAIN"),
+        (Self::Close, "CLOSE"),
+        (Self::Linger, "LINGER"),
+    ];
+
+    /// Whether the connection lives on after this outcome, so that carry makes sense.
+    #[must_use]
+    pub fn keeps(self) -> bool {
+        matches!(self, Self::Park | Self::ParkWrite | Self::Again)
+    }
+
+    fn verb(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(outcome, _)| *outcome == self)
+            .map_or("", |(_, verb)| verb)
+    }
+}
+
+/// The end of one turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report<'a> {
+    /// The connection, as the lend named it.
+    pub id: u64,
+    /// What is to become of it.
+    pub outcome: Outcome,
+    /// What the turn moved. An external worker may leave it out; the master then asks the kernel.
+    pub traffic: Option<Traffic>,
+    /// Bytes that were read and not consumed. They come along with the next lend.
+    pub carry: &'a [u8],
+}
+
+/// What a worker says to the master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FromWorker<'a> {
+    /// The worker can serve.
+    Ready,
+    /// A turn is over.
+    Report(Report<'a>),
+}
+
+/// A message that breaks the format: which rule, for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed(&'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// A header line, built in place: the hot path allocates nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Header {
+    bytes: [u8; MAX_HEADER],
+    length: usize,
+}
+
+impl Header {
+    fn new(line: fmt::Arguments<'_>) -> Self {
+        let mut bytes = [0; MAX_HEADER];
+        let mut rest = &mut bytes[..];
+        // The longest line there is: a verb, three 20-digit numbers, a scoped IPv6 address and port. It fits.
+        rest.write_fmt(line)
+            .expect("a header line fits into MAX_HEADER");
+        let length = MAX_HEADER - rest.len();
+        Self { bytes, length }
+    }
+
+    /// The bytes of the line, its newline included. The carry follows them in the message.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl ToWorker<'_> {
+    /// The header line of this message.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        match self {
+            Self::Lend(Lend { id, turn, peer, .. }) => {
+                Header::new(format_args!("LEND {id} {turn} {peer}\n"))
+            }
+            Self::Retire => Header::new(format_args!("RETIRE\n")),
+        }
+    }
+
+    /// Reads one whole message.
+    ///
+    /// # Errors
+    /// When it is not one that a master sends.
+    pub fn parse(message: &[u8]) -> Result<ToWorker<'_>, Malformed> {
+        let (header, carry) = split(message)?;
+        let mut words = header.split(' ');
+        let parsed = match words.next() {
+            Some("LEND") => ToWorker::Lend(Lend {
+                id: number(words.next())?,
+                turn: number(words.next())?,
+                peer: words
+                    .next()
+                    .and_then(|word| word.parse().ok())
+                    .ok_or(Malformed("bad peer address"))?,
+                carry,
+            }),
+            Some("RETIRE") if carry.is_empty() => ToWorker::Retire,
+            _ => return Err(Malformed("unknown verb")),
+        };
+        end(words)?;
+        Ok(parsed)
+    }
+}
+
+impl FromWorker<'_> {
+    /// The header line of this message.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        match self {
+            Self::Ready => Header::new(format_args!("READY\n")),
+            Self::Report(Report {
+                id,
+                outcome,
+                traffic: None,
+                ..
+            }) => Header::new(format_args!("{} {id}\n", outcome.verb())),
+            Self::Report(Report {
+                id,
+                outcome,
+                traffic: Some(Traffic { read, written }),
+                ..
+            }) => Header::new(format_args!("{} {id} {read} {written}\n", outcome.verb())),
+        }
+    }
+
+    /// Reads one whole message.
+    ///
+    /// # Errors
+    /// When it is not one that a worker may send.
+    pub fn parse(message: &[u8]) -> Result<FromWorker<'_>, Malformed> {
+        let (header, carry) = split(message)?;
+        let mut words = header.split(' ');
+        let verb = words.next().unwrap_or_default();
+        let parsed = if let Some((outcome, _)) =
+            Outcome::ALL.into_iter().find(|(_, known)| *known == verb)
+        {
+            let id = number(words.next())?;
+            let traffic = match words.next() {
+                None => None,
+                read => Some(Traffic {
+                    read: number(read)?,
+                    written: number(words.next())?,
+                }),
+            };
+            FromWorker::Report(Report {
+                id,
+                outcome,
+                traffic,
+                carry,
+            })
+        } else if verb == "READY" {
+            FromWorker::Ready
+        } else {
+            return Err(Malformed("unknown verb"));
+        };
+        end(words)?;
+        let may_carry =
+            matches!(parsed, FromWorker::Report(Report { outcome, .. }) if outcome.keeps());
+        if !carry.is_empty() && !may_carry {
+            return Err(Malformed("carry on a message that can have none"));
+        }
+        Ok(parsed)
+    }
+}
+
+fn split(message: &[u8]) -> Result<(&str, &[u8]), Malformed> {
+    let end = message
+        .iter()
+        .take(MAX_HEADER)
+        .position(|byte| *byte == b'\n')
+        .ok_or(Malformed("no header line"))?;
+    let header =
+        std::str::from_utf8(&message[..end]).map_err(|_| Malformed("header is not ASCII"))?;
+    Ok((header, &message[end + 1..]))
+}
+
+fn number(word: Option<&str>) -> Result<u64, Malformed> {
+    let word = word.ok_or(Malformed("too few words"))?;
+    // `parse` would also take a leading plus sign: one spelling for one number.
+    if !word.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Malformed("bad number"));
+    }
+    word.parse().map_err(|_| Malformed("bad number"))
+}
+
+fn end<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<(), Malformed> {
+    words
+        .next()
+        .map_or(Ok(()), |_| Err(Malformed("too many words")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn peers() -> impl Strategy<Value = Peer> {
+        prop_oneof![
+            Just(Peer::Unix),
+            any::<([u8; 4], u16)>().prop_map(|(ip, port)| Peer::Inet((ip, port).into())),
+            any::<([u16; 8], u16, u32)>().prop_map(|(ip, port, scope)| Peer::Inet(
+                std::net::SocketAddrV6::new(ip.into(), port, 0, scope).into()
+            )),
+        ]
+    }
+
+    fn outcomes() -> impl Strategy<Value = Outcome> {
+        proptest::sample::select(Outcome::ALL.map(|(outcome, _)| outcome).to_vec())
+    }
+
+    fn message(header: Header, carry: &[u8]) -> Vec<u8> {
+        [header.as_bytes(), carry].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn a_lend_survives_the_wire(id: u64, turn: u64, peer in peers(), carry: Vec<u8>) {
+            let lend = ToWorker::Lend(Lend { id, turn, peer, carry: &carry });
+            let bytes = message(lend.header(), &carry);
+            prop_assert_eq!(ToWorker::parse(&bytes), Ok(lend));
+        }
+
+        #[test]
+        fn a_report_survives_the_wire(
+            id: u64,
+            outcome in outcomes(),
+            traffic: Option<(u64, u64)>,
+            carry: Vec<u8>,
+        ) {
+            let carry = if outcome.keeps() { carry } else { Vec::new() };
+            let traffic = traffic.map(|(read, written)| Traffic { read, written });
+            let report = FromWorker::Report(Report { id, outcome, traffic, carry: &carry });
+            let bytes = message(report.header(), &carry);
+            prop_assert_eq!(FromWorker::parse(&bytes), Ok(report));
+        }
+
+        #[test]
+        fn no_bytes_make_the_parsers_panic(bytes: Vec<u8>) {
+            let _ = ToWorker::parse(&bytes);
+            let _ = FromWorker::parse(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_an_external_worker_may_leave_out() {
+        let report = FromWorker::parse(b"CLOSE 7\n");
+        assert_eq!(
+            report,
+            Ok(FromWorker::Report(Report {
+                id: 7,
+                outcome: Outcome::Close,
+                traffic: None,
+                carry: b""
+            }))
+        );
+    }
+
+    #[test]
+    fn malformed_messages_are_refused() {
+        for bytes in [
+            &b""[..],
+            b"PARK 7",
+            b"PARK\n",
+            b"PARK x\n",
+            b"PARK +7\n",
+            b"PARK 7 1\n",
+            b"PARK 7 1 2 3\n",
+            b"PARK 99999999999999999999999\n",
+            b"CLOSE 7\nleft over",
+            b"READY now\n",
+            b"LEND 1 1 unix\n",
+            b"\xff\n",
+        ] {
+            assert!(
+                FromWorker::parse(bytes).is_err(),
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+        for bytes in [
+            &b"LEND 1 1\n"[..],
+            b"LEND 1 1 nowhere\n",
+            b"LEND 1 unix\n",
+            b"RETIRE\nx",
+            b"RETIRE 1\n",
+        ] {
+            assert!(
+                ToWorker::parse(bytes).is_err(),
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+    }
+}
