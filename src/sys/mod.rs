@@ -3,3 +3,7 @@
 //! Everything here is mechanism. Who may call what, and when, is decided by the callers; what must hold for memory and
 //! descriptor safety is checked or documented at each function.
 #![allow(unsafe_code)]
+
+pub mod process;
+pub mod signals;
+pub mod tcp;

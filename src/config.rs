@@ -1,0 +1,165 @@
+//! Settings that are valid by construction. Pure: what is written here touches no file and no socket.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A TCP address and port; port 0 lets the kernel choose one.
+    Inet(SocketAddr),
+    /// A TCP port on every address of this machine, IPv6 and IPv4.
+    Any(u16),
+    /// A TCP port on whatever addresses a name stands for.
+    Name(String, u16),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => address.fmt(f),
+            Self::Any(port) => write!(f, ":{port}"),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::Inet(address)
+    }
+}
+
+impl TryFrom<&str> for Address {
+    type Error = BadAddress;
+
+    fn try_from(text: &str) -> Result<Self, BadAddress> {
+        text.parse()
+    }
+}
+
+/// Why a text is not an address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadAddress(&'static str);
+
+impl fmt::Display for BadAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(reason) = self;
+        write!(
+            f,
+            "{reason}; an address looks like 127.0.0.1:8080, [::1]:8080, :8080 or unix:/path"
+        )
+    }
+}
+
+impl std::error::Error for BadAddress {}
+
+impl FromStr for Address {
+    type Err = BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err(BadAddress("the path is missing")),
+                path if path.contains('\0') => Err(BadAddress("the path holds a NUL character")),
+                path => Ok(Self::Unix(path.into())),
+            };
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Inet(address));
+        }
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or(BadAddress("the port is missing"))?;
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(BadAddress("the port is not a number"));
+        }
+        let port = port
+            .parse()
+            .map_err(|_| BadAddress("the port is not a number from 0 to 65535"))?;
+        match host {
+            "" => Ok(Self::Any(port)),
+            host if host.contains([':', '[', ']']) => Err(BadAddress("the IPv6 address is not valid")),
+            host if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
+                Err(BadAddress("the IPv4 address is not valid"))
+            }
+            host => Ok(Self::Name(host.to_owned(), port)),
+        }
+    }
+}
+
+impl Address {
+    /// The address that means every address of this machine.
+    #[must_use]
+    pub fn any(port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
+    }
+}
+
+/// How a server runs, apart from where it listens and what it serves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How many workers there are; at least one.
+    pub workers: usize,
+    /// How long a graceful stop may take.
+    pub grace: Duration,
+    /// How long one read from or write to a client may sleep inside a turn.
+    pub client_timeout: Duration,
+    /// How long the kernel may keep a silent new connection to itself.
+    pub defer_accept: Duration,
+    /// How many connections the kernel may queue for each listener (listen(2)); it has a bound of its own, somaxconn.
+    pub backlog: i32,
+}
+
+impl Settings {
+    /// The settings for a machine with this many processors.
+    #[must_use]
+    pub fn for_processors(processors: usize) -> Self {
+        Self {
+            workers: (2 * processors).max(4),
+            grace: Duration::from_secs(30),
+            client_timeout: Duration::from_secs(60),
+            defer_accept: Duration::from_secs(5),
+            backlog: 4096,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ways_to_write_an_address() {
+        for text in ["127.0.0.1:8080", "[::1]:8080", ":8080", "0.0.0.0:0", "localhost:80", "unix:/run/b.sock"] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+        }
+        assert_eq!(":80".parse(), Ok(Address::Any(80)));
+        assert_eq!("unix:rel".parse(), Ok(Address::Unix("rel".into())));
+    }
+
+    #[test]
+    fn an_address_that_is_none_says_why() {
+        for (text, reason) in [
+            ("8080", "the port is missing"),
+            ("127.0.0.1:http", "the port is not a number"),
+            ("127.0.0.1:", "the port is not a number"),
+            (":65536", "the port is not a number from 0 to 65535"),
+            (":+80", "the port is not a number"),
+            ("::1:80", "the IPv6 address is not valid"),
+            ("[::1:80", "the IPv6 address is not valid"),
+            ("1.2.3:80", "the IPv4 address is not valid"),
+            ("unix:", "the path is missing"),
+        ] {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            assert!(error.starts_with(reason), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The dispatcher's view of its workers: who is idle, who is moving, who has room. Pure.
+//!
+//! A worker is *idle* when nothing is lent to it, *moving* while it has made progress (a report, or its first lend)
+//! within the patience, and *slow* otherwise. Only idle and moving workers are lent anything.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::master::chains::{Chains, List};
+use crate::master::time::Time;
+
+/// Nobody has more connections waiting behind a turn than this, less one.
+pub const MAX_DEPTH: usize = 8;
+
+/// Names a worker process. Never used twice for two processes, until 2^28 of them have had the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WorkerId {
+    index: u32,
+    serial: u32,
+}
+
+impl WorkerId {
+    /// The place in the worker table.
+    #[must_use]
+    pub fn index(self) -> u32 {
+        self.index
+    }
+}
+
+impl From<WorkerId> for u64 {
+    fn from(id: WorkerId) -> Self {
+        u64::from(id.serial) << 32 | u64::from(id.index)
+    }
+}
+
+impl From<u64> for WorkerId {
+    fn from(number: u64) -> Self {
+        Self {
+            index: number as u32,
+            serial: (number >> 32) as u32 & 0x0fff_ffff,
+        }
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.serial)
+    }
+}
+
+/// What a worker is doing, as far as the dispatcher knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Has not said yet that it is ready.
+    Starting,
+    /// Nothing is lent to it.
+    Idle,
+    /// Something is lent to it, and it has made progress within the patience.
+    Moving,
+    /// Something is lent to it, and it has made no progress within the patience.
+    Slow,
+    /// It did not take up what was lent to it, which was taken back. It is tried again at this time.
+    Suspect(Time),
+}
+
+/// One worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// What it is doing.
+    pub pace: Pace,
+    /// It gets nothing more, and exits when nothing is lent to it.
+    pub retiring: bool,
+    /// How many turns it serves at the same time.
+    pub capacity: usize,
+    /// What is lent to it, in the order of lending.
+    pub lent: List,
+    /// The first connection in `lent` that it can't have taken up yet.
+    pub waiting: Option<u32>,
+    /// When it last made progress.
+    pub progress: Time,
+    /// How long it stays suspect the next time.
+    suspicion: Duration,
+    serial: u32,
+}
+
+const FIRST_SUSPICION: Duration = Duration::from_millis(10);
+const LAST_SUSPICION: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// How many connections wait behind the turns that it can serve at once, the last of those turns included; 0 when
+    /// it could take up one more at once.
+    fn key(&self) -> usize {
+        (self.lent.len() + 1).saturating_sub(self.capacity)
+    }
+}
+
+/// All workers of a pool.
+#[derive(Debug, Default)]
+pub struct Workers {
+    places: Vec<Option<Worker>>,
+    serials: Vec<u32>,
+    idle: Chains,
+    idle_list: List,
+    /// Moving workers, the one without progress for longest first.
+    age: Chains,
+    age_list: List,
+    /// Moving workers by [`Worker::key`].
+    room: Chains,
+    room_lists: [List; MAX_DEPTH + 1],
+    suspects: usize,
+}
+
+impl Workers {
+    /// Adds a worker that serves `capacity` turns at a time and has yet to say that it is ready.
+    pub fn add(&mut self, capacity: usize) -> WorkerId {
+        let free = self.places.iter().position(Option::is_none);
+        let place = free.unwrap_or_else(|| {
+            self.places.push(None);
+            self.serials.push(0);
+            self.places.len() - 1
+        });
+        let index = u32::try_from(place).expect("fewer processes than places");
+        for chains in [&mut self.idle, &mut self.age, &mut self.room] {
+            chains.admit(index);
+        }
+        self.serials[place] = (self.serials[place] + 1) & 0x0fff_ffff;
+        let serial = self.serials[place];
+        self.places[place] = Some(Worker {
+            pace: Pace::Starting,
+            retiring: false,
+            capacity,
+            lent: List::default(),
+            waiting: None,
+            progress: Time::default(),
+            suspicion: FIRST_SUSPICION,
+            serial,
+        });
+        WorkerId { index, serial }
+    }
+
+    /// Forgets a worker to which nothing is lent.
+    pub fn remove(&mut self, id: WorkerId) {
+        if self.get(id).is_some() {
+            self.set_pace(id.index, Pace::Starting);
+            self.places[id.index as usize] = None;
+        }
+    }
+
+    /// The worker of this name, if it is still there.
+    #[must_use]
+    pub fn get(&self, id: WorkerId) -> Option<&Worker> {
+        let worker = self.places.get(id.index as usize)?.as_ref()?;
+        (worker.serial == id.serial).then_some(worker)
+    }
+
+    /// The worker of this name, if it is still there.
+    pub fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        let worker = self.places.get_mut(id.index as usize)?.as_mut()?;
+        (worker.serial == id.serial).then_some(worker)
+    }
+
+    /// The worker at a place that is known to be taken.
+    #[must_use]
+    pub fn at(&self, index: u32) -> &Worker {
+        self.places[index as usize].as_ref().expect("a linked worker is in the table")
+    }
+
+    /// The worker at a place that is known to be taken.
+    pub fn at_mut(&mut self, index: u32) -> &mut Worker {
+        self.places[index as usize].as_mut().expect("a linked worker is in the table")
+    }
+
+    /// The name of the worker at a place that is known to be taken.
+    #[must_use]
+    pub fn id(&self, index: u32) -> WorkerId {
+        WorkerId { index, serial: self.at(index).serial }
+    }
+
+    /// The names of all workers.
+    pub fn ids(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        (0u32..).zip(&self.places).filter_map(|(index, place)| {
+            place.as_ref().map(|worker| WorkerId { index, serial: worker.serial })
+        })
+    }
+
+    /// Whether some worker is idle.
+    #[must_use]
+    pub fn any_idle(&self) -> bool {
+        !self.idle_list.is_empty()
+    }
+
+    /// Who serves next: the moving worker with the fewest connections waiting, if it has fewer than `depth`; else the
+    /// worker that became idle last, for its caches are the warmest.
+    #[must_use]
+    pub fn next(&self, depth: usize) -> Option<u32> {
+        self.room_lists[..depth.clamp(1, MAX_DEPTH)]
+            .iter()
+            .find_map(List::first)
+            .or_else(|| self.idle_list.first())
+    }
+
+    /// Notes that `change` was done to what is lent to the worker, and that it made progress at `now`.
+    pub fn moved(&mut self, index: u32, now: Time, change: impl FnOnce(&mut Worker)) {
+        self.unlink(index);
+        let worker = self.at_mut(index);
+        change(worker);
+        worker.progress = now;
+        worker.suspicion = FIRST_SUSPICION;
+        worker.pace = if worker.lent.is_empty() { Pace::Idle } else { Pace::Moving };
+        self.link(index);
+    }
+
+    /// Notes that `change` was done to what is lent to the worker, without any progress of its own.
+    pub fn changed(&mut self, index: u32, change: impl FnOnce(&mut Worker)) {
+        self.unlink_room(index);
+        change(self.at_mut(index));
+        self.link_room(index);
+    }
+
+    /// Puts the worker into another pace.
+    pub fn set_pace(&mut self, index: u32, pace: Pace) {
+        self.unlink(index);
+        self.at_mut(index).pace = pace;
+        self.link(index);
+    }
+
+    /// Ends all lending to the worker.
+    pub fn retire(&mut self, index: u32) {
+        self.unlink(index);
+        self.at_mut(index).retiring = true;
+        self.link(index);
+    }
+
+    /// Puts a worker aside that took up nothing: tried again later, each time after twice as long.
+    pub fn suspect(&mut self, index: u32, now: Time) {
+        let worker = self.at_mut(index);
+        let until = now.after(worker.suspicion);
+        worker.suspicion = (worker.suspicion * 2).min(LAST_SUSPICION);
+        self.set_pace(index, Pace::Suspect(until));
+    }
+
+    /// The moving worker that has made no progress for longest, and when it last did.
+    #[must_use]
+    pub fn stalest(&self) -> Option<(u32, Time)> {
+        self.age_list.first().map(|index| (index, self.at(index).progress))
+    }
+
+    /// Suspects whose time is over are idle again, the last in line.
+    pub fn pardon(&mut self, now: Time) {
+        if self.suspects == 0 {
+            return;
+        }
+        for index in 0..self.places.len() {
+            let due = matches!(&self.places[index], Some(Worker { pace: Pace::Suspect(at), .. }) if *at <= now);
+            if due {
+                let index = index as u32;
+                self.unlink(index);
+                let worker = self.at_mut(index);
+                worker.pace = Pace::Idle;
+                if !worker.retiring {
+                    self.idle.push_back(&mut self.idle_list, index);
+                }
+            }
+        }
+    }
+
+    /// When the next suspect is to be pardoned.
+    #[must_use]
+    pub fn next_pardon(&self) -> Option<Time> {
+        if self.suspects == 0 {
+            return None;
+        }
+        let times = self.places.iter().flatten().filter_map(|worker| match worker.pace {
+            Pace::Suspect(at) => Some(at),
+            _ => None,
+        });
+        times.min()
+    }
+
+    fn link(&mut self, index: u32) {
+        let (pace, retiring) = (self.at(index).pace, self.at(index).retiring);
+        match pace {
+            Pace::Idle if !retiring => self.idle.push_front(&mut self.idle_list, index),
+            Pace::Moving => {
+                self.age.push_back(&mut self.age_list, index);
+                self.link_room(index);
+            }
+            Pace::Suspect(_) => self.suspects += 1,
+            Pace::Starting | Pace::Slow | Pace::Idle => {}
+        }
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let (pace, retiring) = (self.at(index).pace, self.at(index).retiring);
+        match pace {
+            Pace::Idle if !retiring => self.idle.remove(&mut self.idle_list, index),
+            Pace::Moving => {
+                self.unlink_room(index);
+                self.age.remove(&mut self.age_list, index);
+            }
+            Pace::Suspect(_) => self.suspects -= 1,
+            Pace::Starting | Pace::Slow | Pace::Idle => {}
+        }
+    }
+
+    /// The list of moving workers that this one belongs to, if it may be lent more.
+    fn room_list(&self, index: u32) -> Option<usize> {
+        let worker = self.at(index);
+        let lendable = worker.pace == Pace::Moving && !worker.retiring;
+        lendable.then(|| worker.key()).filter(|key| *key < self.room_lists.len())
+    }
+
+    fn link_room(&mut self, index: u32) {
+        if let Some(key) = self.room_list(index) {
+            self.room.push_back(&mut self.room_lists[key], index);
+        }
+    }
+
+    fn unlink_room(&mut self, index: u32) {
+        if let Some(key) = self.room_list(index) {
+            self.room.remove(&mut self.room_lists[key], index);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The sockets that clients connect to: bind, accept, and pause when there is no room.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    AddressFamily, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, bind, ipproto, listen,
+    socket_with,
+};
+
+use crate::config::Address;
+use crate::error::{Error, Result};
+use crate::service::Peer;
+use crate::sys::tcp;
+
+/// One listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    bound: Bound,
+    client_timeout: Duration,
+}
+
+/// What a listener is bound to.
+#[derive(Debug)]
+enum Bound {
+    Inet(SocketAddr),
+    Unix(SocketFile),
+}
+
+/// The file of a Unix socket. It is removed by [`Listener::close`] if it still is the one that was made.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+/// What came of one accept.
+#[derive(Debug)]
+pub enum Accepted {
+    /// A connection.
+    Connection(OwnedFd, Peer),
+    /// No one is waiting.
+    Nobody,
+    /// The one that was waiting has gone; there may be others.
+    Lost,
+    /// No descriptor or no memory is left for it. It keeps waiting in the backlog.
+    Exhausted(io::Error),
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.bound {
+            Bound::Inet(address) => address.fmt(f),
+            Bound::Unix(file) => write!(f, "unix:{}", file.path.display()),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Binds `address`; a name can stand for several, so this makes several listeners.
+///
+/// # Errors
+/// When one of them can't be bound: in use, not permitted, not an address of this machine.
+pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
+    let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
+    match address {
+        Address::Inet(address) => Ok(vec![inet(*address, backlog).map_err(failed)?]),
+        Address::Any(port) => Ok(vec![any(*port, backlog).map_err(failed)?]),
+        Address::Name(name, port) => {
+            let mut addresses: Vec<_> = (name.as_str(), *port).to_socket_addrs().map_err(failed)?.collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses.into_iter().map(|address| inet(address, backlog).map_err(failed)).collect()
+        }
+        Address::Unix(path) => {
+            clear(path)?;
+            Ok(vec![unix(path, backlog).map_err(failed)?])
+        }
+    }
+}
+
+/// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.
+fn any(port: u16, backlog: i32) -> io::Result<Listener> {
+    match inet(Address::any(port), backlog) {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            inet(SocketAddr::from(([0, 0, 0, 0], port)), backlog)
+        }
+        result => result,
+    }
+}
+
+fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if let SocketAddr::V6(v6) = address {
+        sockopt::set_ipv6_v6only(&socket, !v6.ip().is_unspecified())?;
+    }
+    bind(&socket, &address)?;
+    listen(&socket, backlog)?;
+    let bound = Bound::Inet(TcpListener::from(socket.try_clone()?).local_addr()?);
+    Ok(Listener { socket, bound, client_timeout: Duration::ZERO })
+}
+
+fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    let metadata = fs::metadata(path)?;
+    let socket = OwnedFd::from(listener);
+    listen(&socket, backlog)?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        device_and_inode: (metadata.dev(), metadata.ino()),
+    };
+    Ok(Listener { socket, bound: Bound::Unix(file), client_timeout: Duration::ZERO })
+}
+
+/// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which nobody listens.
+fn clear(path: &Path) -> Result<()> {
+    let attempt = || format!("listen on unix:{}", path.display());
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::new(attempt(), error)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(Error::because(attempt(), "the path exists and is not a socket"));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| Error::new(attempt(), error))
+        }
+        Ok(_) => Err(Error::because(attempt(), "another process listens there")),
+        Err(error) => Err(Error::new(attempt(), error)),
+    }
+}
+
+fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> {
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(timeout))?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(timeout))
+}
+
+impl Listener {
+    /// Sets what connections inherit from their listener, which saves the calls on each of them. With `defer`, the
+    /// kernel holds connections back until their clients have sent something; not for a service that speaks first.
+    ///
+    /// # Errors
+    /// What setsockopt(2) fails with.
+    pub fn configure(&mut self, client_timeout: Duration, defer: Option<Duration>) -> Result<()> {
+        self.client_timeout = client_timeout;
+        let Bound::Inet(_) = self.bound else { return Ok(()) };
+        let options = || -> io::Result<()> {
+            sockopt::set_tcp_nodelay(&self.socket, true)?;
+            set_timeouts(&self.socket, client_timeout)?;
+            tcp::defer_accept(&self.socket, defer.unwrap_or_default())
+        };
+        options().map_err(|error| Error::new(format!("set the options of {self}"), error))
+    }
+
+    /// Takes one connection out of the backlog, without sleeping.
+    ///
+    /// # Errors
+    /// What accept(2) fails with, but for the expected outcomes that [`Accepted`] names.
+    pub fn accept(&self) -> io::Result<Accepted> {
+        match acceptfrom_with(&self.socket, SocketFlags::CLOEXEC) {
+            Ok((socket, address)) => self.welcome(socket, address),
+            Err(error) => match error.raw_os_error() {
+                libc::EAGAIN => Ok(Accepted::Nobody),
+                libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Ok(Accepted::Exhausted(error.into())),
+                // Errors of the new connection itself (accept(2), "Error handling"), and interruptions.
+                libc::EINTR | libc::ECONNABORTED | libc::EPROTO | libc::ENETDOWN | libc::ENETUNREACH
+                | libc::ENOPROTOOPT | libc::EHOSTDOWN | libc::EHOSTUNREACH | libc::ENONET | libc::EOPNOTSUPP
+                | libc::EPERM => Ok(Accepted::Lost),
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    fn welcome(&self, socket: OwnedFd, address: Option<SocketAddrAny>) -> io::Result<Accepted> {
+        match self.bound {
+            Bound::Inet(_) => match address.and_then(|address| SocketAddr::try_from(address).ok()) {
+                Some(address) => Ok(Accepted::Connection(socket, Peer::Inet(address))),
+                None => Ok(Accepted::Lost),
+            },
+            Bound::Unix(_) => {
+                // Unix sockets inherit no timeouts.
+                set_timeouts(&socket, self.client_timeout)?;
+                Ok(Accepted::Connection(socket, Peer::Unix))
+            }
+        }
+    }
+
+    /// The TCP address that it is bound to, with its real port.
+    #[must_use]
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self.bound {
+            Bound::Inet(address) => Some(address),
+            Bound::Unix(_) => None,
+        }
+    }
+
+    /// Stops listening, and removes the file of a Unix socket if it still is this one's. Dropping a listener does not:
+    /// another process may be using the same socket.
+    pub fn close(self) {
+        if let Bound::Unix(file) = &self.bound
+            && let Ok(metadata) = fs::symlink_metadata(&file.path)
+            && (metadata.dev(), metadata.ino()) == file.device_and_inode
+            && let Err(error) = fs::remove_file(&file.path)
+        {
+            log::warn!("cannot remove {}: {error}", file.path.display());
+        }
+    }
+}

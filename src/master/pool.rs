@@ -1,0 +1,260 @@
+//! The worker processes of a pool: start, ready, reap, and start again with a growing delay.
+//!
+//! The pool reconciles: it compares the workers that there should be with those that there are, and starts what is
+//! missing. It never decides from an event alone, so a lost or doubled event does no harm.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::dispatch::WorkerId;
+use super::time::Time;
+use crate::error::{Error, Result};
+use crate::inbox::{self, MasterEnd, Seat, WorkerEnd};
+use crate::sys;
+
+/// A worker that lives for less than this died young: its replacement waits.
+const YOUNG: Duration = Duration::from_secs(1);
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(10);
+
+/// The main function of a worker process: what it runs, and the exit status.
+pub type WorkerMain = dyn Fn(Seat) -> u8;
+
+/// One worker process.
+#[derive(Debug)]
+pub struct Process {
+    /// Its process id.
+    pub pid: Pid,
+    /// Its place in the pool, from 0. A replacement has the same.
+    pub slot: u32,
+    /// The master's end of its socketpair.
+    pub end: MasterEnd,
+    /// It has said that it can serve.
+    pub ready: bool,
+    /// It was asked to exit.
+    pub retiring: bool,
+    worker: WorkerId,
+    born: Time,
+}
+
+/// Where a worker belongs.
+#[derive(Debug, Clone, Copy)]
+enum Slot {
+    /// A process is there.
+    Taken,
+    /// A process is to be started, no earlier than then.
+    Vacant { from: Time },
+}
+
+/// How a process ended, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It returned this exit status.
+    Exited(i32),
+    /// It was killed by this signal.
+    Killed(Signal),
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Killed(signal) => write!(f, "killed by {signal}"),
+        }
+    }
+}
+
+/// The processes of one pool.
+#[derive(Debug, Default)]
+pub struct Pool {
+    /// By the worker's place in the dispatcher's table.
+    processes: Vec<Option<Process>>,
+    slots: Vec<Slot>,
+    /// How long the next replacement of a worker that died young waits.
+    delay: Option<Duration>,
+}
+
+impl Pool {
+    /// A pool that wants `size` workers.
+    #[must_use]
+    pub fn new(size: usize) -> Self {
+        let mut pool = Self::default();
+        pool.resize(size);
+        pool
+    }
+
+    /// How many workers the pool wants.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Wants `size` workers from now on. Those beyond it are returned, to be retired.
+    pub fn resize(&mut self, size: usize) -> Vec<WorkerId> {
+        self.slots.resize(size, Slot::Vacant { from: Time::default() });
+        let beyond = self.processes().filter(|process| process.slot as usize >= size && !process.retiring);
+        beyond.map(|process| process.worker).collect()
+    }
+
+    /// The process of a worker.
+    #[must_use]
+    pub fn get(&self, worker: WorkerId) -> Option<&Process> {
+        self.processes.get(worker.index() as usize)?.as_ref().filter(|process| process.worker == worker)
+    }
+
+    /// The process of a worker.
+    pub fn get_mut(&mut self, worker: WorkerId) -> Option<&mut Process> {
+        self.processes.get_mut(worker.index() as usize)?.as_mut().filter(|process| process.worker == worker)
+    }
+
+    /// All processes.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.processes.iter().flatten()
+    }
+
+    /// The worker whose process this is.
+    #[must_use]
+    pub fn worker(&self, pid: Pid) -> Option<WorkerId> {
+        self.processes().find(|process| process.pid == pid).map(|process| process.worker)
+    }
+
+    /// The slot of a worker that is to be started now, if there is one.
+    #[must_use]
+    pub fn due(&self, now: Time) -> Option<u32> {
+        let vacant = |slot: &Slot| matches!(slot, Slot::Vacant { from } if *from <= now);
+        self.slots.iter().position(vacant).map(|slot| slot as u32)
+    }
+
+    /// When the next worker is to be started.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        let times = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Vacant { from } => Some(*from),
+            Slot::Taken => None,
+        });
+        times.min()
+    }
+
+    /// Starts a process for `slot`. `keep` are the descriptors that it keeps besides its inbox; `detach` is run first
+    /// in it, to drop what of the master's must not live on.
+    ///
+    /// # Errors
+    /// What socketpair(2) and fork(2) fail with. The slot is tried again after a delay.
+    pub fn start(
+        &mut self,
+        slot: u32,
+        worker: WorkerId,
+        keep: &[RawFd],
+        detach: impl FnOnce(),
+        main: &WorkerMain,
+        now: Time,
+    ) -> Result<&Process> {
+        let started = fork_worker(slot, keep, detach, main);
+        let (pid, end) = started.map_err(|error| {
+            let from = now.after(self.grow_delay());
+            self.slots[slot as usize] = Slot::Vacant { from };
+            Error::new(format!("start a worker for slot {slot}"), error)
+        })?;
+        self.slots[slot as usize] = Slot::Taken;
+        let place = worker.index() as usize;
+        if self.processes.len() <= place {
+            self.processes.resize_with(place + 1, || None);
+        }
+        let process = Process { pid, slot, end, ready: false, retiring: false, worker, born: now };
+        Ok(self.processes[place].insert(process))
+    }
+
+    /// Forgets a process that has ended, and wants another in its place unless it was asked to exit.
+    pub fn bury(&mut self, worker: WorkerId, now: Time) -> Option<Process> {
+        self.get(worker)?;
+        let process = self.processes[worker.index() as usize].take()?;
+        let successor = self.processes().any(|other| other.slot == process.slot);
+        let Some(slot) = self.slots.get(process.slot as usize).filter(|_| !successor) else {
+            return Some(process);
+        };
+        if matches!(slot, Slot::Taken) {
+            let young = now.since(process.born) < YOUNG && !process.retiring;
+            let from = if young {
+                now.after(self.grow_delay())
+            } else {
+                self.delay = None;
+                now
+            };
+            self.slots[process.slot as usize] = Slot::Vacant { from };
+        }
+        Some(process)
+    }
+
+    fn grow_delay(&mut self) -> Duration {
+        let delay = self.delay.map_or(FIRST_DELAY, |delay| (delay * 2).min(LAST_DELAY));
+        self.delay = Some(delay);
+        delay
+    }
+
+    /// Kills every process at once, and reaps it.
+    pub fn end_all(&mut self) {
+        for process in self.processes() {
+            // ESRCH: it has just ended, and is reaped below.
+            let _ = kill(process.pid, Signal::SIGKILL);
+        }
+        for process in self.processes.iter_mut().filter_map(Option::take) {
+            while waitpid(process.pid, None) == Err(nix::errno::Errno::EINTR) {}
+        }
+    }
+}
+
+/// Reaps one process that has ended: which, and how.
+#[must_use]
+pub fn reap() -> Option<(Pid, End)> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => return Some((pid, End::Exited(status))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => return Some((pid, End::Killed(signal))),
+            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return None,
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => {
+                log::error!("cannot wait for workers: {}", error.desc());
+                return None;
+            }
+        }
+    }
+}
+
+fn fork_worker(
+    slot: u32,
+    keep: &[RawFd],
+    detach: impl FnOnce(),
+    main: &WorkerMain,
+) -> io::Result<(Pid, MasterEnd)> {
+    let (ours, theirs) = inbox::pair()?;
+    let keep: Vec<_> = keep.iter().copied().chain([theirs.as_fd().as_raw_fd()]).collect();
+    // No signal may reach the child while it still has the master's handlers: they write into the master's pipe.
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let pid = sys::process::spawn(&keep, detach, || {
+        match prepare(&theirs, &before) {
+            Ok(()) => main(Seat { slot, inbox: theirs }),
+            Err(error) => {
+                log::error!("cannot set up the worker's signals: {error}");
+                1
+            }
+        }
+    });
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    Ok((pid?, ours))
+}
+
+/// In the child: SIGTERM retires the worker. All other signals that the master handles are ignored, for a terminal
+/// sends them to every process of the group, and what a worker does is the master's decision.
+fn prepare(inbox: &WorkerEnd, mask: &SigSet) -> io::Result<()> {
+    let inbox = inbox.as_fd().try_clone_to_owned()?;
+    sys::signals::shut_on(Signal::SIGTERM, inbox, Shutdown::Read)?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
+    Ok(())
+}

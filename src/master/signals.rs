@@ -1,0 +1,64 @@
+//! The signals that the master obeys, as events in its epoll set.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use signal_hook::consts::signal::{SIGCHLD, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+/// What a signal asks of the master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// SIGTERM, SIGINT: finish the turns, answer what is ready, then exit. A second SIGINT means at once.
+    Stop { interrupt: bool },
+    /// SIGQUIT: exit at once.
+    Quit,
+    /// SIGCHLD: a worker has ended.
+    Reap,
+    /// SIGTTIN: one worker more.
+    Grow,
+    /// SIGTTOU: one worker less.
+    Shrink,
+}
+
+/// The signals that have come, and a descriptor that is readable when there are some.
+#[derive(Debug)]
+pub struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+}
+
+impl Signals {
+    /// Begins to catch signals.
+    ///
+    /// # Errors
+    /// What socketpair(2) and sigaction(2) fail with.
+    pub fn catch() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let signals = [SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGTTIN, SIGTTOU];
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly::default(), signals)?;
+        Ok(Self { delivery })
+    }
+
+    /// What has come since the last call, each request once.
+    pub fn requests(&mut self) -> Vec<Request> {
+        let request = |signal| match signal {
+            SIGTERM => Some(Request::Stop { interrupt: false }),
+            SIGINT => Some(Request::Stop { interrupt: true }),
+            SIGQUIT => Some(Request::Quit),
+            SIGCHLD => Some(Request::Reap),
+            SIGTTIN => Some(Request::Grow),
+            SIGTTOU => Some(Request::Shrink),
+            _ => None,
+        };
+        self.delivery.pending().filter_map(request).collect()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.delivery.get_read().as_fd()
+    }
+}

@@ -1,0 +1,143 @@
+//! Deadlines of many connections at a constant cost each: a hashed timing wheel (Varghese and Lauck, 1987). Pure.
+//!
+//! The wheel trades precision for cost: a deadline is met up to [`TICK`] late, never early.
+
+use std::time::Duration;
+
+use super::chains::{Chains, List};
+use super::time::Time;
+
+/// How late a deadline may be noticed.
+pub const TICK: Duration = Duration::from_millis(100);
+
+const TICK_NANOS: u64 = TICK.as_nanos() as u64;
+const SLOTS: u64 = 1024;
+
+/// The deadlines. The links are the caller's, for an index is in one list at a time.
+#[derive(Debug)]
+pub struct Wheel {
+    slots: Vec<List>,
+    /// The last tick whose slot has been looked through.
+    done: u64,
+    length: usize,
+}
+
+impl Default for Wheel {
+    fn default() -> Self {
+        Self {
+            slots: vec![List::default(); SLOTS as usize],
+            done: 0,
+            length: 0,
+        }
+    }
+}
+
+fn tick_at_or_after(deadline: Time) -> u64 {
+    deadline.0.div_ceil(TICK_NANOS)
+}
+
+impl Wheel {
+    fn slot(&mut self, deadline: Time) -> &mut List {
+        &mut self.slots[(tick_at_or_after(deadline) % SLOTS) as usize]
+    }
+
+    /// Adds `index`, to be noticed once `deadline` has passed.
+    pub fn add(&mut self, chains: &mut Chains, index: u32, deadline: Time) {
+        // A deadline in the past still belongs to a tick that is to come.
+        debug_assert!(tick_at_or_after(deadline) > self.done);
+        chains.push_back(self.slot(deadline), index);
+        self.length += 1;
+    }
+
+    /// Removes `index`, which was added with this `deadline`.
+    pub fn remove(&mut self, chains: &mut Chains, index: u32, deadline: Time) {
+        chains.remove(self.slot(deadline), index);
+        self.length -= 1;
+    }
+
+    /// The earliest deadline that can be added at `now` without being missed.
+    #[must_use]
+    pub fn earliest(&self, now: Time) -> Time {
+        Time(now.0.max(self.done * TICK_NANOS) + 1)
+    }
+
+    /// Calls `due` with each index in the slots up to `now`. An index whose deadline is in a later round stays: `due`
+    /// says so by returning the deadline.
+    pub fn turn(&mut self, chains: &mut Chains, now: Time, mut deadline_of: impl FnMut(u32) -> Time) -> Vec<u32> {
+        let mut due = Vec::new();
+        let last = now.0 / TICK_NANOS;
+        if self.length == 0 || last <= self.done {
+            self.done = self.done.max(last);
+            return due;
+        }
+        // After a long sleep, one round over all slots sees everything.
+        for tick in (last.saturating_sub(SLOTS - 1)).max(self.done + 1)..=last {
+            let slot = (tick % SLOTS) as usize;
+            let mut at = self.slots[slot].first();
+            while let Some(index) = at {
+                at = chains.after(index);
+                if tick_at_or_after(deadline_of(index)) <= last {
+                    chains.remove(&mut self.slots[slot], index);
+                    self.length -= 1;
+                    due.push(index);
+                }
+            }
+        }
+        self.done = last;
+        due
+    }
+
+    /// When [`Wheel::turn`] may next find something; `None` when the wheel is empty.
+    #[must_use]
+    pub fn next(&self) -> Option<Time> {
+        if self.length == 0 {
+            return None;
+        }
+        (self.done + 1..=self.done + SLOTS)
+            .find(|tick| !self.slots[(tick % SLOTS) as usize].is_empty())
+            .map(|tick| Time(tick * TICK_NANOS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_deadline_is_met_once_and_at_most_a_tick_late(
+            waits in proptest::collection::vec(0u64..300_000, 1..60),
+            steps in proptest::collection::vec(1u64..40_000, 1..60),
+        ) {
+            let millis = 1_000_000;
+            let mut wheel = Wheel::default();
+            let mut chains = Chains::default();
+            let mut deadlines = Vec::new();
+            let mut met = vec![0; waits.len()];
+            let mut now = Time(0);
+            let mut waits = waits.into_iter();
+            for step in steps {
+                for wait in waits.by_ref().take(3) {
+                    let index = deadlines.len() as u32;
+                    deadlines.push(Time(now.0 + wait * millis).max(wheel.earliest(now)));
+                    chains.admit(index);
+                    wheel.add(&mut chains, index, deadlines[index as usize]);
+                }
+                now = Time(now.0 + step * millis);
+                for index in wheel.turn(&mut chains, now, |index| deadlines[index as usize]) {
+                    met[index as usize] += 1;
+                    prop_assert!(deadlines[index as usize] <= now);
+                }
+                for (index, deadline) in deadlines.iter().enumerate() {
+                    let overdue = now.0 >= deadline.0 + TICK_NANOS;
+                    prop_assert!(met[index] <= 1);
+                    prop_assert!(met[index] == 1 || !overdue, "{deadline:?} missed at {now:?}");
+                    if met[index] == 0 {
+                        prop_assert!(wheel.next().expect("not empty").0 <= deadline.0 + TICK_NANOS);
+                    }
+                }
+            }
+        }
+    }
+}

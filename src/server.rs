@@ -1,0 +1,136 @@
+//! The builder that library users, and the command line, start from. It puts master and worker together.
+
+use std::fmt::Display;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::config::{Address, Settings};
+use crate::error::{Error, Result};
+use crate::inbox::Seat;
+use crate::logging::{self, Role};
+use crate::master::{self, dispatch, listener};
+use crate::service::Service;
+use crate::worker;
+
+/// A server that is bound to its addresses and not running yet.
+///
+/// ```no_run
+/// use batond::{Connection, Server, Service, Turn};
+///
+/// struct Hello;
+///
+/// impl Service for Hello {
+///     fn turn(&mut self, connection: &mut Connection) -> std::io::Result<Turn> {
+///         std::io::Write::write_all(connection, b"hello\n")?;
+///         Ok(Turn::Linger)
+///     }
+/// }
+///
+/// fn main() -> batond::Result<()> {
+///     Server::bind("127.0.0.1:8080")?.workers(4).run(|| Hello)
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<listener::Listener>,
+    settings: Settings,
+}
+
+impl Server {
+    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0` or `unix:/path`.
+    ///
+    /// # Errors
+    /// When it is no address, or can't be bound.
+    pub fn bind<A>(address: A) -> Result<Self>
+    where
+        A: TryInto<Address, Error: Display>,
+    {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let server = Self { listeners: Vec::new(), settings: Settings::for_processors(processors) };
+        server.and(address)
+    }
+
+    /// Binds one address more.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn and<A>(mut self, address: A) -> Result<Self>
+    where
+        A: TryInto<Address, Error: Display>,
+    {
+        let address = address.try_into().map_err(|error| Error::because("listen", error.to_string()))?;
+        self.listeners.extend(listener::bind_all(&address, self.settings.backlog)?);
+        Ok(self)
+    }
+
+    /// How many workers serve; at least one. Twice the number of processors and at least four, unless told.
+    #[must_use]
+    pub fn workers(mut self, count: usize) -> Self {
+        self.settings.workers = count.max(1);
+        self
+    }
+
+    /// How long a graceful stop may take; 30 seconds, unless told.
+    #[must_use]
+    pub fn grace(mut self, limit: Duration) -> Self {
+        self.settings.grace = limit;
+        self
+    }
+
+    /// How long a single read from or write to a client may sleep inside a turn; 60 seconds, unless told.
+    #[must_use]
+    pub fn client_timeout(mut self, limit: Duration) -> Self {
+        self.settings.client_timeout = limit;
+        self
+    }
+
+    /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.
+    #[must_use]
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(listener::Listener::local_address).collect()
+    }
+
+    /// Serves until it is told to stop by a signal. Each worker process makes its own service with `make`, after the
+    /// fork. Call it from the main thread of a program without other threads, and start no thread before it: forking
+    /// a process with threads is not safe.
+    ///
+    /// The signals that a server obeys (SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGTTIN, SIGTTOU) are its own from now on,
+    /// and so are the process's children. Descriptors that are open now stay open in the workers.
+    ///
+    /// # Errors
+    /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
+    pub fn run<S: Service>(self, make: impl Fn() -> S) -> Result<()> {
+        raise_descriptor_limit();
+        let main = |seat: Seat| {
+            logging::set_role(Role::Worker { slot: seat.slot });
+            exit_status(worker::serve(&seat, &mut make()))
+        };
+        let limits = dispatch::Limits::default();
+        master::run(&self.settings, S::conduct(), limits, self.listeners, &main)
+    }
+}
+
+fn exit_status(result: io::Result<()>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        // The master is gone, and nobody is left to report to.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            log::error!("cannot go on: {error}");
+            1
+        }
+    }
+}
+
+/// The master holds a descriptor per connection: it takes as many as it may have.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => log::debug!("up to {limit} descriptors"),
+        Err(error) => log::warn!("cannot raise the limit of open descriptors: {}", error.desc()),
+    }
+}

@@ -1,0 +1,145 @@
+//! TCP socket options and counters that neither nix nor rustix has.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+/// Lets the kernel keep a new connection to itself until the client has sent something, for about `wait`; then it is
+/// accepted all the same (tcp(7), TCP_DEFER_ACCEPT).
+///
+/// # Errors
+/// What setsockopt(2) fails with.
+pub fn defer_accept(listener: impl AsFd, wait: Duration) -> io::Result<()> {
+    let seconds = libc::c_int::try_from(wait.as_secs()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option takes one int, which lives across the call.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    checked(result)
+}
+
+/// How much has gone through a TCP connection since it began, as its processes see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that were read from it.
+    pub read: u64,
+    /// Bytes that were written to it.
+    pub written: u64,
+}
+
+/// Asks the kernel how much has gone through a TCP connection. The counters belong to the connection, so this sees
+/// what other processes did with it.
+///
+/// # Errors
+/// What getsockopt(2) and ioctl(2) fail with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP connection.
+pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
+    let info = tcp_info(&socket)?;
+    let unread = rustix::io::ioctl_fionread(&socket)?;
+    // The kernel counts the client's FIN as one byte received, but not as one to be read.
+    let fin = match info.state {
+        CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT => 1,
+        _ => 0,
+    };
+    Ok(Progress {
+        read: info.bytes_received.saturating_sub(unread + fin),
+        written: info.bytes_acked + unacknowledged(&socket)?,
+    })
+}
+
+/// The part of the kernel's `struct tcp_info` (linux/tcp.h) up to the last field used here. The kernel only ever
+/// appends to it, and fills as much as it is given room for.
+#[repr(C)]
+struct TcpInfo {
+    state: u8,
+    bytes: [u8; 7],
+    words: [u32; 24],
+    pacing_rate: u64,
+    max_pacing_rate: u64,
+    bytes_acked: u64,
+    bytes_received: u64,
+}
+
+// enum in linux/tcp_states.h
+const TIME_WAIT: u8 = 6;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
+fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
+    let mut info = MaybeUninit::<TcpInfo>::zeroed();
+    let mut length = size_of::<TcpInfo>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`.
+    checked(unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    })?;
+    if (length as usize) < size_of::<TcpInfo>() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: the kernel has filled all of it, and every bit pattern is a value of it.
+    Ok(unsafe { info.assume_init() })
+}
+
+/// Bytes written that the client has not acknowledged, the unsent ones included (tcp(7), SIOCOUTQ).
+fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which lives across the call.
+    checked(unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::TIOCOUTQ,
+            &raw mut count,
+        )
+    })?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    #[test]
+    fn the_kernel_counts_what_was_read_and_written() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let counted = |read, written| Progress { read, written };
+        assert_eq!(progress(&server).unwrap(), counted(0, 0));
+        client.write_all(b"twelve bytes").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+        assert_eq!(progress(&server).unwrap(), counted(5, 0));
+        server.write_all(b"four").unwrap();
+        assert_eq!(progress(&server).unwrap(), counted(5, 4));
+        client.read_exact(&mut [0; 4]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        server.read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(progress(&server).unwrap(), counted(12, 4));
+    }
+
+    #[test]
+    fn no_counters_without_tcp() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(progress(&one).is_err());
+    }
+}
