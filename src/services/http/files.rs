@@ -1,0 +1,1 @@
+//! Static files from one directory, and from nowhere else.
