@@ -153,7 +153,9 @@ fn is_text(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::sample::select;
 
     /// Decodes `input`, given in pieces of at most `step` bytes: the body, what followed it, and
     /// whether it ended.
@@ -268,7 +270,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_chunking_gives_the_body(
-            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..8),
+            chunks in vec(vec(any::<u8>(), 1..40), 0..8),
             step in 1_usize..50,
         ) {
             let mut input = Vec::new();
@@ -283,8 +285,7 @@ mod tests {
 
         #[test]
         fn any_split_gives_the_same(
-            input in proptest::collection::vec(
-                proptest::sample::select(b"012aF;: \t\r\n\0x".to_vec()), 0..60),
+            input in vec(select(b"012aF;: \t\r\n\0x".to_vec()), 0..60),
             step in 1_usize..9,
         ) {
             prop_assert_eq!(decode(&input, step), decode(&input, usize::MAX >> 1));

@@ -7,6 +7,8 @@
 //! different requests in the same bytes (request smuggling, §11.2).
 
 mod fields;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 

@@ -8,7 +8,7 @@
 mod body;
 mod chunked;
 mod demo;
-
+mod files;
 mod head;
 mod output;
 mod request;
@@ -25,7 +25,7 @@ pub use ::http::{Method, StatusCode};
 
 pub use self::body::{Body, BodyError};
 pub use self::demo::Demo;
-
+pub use self::files::Files;
 pub use self::head::Version;
 pub use self::request::{Handler, Request};
 pub use self::response::Response;

@@ -36,7 +36,8 @@ impl Output {
     /// Sends `response`.
     ///
     /// # Errors
-    /// What writing to the client or reading the file of the body fails with. The response may have gone in part.
+    /// What writing to the client or reading the file of the body fails with. The response may have
+    /// gone in part.
     pub(super) fn send(
         &mut self,
         connection: &mut Connection,
@@ -163,7 +164,7 @@ fn read_exactly(
     Ok(())
 }
 
-/// Whether a response of this status has content, and so a length (RFC 9110 §6.4.1, RFC 9112 §6.3).
+/// Whether a response of this status has content, and so a length (RFC 9110 §6.4.1).
 fn has_content(status: StatusCode) -> bool {
     !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
