@@ -6,11 +6,11 @@
 //! except the bytes that it leaves unconsumed in the connection's buffer: they come along with the next turn.
 
 use std::borrow::Cow;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
 use crate::wire::{Lend, MAX_CARRY, Outcome, Traffic};
 
@@ -275,9 +275,31 @@ impl Connection {
         }
     }
 
+    /// Sends all of `bytes` and lets the kernel hold back a last, short packet, for more follows at once (send(2),
+    /// MSG_MORE): a head in front of [`Connection::send_file`].
+    ///
+    /// # Errors
+    /// What send(2) fails with, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn write_more(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self
+                .transmit(bytes, SendFlags::MORE)
+                .map_err(slept_too_long)?;
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+
     fn transmit(&mut self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+        self.transmit_with(|socket| send(socket, bytes, flags | SendFlags::NOSIGNAL))
+    }
+
+    fn transmit_with(
+        &mut self,
+        call: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
-            match send(&self.socket, bytes, flags | SendFlags::NOSIGNAL) {
+            match call(&self.socket) {
                 Ok(count) => {
                     self.traffic.written += count as u64;
                     return Ok(count);
@@ -376,6 +398,15 @@ impl Write for Connection {
             .map_err(slept_too_long)
     }
 
+    /// Sends the parts as one piece: a head and a body in one packet, with neither copied.
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.transmit_with(|socket| {
+            let mut nothing = SendAncillaryBuffer::default();
+            sendmsg(socket, parts, &mut nothing, SendFlags::NOSIGNAL)
+        })
+        .map_err(slept_too_long)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -425,6 +456,19 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
         assert_eq!(connection.buffer().len(), MAX_CARRY);
+    }
+
+    #[test]
+    fn parts_and_pieces_arrive_in_order_and_are_counted() {
+        let (mut connection, mut client) = pair();
+        connection.write_more(b"head ").unwrap();
+        let parts = [IoSlice::new(b"and "), IoSlice::new(b"body")];
+        assert_eq!(connection.write_vectored(&parts).unwrap(), 8);
+        assert_eq!(connection.traffic().written, 13);
+        drop(connection);
+        let mut received = String::new();
+        client.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "head and body");
     }
 
     #[test]

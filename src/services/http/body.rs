@@ -1,0 +1,257 @@
+//! The body of a request, read from its connection while the handler asks for it.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use ::http::StatusCode;
+
+use super::chunked::{Chunked, Malformed};
+use super::head::{Framing, Head};
+use super::response::Response;
+use crate::service::{Connection, Fill};
+
+/// How much of a body that the handler left unread is read and dropped, in bytes, so that the
+/// connection lives on.
+const MAX_DRAIN: usize = 64 * 1024;
+
+/// The body of a request. Reading sleeps until the client sends; it ends where the body ends, not
+/// the connection.
+///
+/// When a read fails, the client gets 400 or 408 in place of what the handler returns, and the
+/// connection closes: a handler may give up with any response.
+#[derive(Debug)]
+pub struct Body<'a> {
+    pub(super) connection: &'a mut Connection,
+    rest: Rest,
+    /// A 100 is due before the body comes.
+    expected: bool,
+    fault: Option<Fault>,
+}
+
+/// What is still to come.
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunked(Chunked),
+}
+
+/// Why the rest of a body cannot be had.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Malformed,
+    Truncated,
+    TimedOut,
+    Broken(io::Error),
+}
+
+/// How the handler left the body.
+#[derive(Debug)]
+pub(super) enum Leftover {
+    /// The next request begins with the next byte.
+    Nothing,
+    /// More may come than is worth waiting for.
+    Some,
+    /// It was cut short.
+    Fault(Fault),
+}
+
+/// Why a body could not be read whole. As a [`Response`], it is the one that the client should get.
+#[derive(Debug)]
+pub enum BodyError {
+    /// It is longer than this many bytes.
+    TooLong(u64),
+    /// The client sent something malformed, or too slowly, or went away.
+    Unreadable(io::Error),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(limit) => write!(f, "the request body is longer than {limit} bytes"),
+            Self::Unreadable(error) => write!(f, "cannot read the request body: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::TooLong(_) => None,
+            Self::Unreadable(error) => Some(error),
+        }
+    }
+}
+
+impl From<BodyError> for Response {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLong(_) => {
+                Response::text(format!("{error}\n")).status(StatusCode::PAYLOAD_TOO_LARGE)
+            }
+            BodyError::Unreadable(_) => Response::error(StatusCode::BAD_REQUEST),
+        }
+    }
+}
+
+impl<'a> Body<'a> {
+    pub(super) fn new(connection: &'a mut Connection, head: &Head) -> Self {
+        let rest = match head.framing {
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunked(Chunked::new()),
+        };
+        let expected = head.expects_continue && !rest.ended();
+        Self {
+            connection,
+            rest,
+            expected,
+            fault: None,
+        }
+    }
+
+    /// How many bytes are still to come, when the client said so; `None` for a chunked body.
+    #[must_use]
+    pub fn remaining(&self) -> Option<u64> {
+        match self.rest {
+            Rest::Length(left) => Some(left),
+            Rest::Chunked(_) => None,
+        }
+    }
+
+    /// Reads what is left of the body into memory, if that is at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`BodyError::TooLong`], as early as it is known; otherwise what reading fails with.
+    pub fn read_to_limit(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
+        if self.remaining().is_some_and(|left| left > limit) {
+            return Err(BodyError::TooLong(limit));
+        }
+        // Room for what is here already: an announcement alone gets no memory.
+        let here = self.connection.buffer().len() as u64;
+        let room = self.remaining().unwrap_or(0).min(here);
+        let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
+        self.by_ref()
+            .take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(BodyError::Unreadable)?;
+        if bytes.len() as u64 > limit {
+            return Err(BodyError::TooLong(limit));
+        }
+        Ok(bytes)
+    }
+
+    /// Drops what the handler left unread, as far as that needs no sleep.
+    pub(super) fn leave(mut self) -> Leftover {
+        let mut dropped = 0;
+        while self.fault.is_none() && !self.rest.ended() {
+            if self.connection.buffer().is_empty() {
+                if self.expected || dropped >= MAX_DRAIN {
+                    return Leftover::Some;
+                }
+                match self.connection.fill() {
+                    Ok(Fill::Bytes(_)) => {}
+                    Ok(Fill::Empty) => return Leftover::Some,
+                    Ok(Fill::End) => self.fault = Some(Fault::Truncated),
+                    Err(error) => self.fault = Some(Fault::Broken(error)),
+                }
+            }
+            dropped += self.connection.buffer().len();
+            if self.decode(usize::MAX, |_| {}).is_err() {
+                self.fault = Some(Fault::Malformed);
+            }
+        }
+        self.fault.map_or(Leftover::Nothing, Leftover::Fault)
+    }
+
+    /// Consumes framing and at most `most` bytes of data from the buffer; how many bytes of data.
+    fn decode(&mut self, most: usize, with: impl FnOnce(&[u8])) -> Result<usize, Malformed> {
+        let buffer = self.connection.buffer();
+        let (framing, data) = match &mut self.rest {
+            Rest::Length(left) => {
+                let here = buffer.len().min(most);
+                let data = usize::try_from(*left).map_or(here, |left| left.min(here));
+                *left -= data as u64;
+                (0, data)
+            }
+            Rest::Chunked(decoder) => {
+                let piece = decoder.next(buffer, most)?;
+                (piece.framing, piece.data)
+            }
+        };
+        with(&buffer[framing..framing + data]);
+        self.connection.consume(framing + data);
+        Ok(data)
+    }
+
+    /// Gets more from the client, sleeping for it.
+    fn more(&mut self) -> Result<(), Fault> {
+        if std::mem::take(&mut self.expected) {
+            let sent = self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+            sent.map_err(Fault::from)?;
+        }
+        match self.connection.fill_wait()? {
+            Fill::End => Err(Fault::Truncated),
+            Fill::Bytes(_) | Fill::Empty => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, fault: Fault) -> io::Error {
+        let error = fault.to_error();
+        self.fault = Some(fault);
+        error
+    }
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.to_error());
+        }
+        while !self.rest.ended() && !into.is_empty() {
+            if self.connection.buffer().is_empty() {
+                self.more().map_err(|fault| self.fail(fault))?;
+            }
+            let most = into.len();
+            let taken = self.decode(most, |data| into[..data.len()].copy_from_slice(data));
+            match taken {
+                Ok(0) => {}
+                Ok(count) => return Ok(count),
+                Err(Malformed) => return Err(self.fail(Fault::Malformed)),
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl Rest {
+    fn ended(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(decoder) => decoder.ended(),
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Broken(error),
+        }
+    }
+}
+
+impl Fault {
+    fn to_error(&self) -> io::Error {
+        match self {
+            Self::Malformed => {
+                io::Error::new(io::ErrorKind::InvalidData, "malformed chunked coding")
+            }
+            Self::Truncated => io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the client ended before its request did",
+            ),
+            Self::TimedOut => io::Error::new(io::ErrorKind::TimedOut, "the client took too long"),
+            Self::Broken(error) => io::Error::new(error.kind(), error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The demonstration: which process served this request, and what becomes of one that is slow,
+//! large or deadly.
+
+use std::fmt::Write as _;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::parent_id;
+use std::process;
+use std::time::Duration;
+
+use ::http::{Method, StatusCode};
+
+use super::request::{Handler, Request};
+use super::response::Response;
+
+/// The longest sleep that a client may ask for, in milliseconds.
+const MAX_SLEEP: u64 = 60_000;
+
+/// The longest body that a client may ask for, in bytes: 1 GiB.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// The page, with a place for the facts.
+const PAGE: &str = include_str!("demo.html");
+
+/// What `/bytes/N` is made of: lines of 64 bytes, so that a terminal survives it.
+static PATTERN: [u8; 64 * 1024] = pattern();
+
+/// Answers `/` with who served it, `/sleep/MS` late, `/bytes/N` with N bytes, `/echo` with what was
+/// posted, and `/crash` not at all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Demo;
+
+impl Handler for Demo {
+    fn handle(&mut self, request: &mut Request<'_>) -> Response {
+        let (name, argument) = split(request.path());
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let posts = *request.method() == Method::POST;
+        match (name, argument) {
+            ("", None) if reads => who(request),
+            ("sleep", Some(milliseconds)) if reads => sleep(milliseconds),
+            ("bytes", Some(count)) if reads => bytes(count),
+            ("crash", None) if reads => process::abort(),
+            ("echo", None) if posts => echo(request),
+            ("" | "crash", None) | ("sleep" | "bytes", Some(_)) => {
+                Response::method_not_allowed("GET, HEAD")
+            }
+            ("echo", None) => Response::method_not_allowed("POST"),
+            _ => Response::error(StatusCode::NOT_FOUND),
+        }
+    }
+}
+
+/// `/name/argument`, or `/name`.
+fn split(path: &str) -> (&str, Option<&str>) {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    match path.split_once('/') {
+        Some((name, argument)) => (name, Some(argument)),
+        None => (path, None),
+    }
+}
+
+/// Says who served the request, as text, or as a page to a browser.
+fn who(request: &Request<'_>) -> Response {
+    let facts = [
+        (
+            "worker",
+            format!("slot {}, pid {}", request.slot(), process::id()),
+        ),
+        ("descriptor", request.as_raw_fd().to_string()),
+        ("turn", format!("{} of this connection", request.turn())),
+        ("client", request.peer().to_string()),
+        ("master", format!("pid {}", parent_id())),
+    ];
+    let response = if wants_html(request) {
+        let mut rows = String::new();
+        for (name, value) in facts {
+            let value = escape(&value);
+            let _ = write!(rows, "<dt>{name}</dt><dd>{value}</dd>");
+        }
+        Response::html(PAGE.replace("{facts}", &rows))
+    } else {
+        let mut text = String::new();
+        for (name, value) in facts {
+            let _ = writeln!(text, "{name:<11} {value}");
+        }
+        Response::text(text)
+    };
+    response
+        .header("Cache-Control", "no-store")
+        .header("Vary", "Accept")
+}
+
+/// A browser names text/html; curl accepts anything.
+fn wants_html(request: &Request<'_>) -> bool {
+    let accept = request.header("Accept").unwrap_or_default();
+    accept.split(|byte| *byte == b',').any(|range| {
+        let media = range.split(|byte| *byte == b';').next().unwrap_or_default();
+        media.trim_ascii().eq_ignore_ascii_case(b"text/html")
+    })
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            _ => escaped.push(letter),
+        }
+    }
+    escaped
+}
+
+fn sleep(milliseconds: &str) -> Response {
+    match number(milliseconds, MAX_SLEEP) {
+        Some(milliseconds) => {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            Response::text(format!("slept {milliseconds} ms\n"))
+        }
+        None => bad(format!("/sleep/MS takes 0 to {MAX_SLEEP} milliseconds\n")),
+    }
+}
+
+fn bytes(count: &str) -> Response {
+    match number(count, MAX_BYTES) {
+        Some(count) => Response::new(StatusCode::OK)
+            .header("Content-Type", "application/octet-stream")
+            .repeated(&PATTERN, count),
+        None => bad(format!("/bytes/N takes 0 to {MAX_BYTES} bytes\n")),
+    }
+}
+
+fn echo(request: &mut Request<'_>) -> Response {
+    let content_type = request.header("Content-Type");
+    match request.read_body() {
+        Ok(body) => Response::new(StatusCode::OK)
+            .header(
+                "Content-Type",
+                content_type.unwrap_or(b"application/octet-stream"),
+            )
+            .header("X-Content-Type-Options", "nosniff")
+            .bytes(body),
+        Err(error) => error.into(),
+    }
+}
+
+fn bad(text: String) -> Response {
+    Response::text(text).status(StatusCode::BAD_REQUEST)
+}
+
+/// A decimal number up to `most`; no sign, no space.
+fn number(digits: &str, most: u64) -> Option<u64> {
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.parse().ok().filter(|_| plain)?;
+    (number <= most).then_some(number)
+}
+
+const fn pattern() -> [u8; 64 * 1024] {
+    let line = b"baton 0123456789 ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrs\n";
+    let mut pattern = [0; 64 * 1024];
+    let mut at = 0;
+    while at < pattern.len() {
+        pattern[at] = line[at % line.len()];
+        at += 1;
+    }
+    pattern
+}

@@ -1,0 +1,204 @@
+//! HTTP/1.1 and HTTP/1.0 (RFC 9112, RFC 9110), served a turn at a time.
+//!
+//! [`Http`] owns the turn: it waits with complete heads for a [`Handler`], which sees a [`Request`]
+//! and returns a [`Response`]. A head, or a small body, that is still arriving is left in the
+//! connection's buffer and occupies no worker. What a connection may cost is bounded at every step;
+//! what is ambiguous is refused.
+
+mod body;
+mod chunked;
+mod demo;
+mod files;
+mod head;
+mod output;
+mod request;
+mod response;
+
+use std::io;
+
+use self::body::{Fault, Leftover};
+use self::head::{Framing, Head, Refusal, bad};
+use self::output::{Manner, Output, canned};
+use crate::service::{Conduct, Connection, Fill, Service, Turn};
+
+pub use ::http::{Method, StatusCode};
+
+pub use self::body::{Body, BodyError};
+pub use self::demo::Demo;
+pub use self::files::Files;
+pub use self::head::Version;
+pub use self::request::{Handler, Request};
+pub use self::response::Response;
+
+/// How many pipelined requests one turn answers, before others get a turn.
+const MAX_PIPELINED: u32 = 32;
+
+/// A request up to this size, in bytes of head and body, is waited for without a worker. Well below
+/// what the buffer can carry, so that a request behind it does not matter.
+const MAX_WAIT: u64 = 48 * 1024;
+
+/// A fill that brought less than this left nothing behind: a further one would be a system call for
+/// nothing.
+const FULL_FILL: usize = 16 * 1024;
+
+/// The longest body that [`Request::read_body`] takes, in bytes, if not set.
+const DEFAULT_BODY_LIMIT: u64 = 1024 * 1024;
+
+/// The service that speaks HTTP and lets a [`Handler`] answer.
+#[derive(Debug)]
+pub struct Http<H> {
+    handler: H,
+    body_limit: u64,
+    head: Head,
+    /// The bytes of the request's head, out of the way of the body.
+    head_bytes: Vec<u8>,
+    output: Output,
+}
+
+impl<H: Handler> Http<H> {
+    /// Serves what `handler` answers.
+    #[must_use]
+    pub fn new(handler: H) -> Self {
+        Self {
+            handler,
+            body_limit: DEFAULT_BODY_LIMIT,
+            head: Head::new(),
+            head_bytes: Vec::new(),
+            output: Output::default(),
+        }
+    }
+
+    /// Sets the longest body that [`Request::read_body`] takes, in bytes; 1 MiB if not set. A
+    /// longer one is the error that becomes 413.
+    #[must_use]
+    pub fn body_limit(mut self, bytes: u64) -> Self {
+        self.body_limit = bytes;
+        self
+    }
+
+    /// The length of the head in the buffer, when the request is here as far as it is waited for.
+    fn next_request(&mut self, buffer: &[u8]) -> Result<Option<usize>, Refusal> {
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        let length = self.head.parse(buffer)?;
+        Ok(length.filter(|length| match self.head.framing {
+            Framing::Length(body) if !self.head.expects_continue => {
+                let whole = body.saturating_add(*length as u64);
+                buffer.len() as u64 >= whole || whole > MAX_WAIT
+            }
+            _ => true,
+        }))
+    }
+
+    /// Answers the request whose head is the first `length` bytes of the buffer: the turn, if it
+    /// ends here.
+    fn serve(&mut self, connection: &mut Connection, length: usize) -> io::Result<Option<Turn>> {
+        self.head_bytes.clear();
+        self.head_bytes
+            .extend_from_slice(&connection.buffer()[..length]);
+        connection.consume(length);
+        let mut request = Request {
+            head: &self.head,
+            bytes: &self.head_bytes,
+            body: Body::new(connection, &self.head),
+            body_limit: self.body_limit,
+        };
+        let response = if request.target() == "*" {
+            Response::new(StatusCode::NO_CONTENT)
+        } else {
+            self.handler.handle(&mut request)
+        };
+        let (response, whole) = match request.body.leave() {
+            Leftover::Nothing => (response, true),
+            Leftover::Some => (response, false),
+            Leftover::Fault(Fault::Broken(error)) => return Err(error),
+            Leftover::Fault(Fault::TimedOut) => {
+                (Response::error(StatusCode::REQUEST_TIMEOUT), false)
+            }
+            Leftover::Fault(Fault::Malformed | Fault::Truncated) => {
+                (Response::error(StatusCode::BAD_REQUEST), false)
+            }
+        };
+        let keep_alive = whole && self.head.keep_alive && !response.close;
+        self.send(connection, response, keep_alive)?;
+        Ok(if keep_alive {
+            None
+        } else if whole && connection.buffer().is_empty() {
+            Some(Turn::Close)
+        } else {
+            Some(Turn::Linger)
+        })
+    }
+
+    /// Answers what is no request.
+    fn refuse(&mut self, connection: &mut Connection, refusal: Refusal) -> io::Result<()> {
+        let text = format!("{}: {}\n", refusal.status, refusal.reason);
+        let response = Response::text(text).status(refusal.status);
+        self.send(connection, response, false)
+    }
+
+    fn send(
+        &mut self,
+        connection: &mut Connection,
+        response: Response,
+        keep_alive: bool,
+    ) -> io::Result<()> {
+        let manner = Manner {
+            head_only: self.head.method == Method::HEAD,
+            version: self.head.version,
+            keep_alive,
+        };
+        self.output.send(connection, response, manner)
+    }
+
+    /// The client has ended its side, and the buffer holds no complete request.
+    fn end(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+        let is_blank = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        if !connection.buffer().iter().all(is_blank) {
+            self.refuse(connection, bad("the request is incomplete"))?;
+        }
+        Ok(Turn::Close)
+    }
+}
+
+impl<H: Handler> Service for Http<H> {
+    fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+        let mut served = 0;
+        let mut drained = false;
+        loop {
+            match self.next_request(connection.buffer()) {
+                Ok(Some(_)) if served == MAX_PIPELINED => return Ok(Turn::Again),
+                Ok(Some(length)) => {
+                    if let Some(turn) = self.serve(connection, length)? {
+                        return Ok(turn);
+                    }
+                    served += 1;
+                    if connection.buffer().is_empty() {
+                        return Ok(Turn::Park);
+                    }
+                }
+                Ok(None) if drained => return Ok(Turn::Park),
+                Ok(None) => match connection.fill()? {
+                    Fill::Bytes(count) => drained = count < FULL_FILL,
+                    Fill::Empty => return Ok(Turn::Park),
+                    Fill::End => return self.end(connection),
+                },
+                Err(refusal) => {
+                    self.refuse(connection, refusal)?;
+                    return Ok(Turn::Linger);
+                }
+            }
+        }
+    }
+
+    fn conduct() -> Conduct {
+        Conduct {
+            speaks_first: false,
+            crashed: canned(StatusCode::BAD_GATEWAY, &[]).into(),
+            timed_out: canned(StatusCode::GATEWAY_TIMEOUT, &[]).into(),
+            overloaded: canned(StatusCode::SERVICE_UNAVAILABLE, &[("Retry-After", "1")]).into(),
+            request_timeout: canned(StatusCode::REQUEST_TIMEOUT, &[]).into(),
+        }
+    }
+}

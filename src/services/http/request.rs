@@ -1,0 +1,145 @@
+//! What a handler sees of a request, and what a handler is.
+
+use std::borrow::Cow;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use ::http::Method;
+
+use super::body::{Body, BodyError};
+use super::head::{Head, Version};
+use super::response::Response;
+use crate::service::Peer;
+
+/// Answers requests, one after the other.
+///
+/// Closures are handlers. A panic ends the worker: the client gets 502, every other connection goes
+/// on.
+pub trait Handler {
+    /// Answers one request. What is left unread of its body is dropped.
+    fn handle(&mut self, request: &mut Request<'_>) -> Response;
+}
+
+impl<F: FnMut(&mut Request<'_>) -> Response> Handler for F {
+    fn handle(&mut self, request: &mut Request<'_>) -> Response {
+        self(request)
+    }
+}
+
+/// One request: its head, parsed, and its body, to be read.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub(super) head: &'a Head,
+    /// The bytes of the head.
+    pub(super) bytes: &'a [u8],
+    pub(super) body: Body<'a>,
+    pub(super) body_limit: u64,
+}
+
+impl<'a> Request<'a> {
+    /// The method. One that is not known here was answered with 501 before any handler saw it.
+    #[must_use]
+    pub fn method(&self) -> &'a Method {
+        &self.head.method
+    }
+
+    /// The HTTP version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.head.version
+    }
+
+    /// The target as the client sent it (RFC 9112 §3.2).
+    #[must_use]
+    pub fn target(&self) -> &'a str {
+        ascii(self.head.target.of(self.bytes))
+    }
+
+    /// The path as the client sent it, percent-encoded. It begins with a slash.
+    #[must_use]
+    pub fn path(&self) -> &'a str {
+        match self.head.path.of(self.bytes) {
+            b"" => "/",
+            path => ascii(path),
+        }
+    }
+
+    /// The path with its percent-encoding undone; `%2F` becomes a slash like any other. Borrowed
+    /// when nothing was encoded. What is not an encoding (`%zz`) stays as it is.
+    #[must_use]
+    pub fn decoded_path(&self) -> Cow<'a, [u8]> {
+        percent_encoding::percent_decode_str(self.path()).into()
+    }
+
+    /// What follows the question mark, as the client sent it.
+    #[must_use]
+    pub fn query(&self) -> Option<&'a str> {
+        self.head.query.map(|query| ascii(query.of(self.bytes)))
+    }
+
+    /// The value of the first field of this name, in any case, without the white space around it.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&'a [u8]> {
+        let known = name.as_bytes();
+        let field = self
+            .head
+            .fields
+            .iter()
+            .find(|field| field.name.of(self.bytes).eq_ignore_ascii_case(known))?;
+        Some(field.value.of(self.bytes))
+    }
+
+    /// The header fields, name and value, in the order in which they came.
+    pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        let bytes = self.bytes;
+        self.head
+            .fields
+            .iter()
+            .map(move |field| (ascii(field.name.of(bytes)), field.value.of(bytes)))
+    }
+
+    /// The body, to be read.
+    pub fn body(&mut self) -> &mut Body<'a> {
+        &mut self.body
+    }
+
+    /// Reads what is left of the body into memory, if that is at most the service's limit
+    /// ([`Http::body_limit`](super::Http::body_limit)).
+    ///
+    /// # Errors
+    /// As [`Body::read_to_limit`]; the error makes the response: `.map_err(Response::from)`.
+    pub fn read_body(&mut self) -> Result<Vec<u8>, BodyError> {
+        let limit = self.body_limit;
+        self.body.read_to_limit(limit)
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.body.connection.peer()
+    }
+
+    /// Which turn of the connection this request came in, from 1.
+    #[must_use]
+    pub fn turn(&self) -> u64 {
+        self.body.connection.turn()
+    }
+
+    /// The slot of the worker that serves this request, from 0.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.body.connection.slot()
+    }
+}
+
+/// The descriptor number of the connection, in this worker and for this turn: something to show,
+/// not to use.
+impl AsRawFd for Request<'_> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.body.connection.as_fd().as_raw_fd()
+    }
+}
+
+/// Targets and field names were checked to be ASCII when the head was parsed.
+fn ascii(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}

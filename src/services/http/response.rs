@@ -1,0 +1,179 @@
+//! What a handler answers.
+
+use std::borrow::Cow;
+use std::os::fd::OwnedFd;
+
+use ::http::StatusCode;
+
+use super::head::is_token;
+
+/// The fields that say where a message ends or what becomes of the connection, and those that every
+/// response has: the server writes these itself.
+const OWN_FIELDS: [&str; 6] = [
+    "connection",
+    "content-length",
+    "date",
+    "server",
+    "trailer",
+    "transfer-encoding",
+];
+
+/// An answer: status, header fields, body.
+///
+/// The fields `Content-Length`, `Connection`, `Date` and `Server` come by themselves. The body of an
+/// answer to HEAD, or with status 204 or 304, is not sent.
+#[derive(Debug)]
+#[must_use]
+pub struct Response {
+    pub(super) status: StatusCode,
+    /// The header fields as they are sent, each line with its CRLF.
+    pub(super) fields: Vec<u8>,
+    pub(super) content: Content,
+    pub(super) close: bool,
+}
+
+/// Where the bytes of a body come from.
+#[derive(Debug)]
+pub(super) enum Content {
+    Bytes(Cow<'static, [u8]>),
+    /// The pattern over and over, cut off after `length` bytes.
+    Repeated {
+        pattern: &'static [u8],
+        length: u64,
+    },
+    File {
+        file: OwnedFd,
+        offset: u64,
+        length: u64,
+    },
+}
+
+impl Content {
+    /// In bytes.
+    pub(super) fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Repeated { length, .. } | Self::File { length, .. } => *length,
+        }
+    }
+}
+
+impl Response {
+    /// An empty answer.
+    ///
+    /// # Panics
+    /// On a 1xx status: these are no answers.
+    pub fn new(status: StatusCode) -> Self {
+        Self {
+            status: final_status(status),
+            fields: Vec::new(),
+            content: Content::Bytes(Cow::Borrowed(b"")),
+            close: false,
+        }
+    }
+
+    /// 200 with plain text.
+    pub fn text(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::typed("text/plain; charset=utf-8", text)
+    }
+
+    /// 200 with a page of HTML.
+    pub fn html(page: impl Into<Cow<'static, str>>) -> Self {
+        Self::typed("text/html; charset=utf-8", page)
+    }
+
+    fn typed(content_type: &str, text: impl Into<Cow<'static, str>>) -> Self {
+        let bytes = match text.into() {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        };
+        Self::new(StatusCode::OK)
+            .header("Content-Type", content_type)
+            .bytes(bytes)
+    }
+
+    /// An answer whose text is the status itself: `404 Not Found`.
+    pub fn error(status: StatusCode) -> Self {
+        Self::text(format!("{status}\n")).status(status)
+    }
+
+    /// 405, naming the methods that would have been right (RFC 9110 §15.5.6): `"GET, HEAD"`.
+    pub fn method_not_allowed(allowed: &str) -> Self {
+        Self::error(StatusCode::METHOD_NOT_ALLOWED).header("Allow", allowed)
+    }
+
+    /// Sets the status.
+    ///
+    /// # Panics
+    /// On a 1xx status: these are no answers.
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.status = final_status(status);
+        self
+    }
+
+    /// Adds a header field. Control characters in the value become spaces, so that no value can end
+    /// its line.
+    ///
+    /// # Panics
+    /// When the name is no token, or one of a field that the server writes itself.
+    pub fn header(mut self, name: &'static str, value: impl AsRef<[u8]>) -> Self {
+        assert!(
+            !name.is_empty() && name.bytes().all(is_token),
+            "{name:?} is no field name"
+        );
+        assert!(
+            !OWN_FIELDS.iter().any(|own| own.eq_ignore_ascii_case(name)),
+            "the server writes {name} itself"
+        );
+        let value = value.as_ref();
+        self.fields.reserve(name.len() + value.len() + 4);
+        self.fields.extend_from_slice(name.as_bytes());
+        self.fields.extend_from_slice(b": ");
+        let clean = value.iter().map(|byte| match byte {
+            b'\t' | b' '..=b'~' | 0x80.. => *byte,
+            _ => b' ',
+        });
+        self.fields.extend(clean);
+        self.fields.extend_from_slice(b"\r\n");
+        self
+    }
+
+    /// Sets the body.
+    pub fn bytes(mut self, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        self.content = Content::Bytes(bytes.into());
+        self
+    }
+
+    /// Sets the body to `pattern` over and over, `length` bytes in all. It takes no memory.
+    ///
+    /// # Panics
+    /// When the pattern is empty and the length is not 0.
+    pub fn repeated(mut self, pattern: &'static [u8], length: u64) -> Self {
+        assert!(!pattern.is_empty() || length == 0, "nothing to repeat");
+        self.content = Content::Repeated { pattern, length };
+        self
+    }
+
+    /// Sets the body to `length` bytes of a regular file from `offset` on. If the file turns out
+    /// shorter, the connection is cut, so that the client notices.
+    pub fn file(mut self, file: impl Into<OwnedFd>, offset: u64, length: u64) -> Self {
+        let file = file.into();
+        self.content = Content::File {
+            file,
+            offset,
+            length,
+        };
+        self
+    }
+
+    /// Ends the connection after this answer.
+    pub fn close(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+fn final_status(status: StatusCode) -> StatusCode {
+    assert!(!status.is_informational(), "{status} is no final answer");
+    status
+}
