@@ -154,12 +154,6 @@ impl Setup {
         self.directory.path()
     }
 
-    /// One more argument.
-    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
-        self
-    }
-
     /// Listens on this address (and the others named so) instead of a port of 127.0.0.1.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listeners.push(address.into());

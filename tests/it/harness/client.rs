@@ -163,6 +163,18 @@ impl fmt::Debug for Reply {
 }
 
 impl Client {
+    /// A second handle on the same connection, to send while the first one reads.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let stream = match &self.stream {
+            Stream::Tcp(stream) => Stream::Tcp(stream.try_clone()?),
+            Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
+        };
+        Ok(Self {
+            stream,
+            pending: Vec::new(),
+        })
+    }
+
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.write_all(bytes.as_ref())
     }
@@ -383,6 +395,43 @@ impl Client {
                 self.pending.extend_from_slice(&buffer[..count]);
                 Ok(())
             }
+        }
+    }
+}
+
+/// What `GET /` of the demo says about the turn that answered it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    pub slot: i32,
+    pub worker: i32,
+    pub turn: u64,
+    pub master: i32,
+}
+
+impl Served {
+    /// Reads the text for curl: `… worker 3 (pid 456) … turn 2 … master (pid 123)`.
+    #[track_caller]
+    pub fn of(reply: &Reply) -> Self {
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let text = reply.text();
+        let words: Vec<&str> = text
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .collect();
+        let number = |names: &[&str]| {
+            words
+                .windows(names.len() + 1)
+                .find(|window| {
+                    window.starts_with(names) && window[names.len()].parse::<u64>().is_ok()
+                })
+                .map(|window| window[names.len()])
+                .unwrap_or_else(|| panic!("no number after {names:?} in {text:?}"))
+        };
+        Self {
+            slot: number(&["worker"]).parse().expect("a slot"),
+            worker: number(&["pid"]).parse().expect("a pid"),
+            turn: number(&["turn"]).parse().expect("a turn"),
+            master: number(&["master", "pid"]).parse().expect("a pid"),
         }
     }
 }
