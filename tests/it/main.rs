@@ -1,1 +1,13 @@
-//! Integration tests.
+//! Integration tests: they drive the real binary as a client would, and judge by what comes out of
+//! it, by its log, and by what /proc says. By behaviour, a module each.
+
+mod crash;
+mod errors;
+mod harness;
+mod http;
+mod idle;
+mod leaks;
+mod serve;
+mod signals;
+mod stop;
+mod tidy;

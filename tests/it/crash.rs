@@ -1,0 +1,200 @@
+//! The death of a worker costs the turn that it was in, and nothing else.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::client::Served;
+use crate::harness::process::{self, sleeps};
+use crate::harness::{Client, Clients, Server, Setup, Worker, eventually};
+
+/// Has every client served by every worker, and returns how many turns each has had.
+#[track_caller]
+fn serve_all_by_all(server: &Server, clients: &mut [Client], workers: &[Worker]) -> Vec<u64> {
+    let mut turns = vec![0; clients.len()];
+    let mut missing: BTreeSet<i32> = workers.iter().map(|worker| worker.slot).collect();
+    let mut blocker = server.connect();
+    let mut rounds = 0;
+    while !missing.is_empty() {
+        rounds += 1;
+        assert!(rounds < 20, "workers in the slots {missing:?} never serve");
+        // One worker is kept busy, so the other one serves.
+        blocker.send_get("/sleep/500");
+        let mut busy = None;
+        eventually("a worker is in the turn", || {
+            busy = workers.iter().find(|worker| sleeps(worker.pid));
+            busy.is_some()
+        });
+        let mut slots = BTreeSet::new();
+        for (client, turns) in clients.iter_mut().zip(&mut turns) {
+            let served = Served::of(&client.get("/"));
+            *turns += 1;
+            assert_eq!(served.turn, *turns);
+            slots.insert(served.slot);
+        }
+        assert_eq!(blocker.reply().status, 200);
+        if let [slot] = slots.into_iter().collect::<Vec<_>>()[..] {
+            missing.remove(&slot);
+        }
+    }
+    turns
+}
+
+/// The worker that the log reports dead, of these.
+#[track_caller]
+fn the_dead(server: &Server, workers: &[Worker], how: &str) -> Worker {
+    let line = server.wait_for_log("worker died");
+    assert!(line.contains(how), "{line}");
+    let dead = workers
+        .iter()
+        .find(|worker| line.contains(&format!("slot={} pid={}:", worker.slot, worker.pid)));
+    *dead.unwrap_or_else(|| panic!("none of {workers:?} in {line:?}"))
+}
+
+#[test]
+fn a_crash_costs_exactly_its_own_request() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let workers = server.workers(2);
+    let mut clients = server.connect_all(50);
+    let turns = serve_all_by_all(&server, &mut clients, &workers);
+    let mut crasher = server.connect();
+    crasher.send_get("/crash");
+    if let Ok(reply) = crasher.try_reply() {
+        assert_eq!(reply.status, 502, "{reply:?}");
+    }
+    assert!(crasher.is_closed());
+    let dead = the_dead(&server, &workers, "killed by SIGABRT");
+    for (client, turns) in clients.iter_mut().zip(turns) {
+        assert_eq!(Served::of(&client.get("/")).turn, turns + 1);
+    }
+    let replacement = server.replacement(dead);
+    assert_ne!(replacement.pid, dead.pid);
+    assert!(server.workers(2).contains(&replacement));
+}
+
+#[test]
+fn a_crash_under_a_kept_connection_is_answered_in_the_service_s_name() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let mut client = server.connect();
+    assert_eq!(client.get("/").status, 200);
+    let reply = client.get("/crash");
+    assert_eq!(reply.status, 502);
+    assert!(reply.closes(), "{reply:?}");
+    assert!(client.is_closed());
+}
+
+#[test]
+fn an_idle_worker_is_killed_and_no_connection_notices() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let workers = server.workers(2);
+    let mut clients = server.connect_all(50);
+    let turns = serve_all_by_all(&server, &mut clients, &workers);
+    for worker in &workers {
+        process::signal(worker.pid, Signal::SIGKILL);
+    }
+    for (client, turns) in clients.iter_mut().zip(turns) {
+        assert_eq!(Served::of(&client.get("/")).turn, turns + 1);
+    }
+    for worker in workers {
+        let line = format!(
+            "worker died slot={} pid={}: killed by SIGKILL",
+            worker.slot, worker.pid
+        );
+        server.wait_for_log(&line);
+        server.replacement(worker);
+    }
+}
+
+#[test]
+fn a_killed_worker_costs_the_turn_that_it_was_in_and_nothing_else() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let workers = server.workers(2);
+    let mut clients = server.connect_all(20);
+    let turns = serve_all_by_all(&server, &mut clients, &workers);
+    let mut victim = server.connect();
+    victim.send_get("/sleep/60000");
+    let mut busy = None;
+    eventually("a worker is in the turn", || {
+        busy = workers.iter().find(|worker| sleeps(worker.pid));
+        busy.is_some()
+    });
+    process::signal(busy.expect("it was found").pid, Signal::SIGKILL);
+    assert_eq!(victim.reply().status, 502);
+    assert!(victim.is_closed());
+    the_dead(&server, &workers, "killed by SIGKILL");
+    for (client, turns) in clients.iter_mut().zip(turns) {
+        assert_eq!(Served::of(&client.get("/")).turn, turns + 1);
+    }
+}
+
+#[test]
+fn workers_killed_under_load_cost_one_turn_each_at_most() {
+    const KILLS: usize = 5;
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let mut workers = server.workers(2);
+    let clients = Clients::start(server.endpoint(), 40, "/sleep/2");
+    for kill in 0..KILLS {
+        clients.wait_for_requests(100);
+        let victim = workers[kill % workers.len()];
+        process::signal(victim.pid, Signal::SIGKILL);
+        let line = format!(
+            "worker died slot={} pid={}: killed by SIGKILL",
+            victim.slot, victim.pid
+        );
+        server.wait_for_log(&line);
+        workers[kill % 2] = server.replacement(victim);
+    }
+    clients.wait_for_requests(100);
+    let tally = clients.stop();
+    assert!(tally.answered() >= 100 * (KILLS + 1), "{tally:?}");
+    let mut statuses = tally.statuses.clone();
+    let bad_gateway = statuses.remove(&502).unwrap_or(0);
+    assert!(statuses.keys().eq(&[200]), "{tally:?}");
+    assert!(bad_gateway + tally.failures.len() <= KILLS, "{tally:?}");
+}
+
+#[test]
+fn a_worker_that_keeps_dying_young_is_replaced_ever_later() {
+    let server = Setup::new(&["demo", "-w", "1"])
+        .expect("worker died")
+        .start();
+    let mut delays = Vec::new();
+    for death in 1..=5 {
+        server.wait_for_lines("worker ready", death);
+        assert_eq!(server.get("/crash").status, 502);
+        server.wait_for_lines("worker died", death);
+        let start = Instant::now();
+        server.wait_for_lines("worker ready", death + 1);
+        delays.push(start.elapsed());
+    }
+    assert!(
+        delays[4] > delays[0] + Duration::from_millis(50),
+        "{delays:?}"
+    );
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn the_master_outlives_many_crashes() {
+    let server = Setup::new(&["demo", "-w", "4"])
+        .expect("worker died")
+        .start();
+    let mut witness = server.connect();
+    for turn in 1..=8 {
+        assert_eq!(Served::of(&witness.get("/")).turn, turn);
+        assert_eq!(server.get("/crash").status, 502);
+    }
+    assert_eq!(Served::of(&witness.get("/")).turn, 9);
+    server.workers(4);
+}

@@ -1,0 +1,176 @@
+//! Bad input gets one clear line and an exit code: 2 for a command line that means nothing, 1 for
+//! what turns out when it is carried out. Never a panic.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::harness::{Finished, Setup, run};
+
+fn scratch() -> TempDir {
+    TempDir::new().expect("a temporary directory")
+}
+
+/// Runs a command that must fail with `code`, and say all of `words` in its first line.
+#[track_caller]
+fn fails(directory: &Path, arguments: &[&str], code: i32, words: &[&str]) -> Finished {
+    let finished = run(directory, arguments);
+    assert_eq!(
+        finished.status.code(),
+        Some(code),
+        "{arguments:?}: {finished:?}"
+    );
+    assert_eq!(finished.stdout, "", "{arguments:?}");
+    let first = finished.stderr.lines().next().unwrap_or_default();
+    for word in words {
+        assert!(
+            first.contains(word),
+            "{arguments:?}: no {word:?} in {first:?}"
+        );
+    }
+    let lines = finished
+        .stderr
+        .lines()
+        .filter(|line| !line.is_empty())
+        .count();
+    assert!(!finished.stderr.contains("panicked"), "{finished:?}");
+    // After a usage error there may be a hint; an error of the system is one line.
+    assert!(
+        lines == 1 || code == 2 && lines <= 6,
+        "{arguments:?}: {finished:?}"
+    );
+    finished
+}
+
+#[test]
+fn a_port_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let directory = scratch();
+    let arguments = ["serve", "demo", "-w", "1", "-l", &address];
+    fails(
+        directory.path(),
+        &arguments,
+        1,
+        &["listen", &address, "Address already in use"],
+    );
+    // Nor does it keep what it had bound before it failed.
+    let arguments = [
+        "serve",
+        "demo",
+        "-w",
+        "1",
+        "-l",
+        "unix:first.sock",
+        "-l",
+        &address,
+    ];
+    fails(
+        directory.path(),
+        &arguments,
+        1,
+        &["listen", &address, "Address already in use"],
+    );
+    assert!(!directory.path().join("first.sock").exists());
+}
+
+#[test]
+fn a_port_that_another_server_has() {
+    let server = Setup::new(&["demo", "-w", "1"]).start();
+    let address = server.endpoint().tcp().to_string();
+    let arguments = ["serve", "demo", "-w", "1", "-l", &address];
+    fails(
+        server.directory(),
+        &arguments,
+        1,
+        &["listen", &address, "Address already in use"],
+    );
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn a_socket_path_that_is_taken() {
+    let server = Setup::new(&["demo", "-w", "1"])
+        .listen("unix:taken.sock")
+        .start();
+    let arguments = ["serve", "demo", "-w", "1", "-l", "unix:taken.sock"];
+    fails(server.directory(), &arguments, 1, &["taken.sock"]);
+    assert_eq!(server.get("/").status, 200);
+    // What is no socket is not replaced by one.
+    std::fs::write(server.directory().join("precious"), "text").expect("a file");
+    let arguments = ["serve", "demo", "-w", "1", "-l", "unix:precious"];
+    fails(server.directory(), &arguments, 1, &["precious"]);
+    let kept = std::fs::read_to_string(server.directory().join("precious"));
+    assert_eq!(kept.expect("it is still there"), "text");
+}
+
+#[test]
+fn an_address_of_another_machine() {
+    // TEST-NET-1 of RFC 5737: no machine has it.
+    let arguments = ["serve", "demo", "-w", "1", "-l", "192.0.2.1:0"];
+    fails(scratch().path(), &arguments, 1, &["listen", "192.0.2.1"]);
+}
+
+#[test]
+fn a_missing_directory() {
+    let directory = scratch();
+    let listen = ["-w", "1", "-l", "127.0.0.1:0"];
+    let arguments = [&["serve", "http", "no-such-directory"], &listen[..]].concat();
+    fails(
+        directory.path(),
+        &arguments,
+        1,
+        &["no-such-directory", "No such file or directory"],
+    );
+    std::fs::write(directory.path().join("file"), "").expect("a file");
+    let arguments = [&["serve", "http", "file"], &listen[..]].concat();
+    fails(
+        directory.path(),
+        &arguments,
+        1,
+        &["file", "Not a directory"],
+    );
+}
+
+#[test]
+fn a_command_line_that_means_nothing() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["serve", "nonsense"], &["nonsense"]),
+        (&["nonsense"], &["nonsense"]),
+        (&["serve", "demo", "-w", "0"], &["0"]),
+        (&["serve", "demo", "-w", "-1"], &["-1"]),
+        (&["serve", "demo", "-w", "many"], &["many"]),
+        (&["serve", "demo", "-l", "nowhere"], &["nowhere"]),
+        (&["serve", "demo", "-l", "127.0.0.1:99999"], &["99999"]),
+        (&["serve", "demo", "-l", "127.0.0.1"], &["127.0.0.1"]),
+        (&["serve", "demo", "-l", "unix:"], &["unix:"]),
+        (&["serve", "demo", "-l", ""], &["''"]),
+        (&["serve", "demo", "--grace", "soon"], &["soon"]),
+        (
+            &["serve", "demo", "--no-such-option"],
+            &["--no-such-option"],
+        ),
+        (&["serve", "http"], &["http", "DIR"]),
+    ];
+    let directory = scratch();
+    for (arguments, words) in cases {
+        fails(directory.path(), arguments, 2, words);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let directory = scratch();
+    for arguments in [&["--help"][..], &["serve", "--help"], &["--version"]] {
+        let finished = run(directory.path(), arguments);
+        assert!(finished.status.success(), "{finished:?}");
+        assert_eq!(finished.stderr, "");
+    }
+    let version = run(directory.path(), &["--version"]).stdout;
+    assert_eq!(version, concat!("batond ", env!("CARGO_PKG_VERSION")));
+    let help = run(directory.path(), &["serve", "--help"]).stdout;
+    for name in ["echo", "demo", "http", "--listen", "--workers", "--grace"] {
+        assert!(help.contains(name), "no {name} in\n{help}");
+    }
+}

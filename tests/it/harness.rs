@@ -1,0 +1,527 @@
+//! Starts the real binary, waits on what it says, and ends it.
+//!
+//! Rules that everything here keeps: a wait is for an event and has a deadline, nothing sleeps for
+//! a guessed time; every server listens on a port that the kernel chose, in a directory of its own,
+//! so that tests run side by side; every process is ended and reaped, also when the test fails; and
+//! a test ends by asserting that the server logged no warning that the test did not expect.
+
+pub mod client;
+pub mod load;
+pub mod process;
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+pub use client::{Client, Endpoint, Reply};
+pub use load::{Clients, Tally, load};
+pub use process::{DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep};
+
+/// The program under test.
+pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");
+
+/// A command that finds nothing of the caller's environment that would change what the server does.
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    process::prepare();
+    let mut command = Command::new(program);
+    for name in ["RUST_LOG", "RUST_LOG_STYLE", "RUST_BACKTRACE", "NO_COLOR"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The lines that a process has written so far, and whether it can still write more.
+#[derive(Clone, Default)]
+struct Output {
+    shared: Arc<(Mutex<Lines>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<String>,
+    /// Every process that had the other end has closed it.
+    ended: bool,
+}
+
+impl Output {
+    /// Collects what comes through a pipe, in a thread that ends with it.
+    fn collect(pipe: impl Read + Send + 'static) -> Self {
+        let output = Self::default();
+        let ours = output.clone();
+        thread::spawn(move || {
+            let (lines, changed) = &*ours.shared;
+            let mut pipe = BufReader::new(pipe);
+            let mut line = Vec::new();
+            while matches!(pipe.read_until(b'\n', &mut line), Ok(count) if count > 0) {
+                let text = String::from_utf8_lossy(&line);
+                let text = text.strip_suffix('\n').unwrap_or(&text);
+                lines.lock().unwrap().lines.push(text.to_owned());
+                changed.notify_all();
+                line.clear();
+            }
+            lines.lock().unwrap().ended = true;
+            changed.notify_all();
+        });
+        output
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.shared.0.lock().unwrap()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lock().lines.clone()
+    }
+
+    fn text(&self) -> String {
+        self.lock().lines.join("\n")
+    }
+
+    /// Waits until `found` finds something in the lines; nothing at the deadline, or at the end.
+    fn wait<T>(&self, mut found: impl FnMut(&Lines) -> Option<T>) -> Option<T> {
+        let end = Instant::now() + DEADLINE;
+        let mut lines = self.lock();
+        loop {
+            if let Some(value) = found(&lines) {
+                return Some(value);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if lines.ended || left.is_zero() {
+                return None;
+            }
+            (lines, _) = self.shared.1.wait_timeout(lines, left).unwrap();
+        }
+    }
+
+    /// Waits for the end; false at the deadline.
+    fn wait_for_end(&self) -> bool {
+        self.wait(|lines| lines.ended.then_some(())).is_some() || self.lock().ended
+    }
+}
+
+/// The lines with these words, in order.
+fn matching(lines: &[String], pattern: &str) -> Vec<String> {
+    let matches = lines.iter().filter(|line| line.contains(pattern));
+    matches.cloned().collect()
+}
+
+/// The value of `key=value` in a log line.
+#[track_caller]
+pub fn field(line: &str, key: &str) -> i32 {
+    line.split(|c: char| c.is_whitespace() || c == ':' || c == ',')
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_else(|| panic!("no {key}=NUMBER in the line {line:?}"))
+}
+
+/// How a server is to be started.
+#[must_use]
+pub struct Setup {
+    arguments: Vec<OsString>,
+    listeners: Vec<String>,
+    environment: Vec<(String, String)>,
+    expected: Vec<String>,
+    wrapper: Vec<OsString>,
+    directory: TempDir,
+}
+
+impl Setup {
+    /// `batond serve` with these arguments. It listens on one port of 127.0.0.1 unless told.
+    pub fn new(arguments: &[&str]) -> Self {
+        Self {
+            arguments: arguments.iter().map(OsString::from).collect(),
+            listeners: Vec::new(),
+            environment: Vec::new(),
+            expected: Vec::new(),
+            wrapper: Vec::new(),
+            directory: TempDir::with_prefix("batond-test-").expect("a temporary directory"),
+        }
+    }
+
+    /// The working directory of the server, removed at the end.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Listens on this address (and the others named so) instead of a port of 127.0.0.1.
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listeners.push(address.into());
+        self
+    }
+
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Warnings and errors with these words are part of the test.
+    pub fn expect(mut self, pattern: &str) -> Self {
+        self.expected.push(pattern.to_owned());
+        self
+    }
+
+    /// Starts the server under another program, which must run it as its only child and end with it.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(OsString::from).collect();
+        self
+    }
+
+    /// Starts the server and waits until it listens.
+    #[track_caller]
+    pub fn start(self) -> Server {
+        let mut words = self.wrapper.clone();
+        words.push(BATOND.into());
+        let mut command = command(&words[0]);
+        command.args(&words[1..]).arg("serve").args(&self.arguments);
+        let default = ["127.0.0.1:0".to_owned()];
+        let listeners = match &self.listeners[..] {
+            [] => &default,
+            listeners => listeners,
+        };
+        for listener in listeners {
+            command.arg("-l").arg(listener);
+        }
+        command.current_dir(self.directory.path());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let process = Watched::new(Pid::from_raw(child.id().cast_signed()));
+        let mut server = Server {
+            stdout: Output::collect(child.stdout.take().expect("stdout is piped")),
+            stderr: Output::collect(child.stderr.take().expect("stderr is piped")),
+            child,
+            master: process.pid(),
+            process,
+            endpoints: Vec::new(),
+            expected: self.expected,
+            status: None,
+            directory: self.directory,
+        };
+        let lines = server.wait_for_lines("listening on ", listeners.len());
+        server.endpoints = lines.iter().map(|line| endpoint(line)).collect();
+        if !self.wrapper.is_empty() {
+            let (children, _) = process::children(server.master);
+            let [master] = children[..] else {
+                panic!("the wrapper has the children {children:?} instead of one");
+            };
+            server.master = master;
+        }
+        server
+    }
+}
+
+/// The address in a log line `listening on ADDRESS`.
+#[track_caller]
+fn endpoint(line: &str) -> Endpoint {
+    let (_, rest) = line.split_once("listening on ").expect("the line has it");
+    let word = rest.split_ascii_whitespace().next().unwrap_or_default();
+    Endpoint::parse(word).unwrap_or_else(|| panic!("no address in {line:?}"))
+}
+
+/// A worker process as the log names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Worker {
+    pub slot: i32,
+    pub pid: Pid,
+}
+
+impl Worker {
+    #[track_caller]
+    fn named_in(line: &str) -> Self {
+        Self {
+            slot: field(line, "slot"),
+            pid: Pid::from_raw(field(line, "pid")),
+        }
+    }
+}
+
+/// A running server. When it goes out of scope it must stop in order, with status 0, no process
+/// left, and no warning in its log that the test did not expect.
+pub struct Server {
+    child: Child,
+    /// What was started: the master, or the program that it runs under.
+    process: Watched,
+    master: Pid,
+    stdout: Output,
+    stderr: Output,
+    endpoints: Vec<Endpoint>,
+    expected: Vec<String>,
+    status: Option<ExitStatus>,
+    directory: TempDir,
+}
+
+impl Server {
+    /// `batond serve` with these arguments, on a port of 127.0.0.1.
+    #[track_caller]
+    pub fn start(arguments: &[&str]) -> Self {
+        Setup::new(arguments).start()
+    }
+
+    /// Where it listens: the first address, if there are several.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoints[0]
+    }
+
+    /// All the addresses where it listens, in the order in which it says them.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    #[track_caller]
+    pub fn connect(&self) -> Client {
+        self.endpoint().connect()
+    }
+
+    #[track_caller]
+    pub fn connect_all(&self, count: usize) -> Vec<Client> {
+        (0..count).map(|_| self.connect()).collect()
+    }
+
+    /// One GET on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Reply {
+        self.connect().get(path)
+    }
+
+    /// The working directory of the server.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn master(&self) -> Pid {
+        self.master
+    }
+
+    /// The workers that are ready, once there are `count` and no other child process of the master;
+    /// by slot.
+    #[track_caller]
+    pub fn workers(&self, count: usize) -> Vec<Worker> {
+        let mut workers = Vec::new();
+        eventually(&format!("the server has {count} workers"), || {
+            let (children, zombies) = process::children(self.master);
+            workers = self
+                .log_lines("worker ready")
+                .iter()
+                .map(|line| Worker::named_in(line))
+                .filter(|worker| children.contains(&worker.pid))
+                .collect();
+            workers.len() == count && children.len() == count && zombies.is_empty()
+        });
+        workers.sort_unstable();
+        workers
+    }
+
+    /// The worker that is ready in this slot, once it is another one than before.
+    #[track_caller]
+    pub fn replacement(&self, dead: Worker) -> Worker {
+        let mut found = None;
+        eventually(&format!("{dead:?} is replaced in its slot"), || {
+            let lines = self.log_lines("worker ready");
+            let mut workers = lines.iter().map(|line| Worker::named_in(line));
+            found = workers.rfind(|worker| worker.slot == dead.slot && worker.pid != dead.pid);
+            found.is_some_and(|worker| process::is_alive(worker.pid))
+        });
+        found.expect("it was found")
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> Vec<String> {
+        self.stderr.lines()
+    }
+
+    pub fn log_lines(&self, pattern: &str) -> Vec<String> {
+        matching(&self.stderr.lock().lines, pattern)
+    }
+
+    pub fn log_contains(&self, pattern: &str) -> bool {
+        !self.log_lines(pattern).is_empty()
+    }
+
+    /// Waits for a log line with these words.
+    #[track_caller]
+    pub fn wait_for_log(&self, pattern: &str) -> String {
+        self.wait_for_lines(pattern, 1).remove(0)
+    }
+
+    /// Waits for `count` log lines with these words.
+    #[track_caller]
+    pub fn wait_for_lines(&self, pattern: &str, count: usize) -> Vec<String> {
+        let lines = self.stderr.wait(|output| {
+            let lines = matching(&output.lines, pattern);
+            (lines.len() >= count).then_some(lines)
+        });
+        lines.unwrap_or_else(|| panic!("the server did not say {pattern:?} {count} times"))
+    }
+
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        process::signal(self.master, signal);
+    }
+
+    /// Stops the server in order and waits until it and all its workers are gone.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.stop_by(Signal::SIGTERM)
+    }
+
+    #[track_caller]
+    pub fn stop_by(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
+    /// Waits until the server has ended, and checks that no process of its own is left.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let children = self.descendants();
+        let status = self.wait_for_master();
+        for child in &children {
+            let pid = child.pid();
+            assert!(
+                child.wait(Duration::ZERO) && process::stat(pid).is_none(),
+                "process {pid} is left after the end of its master: {:?}",
+                process::stat(pid)
+            );
+        }
+        assert!(
+            self.stderr.wait_for_end() && self.stdout.wait_for_end(),
+            "the server has ended, but some process still has its stdout or stderr"
+        );
+        status
+    }
+
+    /// Waits until the started process itself has ended, whatever becomes of its workers.
+    #[track_caller]
+    pub fn wait_for_master(&mut self) -> ExitStatus {
+        assert!(
+            self.process.wait(DEADLINE),
+            "the server has not ended after {DEADLINE:?}"
+        );
+        let status = self.child.wait().expect("it is our child");
+        self.status = Some(status);
+        status
+    }
+
+    /// All living processes below the one that was started, also those that have lost their master
+    /// and so become children of this process.
+    fn descendants(&self) -> Vec<Watched> {
+        let (mut pids, _) = process::children(self.master);
+        if self.master != self.process.pid() {
+            pids.push(self.master);
+        }
+        let (own, _) = process::children(Pid::this());
+        let ready = self.log_lines("worker ready");
+        let workers = ready.iter().map(|line| Worker::named_in(line).pid);
+        pids.extend(workers.filter(|pid| own.contains(pid)));
+        pids.into_iter().map(Watched::new).collect()
+    }
+
+    fn destroy(&mut self) {
+        let descendants = self.descendants();
+        if self.status.is_none() {
+            self.process.destroy();
+            let _ = self.child.wait();
+        }
+        for process in descendants {
+            process.destroy();
+        }
+    }
+
+    fn print(&self) {
+        eprintln!(
+            "--- stdout of the server\n{}\n--- stderr of the server\n{}\n---",
+            self.stdout.text(),
+            self.stderr.text()
+        );
+    }
+
+    #[track_caller]
+    fn assert_clean_end(&mut self) {
+        if self.status.is_none() {
+            let status = self.stop();
+            assert!(status.success(), "the server ended with {status}");
+        }
+        let unexpected: Vec<String> = self
+            .log()
+            .into_iter()
+            .filter(|line| !is_harmless(line))
+            .filter(|line| !self.expected.iter().any(|pattern| line.contains(pattern)))
+            .collect();
+        assert!(
+            unexpected.is_empty(),
+            "the server said what the test did not expect:\n{}",
+            unexpected.join("\n")
+        );
+    }
+}
+
+/// Whether a line of the log reports the course of things: not a warning, an error, or a panic.
+fn is_harmless(line: &str) -> bool {
+    line.split(|c: char| !c.is_ascii_alphabetic())
+        .any(|word| ["INFO", "DEBUG", "TRACE"].contains(&word))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.destroy();
+            self.print();
+            return;
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.assert_clean_end())) {
+            self.destroy();
+            self.print();
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// What a command that ends by itself has written, and how it ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs `batond` with these arguments to its end, in `directory`.
+#[track_caller]
+pub fn run(directory: &Path, arguments: &[&str]) -> Finished {
+    let mut command = command(BATOND);
+    command.args(arguments).current_dir(directory);
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    let process = Watched::new(Pid::from_raw(child.id().cast_signed()));
+    let stdout = Output::collect(child.stdout.take().expect("stdout is piped"));
+    let stderr = Output::collect(child.stderr.take().expect("stderr is piped"));
+    let in_time = process.wait(DEADLINE);
+    if !in_time {
+        let _ = child.kill();
+    }
+    let status = child.wait().expect("it is our child");
+    stdout.wait_for_end();
+    stderr.wait_for_end();
+    let (stdout, stderr) = (stdout.text(), stderr.text());
+    assert!(
+        in_time,
+        "batond {arguments:?} has not ended after {DEADLINE:?}:\n{stdout}\n{stderr}"
+    );
+    Finished {
+        status,
+        stdout,
+        stderr,
+    }
+}

@@ -1,0 +1,210 @@
+//! What the kernel says about processes, and waiting for them with a deadline.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::sync::Once;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
+
+/// How long any wait may last. Generous, for it is only ever used up by a failure.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the test process itself needs, done once: room for many connections, and to become the
+/// parent of workers whose master is gone, so that it can see how they ended and leaves no zombie.
+pub fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("setrlimit");
+        nix::sys::prctl::set_child_subreaper(true).expect("prctl");
+    });
+}
+
+/// Panics unless this process and a server that it starts may have `count` descriptors.
+#[track_caller]
+pub fn require_descriptors(count: u64) {
+    prepare();
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+    assert!(
+        soft >= count,
+        "this test needs RLIMIT_NOFILE of at least {count}, the hard limit is {soft}"
+    );
+}
+
+/// Waits until `condition` holds. Only for states that nothing announces, such as what /proc says:
+/// this is the one place of the tests that looks again and again.
+#[track_caller]
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(
+        eventually_within(DEADLINE, condition),
+        "waited {DEADLINE:?} in vain until {what}"
+    );
+}
+
+/// Like [`eventually`], with its own deadline, and says whether the condition came to hold.
+pub fn eventually_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A line of /proc/PID/stat, as far as the tests need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    pub state: char,
+    pub parent: Pid,
+}
+
+/// The state of a process; nothing when there is no such process any more.
+pub fn stat(pid: Pid) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may itself hold spaces and parentheses.
+    let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = Pid::from_raw(fields.next()?.parse().ok()?);
+    Some(Stat { state, parent })
+}
+
+/// Whether the process is there and not a zombie.
+pub fn is_alive(pid: Pid) -> bool {
+    stat(pid).is_some_and(|stat| stat.state != 'Z')
+}
+
+/// The living children of a process, and its zombies.
+pub fn children(parent: Pid) -> (Vec<Pid>, Vec<Pid>) {
+    let pids = fs::read_dir("/proc")
+        .expect("/proc is readable")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw);
+    let mut all: Vec<(Pid, Stat)> = pids
+        .filter_map(|pid| Some((pid, stat(pid)?)))
+        .filter(|(_, stat)| stat.parent == parent)
+        .collect();
+    all.sort_by_key(|(pid, _)| *pid);
+    let (zombies, alive): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(_, stat)| stat.state == 'Z');
+    let pids = |list: Vec<(Pid, Stat)>| list.into_iter().map(|(pid, _)| pid).collect();
+    (pids(alive), pids(zombies))
+}
+
+/// Every open descriptor of a process: its number, and what it refers to.
+#[track_caller]
+pub fn open_descriptors(pid: Pid) -> BTreeMap<i32, String> {
+    let directory = format!("/proc/{pid}/fd");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) => panic!("cannot read {directory}: {error}"),
+    };
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((number, target.display().to_string()))
+        })
+        .collect()
+}
+
+/// A number in /proc/PID/status: `Threads`, or `VmRSS` in KiB.
+#[track_caller]
+pub fn status_number(pid: Pid, key: &str) -> u64 {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .and_then(|value| value.split_ascii_whitespace().next()?.parse().ok())
+        .unwrap_or_else(|| panic!("{path} has no number {key}"))
+}
+
+/// Waits until a worker sleeps in the handler of `/sleep/MS`: its turn has begun for certain.
+#[track_caller]
+pub fn wait_until_asleep(pid: Pid) {
+    eventually(&format!("process {pid} sleeps in a turn"), || sleeps(pid));
+}
+
+/// Whether a process is in clock_nanosleep(2), which is what [`std::thread::sleep`] calls.
+pub fn sleeps(pid: Pid) -> bool {
+    let path = format!("/proc/{pid}/syscall");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let number = text.split_ascii_whitespace().next();
+    number.and_then(|number| number.parse().ok()) == Some(libc::SYS_clock_nanosleep)
+}
+
+/// Sends a signal to a process that is there.
+#[track_caller]
+pub fn signal(pid: Pid, signal: Signal) {
+    kill(pid, signal).unwrap_or_else(|error| panic!("cannot send {signal} to {pid}: {error}"));
+}
+
+/// A process that can be waited for, whosever child it is, and whose pid cannot come to mean
+/// another process meanwhile.
+pub struct Watched {
+    pid: Pid,
+    /// Nothing when the process was gone before.
+    handle: Option<OwnedFd>,
+}
+
+impl Watched {
+    pub fn new(pid: Pid) -> Self {
+        let raw = rustix::process::Pid::from_raw(pid.as_raw()).expect("a pid is not 0");
+        let handle = pidfd_open(raw, PidfdFlags::empty()).ok();
+        Self { pid, handle }
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Waits until the process has ended; false at the deadline.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let Some(handle) = &self.handle else {
+            return true;
+        };
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).expect("a deadline is short");
+            match poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return false,
+                Ok(_) => return true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => panic!("poll on process {}: {error}", self.pid),
+            }
+        }
+    }
+
+    /// How an orphan ended that has become a child of this process; waits for its end.
+    #[track_caller]
+    pub fn reap_orphan(&self) -> WaitStatus {
+        assert!(
+            self.wait(DEADLINE),
+            "process {} is still there after {DEADLINE:?}",
+            self.pid
+        );
+        waitpid(self.pid, None).unwrap_or_else(|error| panic!("waitpid {}: {error}", self.pid))
+    }
+
+    /// Ends the process if it is still there, whatever state it is in, and reaps it if it is ours.
+    pub fn destroy(&self) {
+        if self.handle.is_some() && !self.wait(Duration::ZERO) {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            self.wait(DEADLINE);
+        }
+        let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+    }
+}

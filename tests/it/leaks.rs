@@ -1,0 +1,110 @@
+//! Whatever came and went, master and workers have the descriptors that they had at the start.
+
+use std::collections::BTreeMap;
+
+use nix::unistd::Pid;
+
+use crate::harness::process::eventually_within;
+use crate::harness::{DEADLINE, Server, Setup, load, open_descriptors};
+
+type Open = BTreeMap<Pid, BTreeMap<i32, String>>;
+
+fn open_now(server: &Server, workers: usize) -> Open {
+    let mut pids = vec![server.master()];
+    pids.extend(server.workers(workers).iter().map(|worker| worker.pid));
+    pids.into_iter()
+        .map(|pid| (pid, open_descriptors(pid)))
+        .collect()
+}
+
+/// Waits until every process has as many descriptors as before; the master may need a moment to
+/// see the last connections end.
+#[track_caller]
+fn assert_as_before(server: &Server, before: &Open) {
+    let count = |open: &Open| -> Vec<usize> { open.values().map(BTreeMap::len).collect() };
+    let workers = before.len() - 1;
+    let same = eventually_within(DEADLINE, || {
+        count(&open_now(server, workers)) == count(before)
+    });
+    assert!(
+        same,
+        "before: {before:#?}\nafter: {:#?}",
+        open_now(server, workers)
+    );
+}
+
+fn connections_leave_nothing(clients: usize, each: usize) {
+    let server = Server::start(&["demo", "-w", "2"]);
+    let before = open_now(&server, 2);
+    load(server.endpoint(), clients, each, false, "/").assert_all_ok(clients * each);
+    let after = open_now(&server, 2);
+    assert!(before.keys().eq(after.keys()), "no process was replaced");
+    assert_as_before(&server, &before);
+}
+
+#[test]
+fn two_thousand_connections_leave_no_descriptor() {
+    connections_leave_nothing(20, 100);
+}
+
+#[test]
+#[ignore = "takes some minutes"]
+fn a_hundred_thousand_connections_leave_no_descriptor() {
+    connections_leave_nothing(20, 5000);
+}
+
+#[test]
+fn however_a_connection_ends_it_leaves_no_descriptor() {
+    let server = Server::start(&["demo", "-w", "2"]);
+    let before = open_now(&server, 2);
+    for round in 0..30 {
+        // Never said a word.
+        drop(server.connect());
+        // Went away between two requests, and in the middle of one.
+        assert_eq!(server.get("/").status, 200);
+        let mut client = server.connect();
+        client.send("GET / HTTP/1.1\r\nHo");
+        drop(client);
+        // Went away before the answer, with the answer on its way (a reset), or beside it.
+        let mut client = server.connect();
+        client.send_get("/sleep/1");
+        drop(client);
+        let mut client = server.connect();
+        client.send_get("/bytes/1000000");
+        client.read_exact(1000);
+        drop(client);
+        // Was told that it is wrong, and goes on sending.
+        let mut client = server.connect();
+        assert_eq!(client.roundtrip("BAD\r\n\r\n").status, 400, "round {round}");
+        let _ = client.try_send("more of the same");
+        drop(client);
+        // Ended its side, and waits.
+        let mut client = server.connect();
+        client.half_close();
+        assert!(client.is_closed());
+    }
+    assert_as_before(&server, &before);
+}
+
+#[test]
+fn a_replacement_has_the_descriptors_of_the_worker_before() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let mut kept = server.connect_all(20);
+    for client in &mut kept {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let before = open_now(&server, 2);
+    assert_eq!(server.get("/crash").status, 502);
+    server.wait_for_lines("worker ready", 3);
+    let count = |open: &Open| {
+        let master = open[&server.master()].len();
+        let mut counts: Vec<usize> = open.values().map(BTreeMap::len).collect();
+        counts.sort_unstable();
+        (master, counts)
+    };
+    let same = eventually_within(DEADLINE, || count(&open_now(&server, 2)) == count(&before));
+    let after = open_now(&server, 2);
+    assert!(same, "before: {before:#?}\nafter: {after:#?}");
+}

@@ -1,0 +1,102 @@
+//! One worker more, one worker less, and signals that mean nothing.
+
+use nix::sys::signal::Signal;
+
+use crate::harness::client::Served;
+use crate::harness::{DEADLINE, Server, Watched, wait_until_asleep};
+
+#[test]
+fn ttin_adds_a_worker_and_ttou_retires_one() {
+    let server = Server::start(&["demo", "-w", "2"]);
+    let two = server.workers(2);
+    server.signal(Signal::SIGTTIN);
+    let three = server.workers(3);
+    assert!(
+        two.iter().all(|worker| three.contains(worker)),
+        "{two:?} {three:?}"
+    );
+    assert_eq!(server.get("/").status, 200);
+    server.signal(Signal::SIGTTOU);
+    let left = server.workers(2);
+    assert!(
+        left.iter().all(|worker| three.contains(worker)),
+        "{left:?} {three:?}"
+    );
+    let retired = three.iter().find(|worker| !left.contains(worker)).unwrap();
+    server.wait_for_log(&format!(
+        "worker retired slot={} pid={}",
+        retired.slot, retired.pid
+    ));
+    assert!(!server.log_contains("worker died"));
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn a_retiring_worker_finishes_its_turn_and_keeps_no_connection() {
+    let server = Server::start(&["demo", "-w", "2"]);
+    let workers = server.workers(2);
+    let mut sleepers = server.connect_all(2);
+    for sleeper in &mut sleepers {
+        assert_eq!(sleeper.get("/").status, 200);
+        sleeper.send_get("/sleep/300");
+    }
+    for worker in &workers {
+        wait_until_asleep(worker.pid);
+    }
+    server.signal(Signal::SIGTTOU);
+    for sleeper in &mut sleepers {
+        assert_eq!(sleeper.reply().status, 200);
+    }
+    server.workers(1);
+    for sleeper in &mut sleepers {
+        assert_eq!(Served::of(&sleeper.get("/")).turn, 3);
+    }
+}
+
+#[test]
+fn the_last_worker_stays() {
+    let server = Server::start(&["demo", "-w", "2"]);
+    server.workers(2);
+    for _ in 0..3 {
+        server.signal(Signal::SIGTTOU);
+        server.workers(1);
+        assert_eq!(server.get("/").status, 200);
+    }
+    server.signal(Signal::SIGTTIN);
+    server.workers(2);
+}
+
+#[test]
+fn a_terminal_s_interrupt_reaches_the_workers_too_and_stops_in_order() {
+    // A terminal sends SIGINT to the whole process group: a worker must leave it to the master.
+    let mut server = Server::start(&["demo", "-w", "2"]);
+    let workers = server.workers(2);
+    let mut sleeper = server.connect();
+    sleeper.send_get("/sleep/300");
+    crate::harness::eventually("the turn has begun", || {
+        workers
+            .iter()
+            .any(|worker| crate::harness::process::sleeps(worker.pid))
+    });
+    for worker in &workers {
+        crate::harness::process::signal(worker.pid, Signal::SIGINT);
+    }
+    server.signal(Signal::SIGINT);
+    assert_eq!(sleeper.reply().status, 200);
+    assert!(server.wait().success());
+}
+
+#[test]
+fn a_hangup_of_a_client_s_terminal_is_no_reason_to_stop() {
+    let server = Server::start(&["demo", "-w", "1"]);
+    let [worker] = server.workers(1)[..] else {
+        unreachable!("one was asked for")
+    };
+    // SIGPIPE is what a service gets that writes to a client that has gone.
+    crate::harness::process::signal(worker.pid, Signal::SIGPIPE);
+    server.signal(Signal::SIGPIPE);
+    assert_eq!(Served::of(&server.get("/")).worker, worker.pid.as_raw());
+    let watched = Watched::new(worker.pid);
+    drop(server);
+    assert!(watched.wait(DEADLINE));
+}

@@ -1,0 +1,167 @@
+//! The end of a server: in order, at once, or by the death of its master.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+
+use crate::harness::client::Served;
+use crate::harness::process::{self, sleeps};
+use crate::harness::{Client, Server, Setup, Watched, Worker, eventually};
+
+/// Sends a request that takes `milliseconds`, and returns the worker that sleeps in it.
+#[track_caller]
+fn begin_sleep(
+    server: &Server,
+    client: &mut Client,
+    milliseconds: u32,
+    workers: &[Worker],
+) -> Worker {
+    client.send_get(&format!("/sleep/{milliseconds}"));
+    let mut busy = None;
+    eventually("a worker is in the turn", || {
+        busy = workers.iter().find(|worker| sleeps(worker.pid));
+        busy.is_some()
+    });
+    let _ = server;
+    *busy.expect("it was found")
+}
+
+#[test]
+fn a_graceful_stop_finishes_the_turn_in_hand_and_closes_the_parked() {
+    let mut server = Server::start(&["demo", "-w", "2"]);
+    let workers = server.workers(2);
+    let mut parked = server.connect();
+    assert_eq!(Served::of(&parked.get("/")).turn, 1);
+    let mut silent = server.connect();
+    let mut sleeper = server.connect();
+    begin_sleep(&server, &mut sleeper, 500, &workers);
+    server.signal(Signal::SIGTERM);
+    server.wait_for_log("stopping");
+    assert!(parked.is_closed());
+    assert!(silent.is_closed());
+    assert_eq!(sleeper.reply().status, 200);
+    assert!(sleeper.is_closed());
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(server.log_contains("stopped"));
+    let refused = server.endpoint().try_connect().map(drop);
+    assert_eq!(
+        refused.map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionRefused)
+    );
+}
+
+#[test]
+fn a_graceful_stop_answers_what_was_sent_before_it() {
+    let mut server = Server::start(&["demo", "-w", "2"]);
+    server.workers(2);
+    let mut clients = server.connect_all(50);
+    for client in &mut clients {
+        assert_eq!(Served::of(&client.get("/")).turn, 1);
+    }
+    // More than two workers can do at once, so that most of them wait in the master.
+    for client in &mut clients {
+        client.send_get("/sleep/10");
+    }
+    server.signal(Signal::SIGTERM);
+    for (number, client) in clients.iter_mut().enumerate() {
+        match client.try_reply() {
+            Ok(reply) => assert_eq!(reply.status, 200, "client {number}: {reply:?}"),
+            Err(error) => panic!("client {number} got no answer: {error}"),
+        }
+        assert!(client.is_closed());
+    }
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn the_first_interrupt_stops_in_order_and_the_second_at_once() {
+    let mut server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let workers = server.workers(2);
+    let mut sleeper = server.connect();
+    begin_sleep(&server, &mut sleeper, 60_000, &workers);
+    server.signal(Signal::SIGINT);
+    server.wait_for_log("stopping");
+    let idle: Vec<_> = workers
+        .iter()
+        .filter(|worker| !sleeps(worker.pid))
+        .collect();
+    for worker in idle {
+        assert!(Watched::new(worker.pid).wait(process::DEADLINE));
+    }
+    assert!(process::is_alive(server.master()), "it waits for the turn");
+    let start = Instant::now();
+    server.stop_by(Signal::SIGINT);
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        sleeper.try_reply().is_err(),
+        "no turn ends at once that takes a minute"
+    );
+}
+
+#[test]
+fn quit_stops_at_once() {
+    let mut server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker died")
+        .start();
+    let workers = server.workers(2);
+    let mut sleeper = server.connect();
+    begin_sleep(&server, &mut sleeper, 60_000, &workers);
+    let start = Instant::now();
+    server.stop_by(Signal::SIGQUIT);
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn grace_bounds_a_graceful_stop() {
+    let mut server = Setup::new(&["demo", "-w", "2", "--grace", "1"])
+        .expect("worker died")
+        .expect("grace")
+        .start();
+    let workers = server.workers(2);
+    let mut sleeper = server.connect();
+    begin_sleep(&server, &mut sleeper, 60_000, &workers);
+    let start = Instant::now();
+    server.stop();
+    let took = start.elapsed();
+    assert!(
+        took >= Duration::from_millis(900),
+        "{took:?}: the turn had a second"
+    );
+    assert!(took < Duration::from_secs(15), "{took:?}");
+}
+
+#[test]
+fn workers_finish_their_turn_and_exit_when_their_master_is_killed() {
+    let mut server = Server::start(&["demo", "-w", "3"]);
+    let workers = server.workers(3);
+    let watched: Vec<_> = workers
+        .iter()
+        .map(|worker| Watched::new(worker.pid))
+        .collect();
+    let mut sleeper = server.connect();
+    begin_sleep(&server, &mut sleeper, 500, &workers);
+    server.signal(Signal::SIGKILL);
+    assert!(!server.wait_for_master().success());
+    assert_eq!(sleeper.reply().status, 200);
+    for worker in &watched {
+        assert_eq!(worker.reap_orphan(), WaitStatus::Exited(worker.pid(), 0));
+    }
+    assert!(sleeper.is_closed());
+    let refused = server.endpoint().try_connect().map(drop);
+    assert_eq!(
+        refused.map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionRefused)
+    );
+}
