@@ -254,6 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_opened_says_why_by_its_status() {
+        for (error, answer) in [
+            (Errno::ACCESS, 403),
+            (Errno::PERM, 403),
+            (Errno::NOENT, 404),
+            (Errno::XDEV, 404),
+            (Errno::LOOP, 404),
+            (Errno::MFILE, 503),
+            (Errno::IO, 500),
+        ] {
+            assert_eq!(status(error), answer, "{error}");
+        }
+    }
+
+    #[test]
     fn types_follow_the_extension() {
         for (path, content_type) in [
             ("a/index.html", "text/html; charset=utf-8"),

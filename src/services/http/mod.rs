@@ -13,6 +13,8 @@ mod head;
 mod output;
 mod request;
 mod response;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
