@@ -281,8 +281,10 @@ fn part_of_a_file() {
         file.write_all(b"0123456789").unwrap();
         Response::new(StatusCode::OK).file(file, 3, 4)
     };
-    let (answer, _) = Table::new(handler).exchange(get("/"));
+    let mut table = Table::new(handler);
+    let (answer, _) = table.exchange(get("/"));
     assert_eq!(answer.text(), "3456");
+    assert_eq!(table.leftover(), b"");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::*;
 use crate::service::Peer;
 
 /// Longer than any wait of a test that passes.
-const DEADLINE: Option<Duration> = Some(Duration::from_secs(20));
+const DEADLINE: Option<Duration> = Some(Duration::from_secs(10));
 
 /// A client at a service.
 struct Table<H> {
