@@ -231,11 +231,15 @@ impl Workers {
         self.link(index);
     }
 
-    /// Ends all lending to the worker.
+    /// Ends all lending to the worker. Its place among the moving ones stays: it is still watched for lateness.
     pub fn dismiss(&mut self, index: u32, tenure: Tenure) {
-        self.unlink(index);
-        self.at_mut(index).tenure = tenure;
-        self.link(index);
+        if self.at(index).pace == Pace::Moving {
+            self.changed(index, |worker| worker.tenure = tenure);
+        } else {
+            self.unlink(index);
+            self.at_mut(index).tenure = tenure;
+            self.link(index);
+        }
     }
 
     /// Puts a worker aside that took up nothing: tried again later, each time after twice as long.
