@@ -241,6 +241,7 @@ mod tests {
             id,
             turn: 1,
             peer: Peer::Unix,
+            watched: false,
             carry,
         }
     }

@@ -82,8 +82,9 @@ struct Cell {
 /// Names of connections leave these bits of their 64 free.
 const OUTCOME_SHIFT: u32 = 60;
 
-const OUTCOMES: [Outcome; 5] = [
+const OUTCOMES: [Outcome; 6] = [
     Outcome::Park,
+    Outcome::ParkDrained,
     Outcome::ParkWrite,
     Outcome::Again,
     Outcome::Close,
@@ -111,6 +112,38 @@ impl Default for Board {
     }
 }
 
+/// For what the master wants to be rung while it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sleep {
+    /// For urgent reports.
+    Deep,
+    /// For any report: a connection waits for a worker.
+    Light,
+}
+
+/// Whether a report can wait until the master wakes for another reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// It can: the connection is parked, and the master watches it already.
+    None,
+    /// It can't: there is something for the master to do.
+    Urgent,
+}
+
+/// Values of `asleep`: one bit for each urgency for which to ring.
+const AWAKE: u64 = 0;
+const DEEP: u64 = 1;
+const LIGHT: u64 = 2;
+
+impl Urgency {
+    fn mask(self) -> u64 {
+        match self {
+            Self::Urgent => DEEP,
+            Self::None => LIGHT,
+        }
+    }
+}
+
 /// What publishing a report calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -126,7 +159,7 @@ enum Published {
 impl Board {
     // ---- the worker's side; one thread at a time --------------------------------------------------------------
 
-    fn publish(&self, entry: &Entry) -> Published {
+    fn publish(&self, entry: &Entry, urgency: Urgency) -> Published {
         let published = self.worker.0.published.load(Ordering::Relaxed);
         if published - self.master.0.collected.load(Ordering::Acquire) >= RING as u64 {
             return Published::Full;
@@ -148,7 +181,9 @@ impl Board {
         // Between this store and that load: the master must see the report, or the worker must see it asleep.
         fence(Ordering::SeqCst);
         let asleep = &self.master.0.asleep;
-        if asleep.load(Ordering::Relaxed) != 0 && asleep.swap(0, Ordering::Relaxed) != 0 {
+        if asleep.load(Ordering::Relaxed) & urgency.mask() != 0
+            && asleep.swap(AWAKE, Ordering::Relaxed) != AWAKE
+        {
             Published::Ring
         } else {
             Published::Seen
@@ -184,8 +219,12 @@ impl Board {
     }
 
     /// Says that the master goes to sleep; false when there is something to collect first.
-    fn sleep(&self) -> bool {
-        self.master.0.asleep.store(1, Ordering::Relaxed);
+    fn sleep(&self, sleep: Sleep) -> bool {
+        let asleep = match sleep {
+            Sleep::Deep => DEEP,
+            Sleep::Light => DEEP | LIGHT,
+        };
+        self.master.0.asleep.store(asleep, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let collected = self.master.0.collected.load(Ordering::Relaxed);
         if self.worker.0.published.load(Ordering::Relaxed) == collected {
@@ -196,7 +235,7 @@ impl Board {
     }
 
     fn wake(&self) {
-        self.master.0.asleep.store(0, Ordering::Relaxed);
+        self.master.0.asleep.store(AWAKE, Ordering::Relaxed);
     }
 }
 
@@ -251,8 +290,8 @@ impl Scoreboard {
 
     /// Asks to be rung for the next report; false, and nothing is asked, when one is there already.
     #[must_use]
-    pub fn sleep(&self) -> bool {
-        self.board.sleep()
+    pub fn sleep(&self, sleep: Sleep) -> bool {
+        self.board.sleep(sleep)
     }
 
     /// Wants no ringing: the master looks by itself.
@@ -273,8 +312,8 @@ pub struct Publisher<'a>(&'a Scoreboard);
 
 impl Publisher<'_> {
     /// Reports the end of a turn; false when the report has to go another way, for the ring is full.
-    pub fn publish(&mut self, entry: &Entry) -> bool {
-        match self.0.board.publish(entry) {
+    pub fn publish(&mut self, entry: &Entry, urgency: Urgency) -> bool {
+        match self.0.board.publish(entry, urgency) {
             Published::Seen => true,
             Published::Ring => {
                 // It can only fail when the counter is full, and then the master is being woken anyway.
@@ -316,7 +355,7 @@ mod tests {
             let (mut sent, mut got) = (0, 0);
             for publish in steps {
                 if publish {
-                    let full = board.publish(&entry(sent)) == Published::Full;
+                    let full = board.publish(&entry(sent), Urgency::Urgent) == Published::Full;
                     prop_assert_eq!(full, sent - got == RING as u64);
                     sent += u64::from(!full);
                 } else if sent == got {
@@ -332,18 +371,29 @@ mod tests {
     #[test]
     fn the_doorbell_is_rung_once_and_only_for_a_sleeper() {
         let board = Board::default();
-        assert_eq!(board.publish(&entry(1)), Published::Seen);
-        assert!(!board.sleep(), "there is something to collect");
+        assert_eq!(board.publish(&entry(1), Urgency::Urgent), Published::Seen);
+        assert!(!board.sleep(Sleep::Deep), "there is something to collect");
         assert!(board.collect().is_some());
-        assert!(board.sleep());
-        assert_eq!(board.publish(&entry(2)), Published::Ring);
-        assert_eq!(board.publish(&entry(3)), Published::Seen);
+        assert!(board.sleep(Sleep::Deep));
+        assert_eq!(board.publish(&entry(2), Urgency::Urgent), Published::Ring);
+        assert_eq!(board.publish(&entry(3), Urgency::Urgent), Published::Seen);
+    }
+
+    #[test]
+    fn a_deep_sleeper_is_rung_for_urgent_reports_only() {
+        let board = Board::default();
+        assert!(board.sleep(Sleep::Deep));
+        assert_eq!(board.publish(&entry(1), Urgency::None), Published::Seen);
+        assert_eq!(board.publish(&entry(2), Urgency::Urgent), Published::Ring);
+        let board = Board::default();
+        assert!(board.sleep(Sleep::Light));
+        assert_eq!(board.publish(&entry(1), Urgency::None), Published::Ring);
     }
 
     #[test]
     fn what_a_rogue_worker_writes_is_refused() {
         let board = Board::default();
-        let _ = board.publish(&entry(1));
+        let _ = board.publish(&entry(1), Urgency::Urgent);
         board.ring[0]
             .id_and_outcome
             .store(u64::MAX, Ordering::Relaxed);
@@ -388,7 +438,7 @@ mod models {
                 let (board, bell) = (board.clone(), bell.clone());
                 move || {
                     for id in 0..2 {
-                        match board.publish(&entry(id)) {
+                        match board.publish(&entry(id), Urgency::Urgent) {
                             Published::Ring => bell.store(true, Ordering::SeqCst),
                             Published::Seen => {}
                             Published::Full => unreachable!("two reports fit"),
@@ -403,7 +453,7 @@ mod models {
                     assert_eq!(report, Ok(entry(got)), "whole and in order");
                     got += 1;
                 }
-                slept = board.sleep();
+                slept = board.sleep(Sleep::Deep);
                 if slept {
                     break;
                 }
@@ -426,7 +476,7 @@ mod models {
                 let board = board.clone();
                 move || {
                     (0..3)
-                        .filter(|id| board.publish(&entry(*id)) == Published::Full)
+                        .filter(|id| board.publish(&entry(*id), Urgency::Urgent) == Published::Full)
                         .count() as u64
                 }
             });

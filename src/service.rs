@@ -75,6 +75,9 @@ impl Turn {
 pub struct Conduct {
     /// The service greets its client: a connection is ready at once, not when the client has sent something.
     pub speaks_first: bool,
+    /// A turn that finds nothing to read does no harm: the service begins with [`Connection::fill`], which never
+    /// sleeps. Saves the master a look at each connection before it lends it.
+    pub tolerates_empty_turns: bool,
     /// Sent when the worker died during the turn, having read the request but sent nothing.
     pub crashed: Cow<'static, [u8]>,
     /// Sent when a turn took longer than the limit.
@@ -109,9 +112,12 @@ pub struct Connection {
     id: u64,
     turn: u64,
     peer: Peer,
+    watched: bool,
     slot: u32,
     buffer: Buffer,
     traffic: Traffic,
+    /// The last read found less than it asked for, so nothing was left behind it (epoll(7), Q9).
+    drained: bool,
 }
 
 /// Initialized memory that is used again by one connection after the other, and the part of it that holds unconsumed
@@ -162,15 +168,23 @@ impl Connection {
     /// A connection as it was lent. `buffer` is one to be used again; what it holds is discarded.
     pub(crate) fn lent(socket: OwnedFd, lend: &Lend<'_>, slot: u32, mut buffer: Buffer) -> Self {
         buffer.set(lend.carry);
-        let Lend { id, turn, peer, .. } = *lend;
+        let Lend {
+            id,
+            turn,
+            peer,
+            watched,
+            ..
+        } = *lend;
         Self {
             socket,
             id,
             turn,
             peer,
+            watched,
             slot,
             buffer,
             traffic: Traffic::default(),
+            drained: false,
         }
     }
 
@@ -180,6 +194,7 @@ impl Connection {
             id: 0,
             turn: 1,
             peer,
+            watched: false,
             carry: b"",
         };
         Self::lent(socket.into(), &lend, 0, Buffer::default())
@@ -256,9 +271,13 @@ impl Connection {
             match recv(&self.socket, &mut *room, flags) {
                 Ok((_, count)) => break count,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.drained = error == rustix::io::Errno::AGAIN;
+                    return Err(error.into());
+                }
             }
         };
+        self.drained = count < room.len();
         self.buffer.end += count;
         self.traffic.read += count as u64;
         Ok(count)
@@ -351,6 +370,16 @@ impl Connection {
     /// The connection's name in the report.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The master watches the connection while it is lent.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
+    }
+
+    /// Everything that the client had sent was read when last something was read.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained
     }
 
     /// What this turn has moved so far.

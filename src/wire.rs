@@ -65,6 +65,8 @@ pub struct Lend<'a> {
     pub turn: u64,
     /// The client.
     pub peer: Peer,
+    /// The master watches the connection while it is lent, so that parking it is no urgent news.
+    pub watched: bool,
     /// Bytes that an earlier turn read and left unconsumed.
     pub carry: &'a [u8],
 }
@@ -81,8 +83,10 @@ pub struct Traffic {
 /// What is to become of a connection after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing more to do until the client sends something.
+    /// Nothing more to do until the client sends something, or has sent something that was not read.
     Park,
+    /// Nothing more to do until the client sends something more: all that it has sent so far was read.
+    ParkDrained,
     /// Nothing more to do until the client takes something.
     ParkWrite,
     /// There is more to do at once; let others go first.
@@ -94,8 +98,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Park, "PARK"),
+        (Self::ParkDrained, "PARK-DRAINED"),
         (Self::ParkWrite, "PARK-WRITE"),
         (Self::Again, "AGAIN"),
         (Self::Close, "CLOSE"),
@@ -105,7 +110,10 @@ impl Outcome {
     /// Whether the connection lives on after this outcome, so that carry makes sense.
     #[must_use]
     pub fn keeps(self) -> bool {
-        matches!(self, Self::Park | Self::ParkWrite | Self::Again)
+        matches!(
+            self,
+            Self::Park | Self::ParkDrained | Self::ParkWrite | Self::Again
+        )
     }
 
     fn verb(self) -> &'static str {
@@ -180,8 +188,10 @@ impl ToWorker<'_> {
     #[must_use]
     pub fn header(&self) -> Header {
         match self {
-            Self::Lend(Lend { id, turn, peer, .. }) => {
-                Header::new(format_args!("LEND {id} {turn} {peer}\n"))
+            Self::Lend(lend) => {
+                let Lend { id, turn, peer, .. } = lend;
+                let watched = if lend.watched { " watched" } else { "" };
+                Header::new(format_args!("LEND {id} {turn} {peer}{watched}\n"))
             }
             Self::Retire => Header::new(format_args!("RETIRE\n")),
         }
@@ -202,6 +212,11 @@ impl ToWorker<'_> {
                     .next()
                     .and_then(|word| word.parse().ok())
                     .ok_or(Malformed("bad peer address"))?,
+                watched: match words.next() {
+                    None => false,
+                    Some("watched") => true,
+                    Some(_) => return Err(Malformed("unknown word")),
+                },
                 carry,
             }),
             Some("RETIRE") if carry.is_empty() => ToWorker::Retire,
@@ -324,8 +339,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lend_survives_the_wire(id: u64, turn: u64, peer in peers(), carry: Vec<u8>) {
-            let lend = ToWorker::Lend(Lend { id, turn, peer, carry: &carry });
+        fn a_lend_survives_the_wire(id: u64, turn: u64, peer in peers(), watched: bool, carry: Vec<u8>) {
+            let lend = ToWorker::Lend(Lend { id, turn, peer, watched, carry: &carry });
             let bytes = message(lend.header(), &carry);
             prop_assert_eq!(ToWorker::parse(&bytes), Ok(lend));
         }

@@ -26,6 +26,10 @@ use workers::{Pace, Tenure, Workers};
 
 pub use workers::{MAX_DEPTH, WorkerId};
 
+/// How many times the patience a worker is left alone behind whose turn nothing waits. It may just not have been seen
+/// to have reported.
+const RELAXED: u32 = 8;
+
 /// The bounds within which the dispatcher works.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -62,10 +66,12 @@ impl Default for Limits {
 /// What a parked connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// The client sends something.
-    Read,
+    /// There is something to read.
+    Input,
+    /// There is something to read that had not come when the turn ended.
+    NewInput,
     /// The client takes something.
-    Write,
+    Output,
 }
 
 /// A reply that the master sends in the service's name.
@@ -209,6 +215,18 @@ impl<C> Dispatcher<C> {
         self.paused
     }
 
+    /// Where a connection is.
+    #[must_use]
+    pub fn state(&self, id: ConnectionId) -> Option<State> {
+        self.table.get(id).map(|connection| connection.state)
+    }
+
+    /// Whether something waits for the end of any turn: a ready connection, or the end of service.
+    #[must_use]
+    pub fn wants_reports(&self) -> bool {
+        self.stopping || !self.ready.is_empty()
+    }
+
     /// Whether the connection is lent to the worker.
     #[must_use]
     pub fn is_lent(&self, worker: WorkerId, id: ConnectionId) -> bool {
@@ -261,7 +279,7 @@ impl<C> Dispatcher<C> {
         if ready {
             self.make_ready(id.index(), now);
         } else {
-            self.park(id.index(), Interest::Read, self.limits.idle, now);
+            self.park(id.index(), Interest::Input, self.limits.idle, now);
         }
         if !self.paused && self.table.len() >= self.limits.connections {
             self.paused = true;
@@ -302,7 +320,7 @@ impl<C> Dispatcher<C> {
                 self.unpark(id.index());
                 self.close(id.index());
             } else {
-                self.actions.push(Action::Arm(id, Interest::Read));
+                self.actions.push(Action::Arm(id, Interest::Input));
             }
         }
     }
@@ -470,10 +488,11 @@ impl<C> Dispatcher<C> {
     /// When [`Dispatcher::tick`] next has something to do, if nothing else happens.
     #[must_use]
     pub fn next_tick(&self) -> Option<Time> {
-        let stale = self
-            .workers
-            .stalest()
-            .map(|(_, progress)| progress.after(self.limits.patience));
+        let stale = self.workers.stalest().map(|(_, progress)| {
+            let waits = self.workers.any_waiting();
+            let patience = self.limits.patience * if waits { 1 } else { RELAXED };
+            progress.after(patience)
+        });
         let shed = self.limits.queue_wait.and_then(|wait| {
             let first = self.ready.first()?;
             Some(self.table.at(first).ready_at.after(wait))
@@ -509,16 +528,22 @@ impl<C> Dispatcher<C> {
     fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
-            Outcome::Park | Outcome::ParkWrite if self.stopping => self.close(index),
-            Outcome::Park => {
+            Outcome::Park | Outcome::ParkDrained | Outcome::ParkWrite if self.stopping => {
+                self.close(index)
+            }
+            Outcome::Park | Outcome::ParkDrained => {
                 let limit = if end.carries {
                     self.owed(index, now)
                 } else {
                     self.limits.idle
                 };
-                self.park(index, Interest::Read, limit, now);
+                let interest = match end.outcome {
+                    Outcome::ParkDrained => Interest::NewInput,
+                    _ => Interest::Input,
+                };
+                self.park(index, interest, limit, now);
             }
-            Outcome::ParkWrite => self.park(index, Interest::Write, self.limits.idle, now),
+            Outcome::ParkWrite => self.park(index, Interest::Output, self.limits.idle, now),
             Outcome::Close => self.close(index),
             Outcome::Linger => self.linger(index, None, now),
         }

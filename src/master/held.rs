@@ -15,14 +15,30 @@ use crate::wire::{Report, Traffic};
 /// How much of a lingering client's input is discarded at a time.
 const DRAIN_SIZE: usize = 64 * 1024;
 
+const INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+
+/// How a connection stands in the epoll set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Not at all.
+    No,
+    /// For a single event.
+    Once,
+    /// For all input that comes, an event each (edge-triggered), whether it is lent or not.
+    Input,
+}
+
 /// A connection's descriptor, and what the next worker must know of it.
 #[derive(Debug)]
 pub struct Held {
     socket: OwnedFd,
     peer: Peer,
     carry: Box<[u8]>,
-    /// It is in the epoll set.
-    watched: bool,
+    watch: Watch,
+    /// Events that came while it was lent.
+    noticed: EventFlags,
+    /// It is over for the server.
+    ending: bool,
     /// What all turns so far have moved; the kernel's own counters are measured against it after a crash.
     total: Traffic,
 }
@@ -35,7 +51,9 @@ impl Held {
             socket,
             peer,
             carry: Box::default(),
-            watched: false,
+            watch: Watch::No,
+            noticed: EventFlags::empty(),
+            ending: false,
             total: Traffic::default(),
         }
     }
@@ -81,7 +99,8 @@ impl Held {
             || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
     }
 
-    /// Wants one event of this connection from the epoll set.
+    /// Watches for the client. While it waits for input, the connection stays watched when it is lent, so that the
+    /// next time this costs no call; what the epoll set said in the meantime is returned.
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
@@ -90,19 +109,33 @@ impl Held {
         epoll: BorrowedFd<'_>,
         interest: Interest,
         token: u64,
-    ) -> io::Result<()> {
-        let what = match interest {
-            Interest::Read => EventFlags::IN | EventFlags::RDHUP,
-            Interest::Write => EventFlags::OUT,
+    ) -> io::Result<EventFlags> {
+        let noticed = std::mem::replace(&mut self.noticed, EventFlags::empty());
+        let (mode, flags) = match interest {
+            Interest::Input if self.ending => (Watch::Once, INPUT | EventFlags::ONESHOT),
+            Interest::Input | Interest::NewInput => (Watch::Input, INPUT | EventFlags::ET),
+            Interest::Output => (Watch::Once, EventFlags::OUT | EventFlags::ONESHOT),
         };
-        let (flags, data) = (what | EventFlags::ONESHOT, EventData::new_u64(token));
-        if self.watched {
-            epoll::modify(epoll, &self.socket, data, flags)?;
-        } else {
-            epoll::add(epoll, &self.socket, data, flags)?;
-            self.watched = true;
+        let data = EventData::new_u64(token);
+        match (self.watch, mode) {
+            (Watch::Input, Watch::Input) if interest == Interest::NewInput => return Ok(noticed),
+            (Watch::No, _) => epoll::add(epoll, &self.socket, data, flags)?,
+            (Watch::Once | Watch::Input, _) => epoll::modify(epoll, &self.socket, data, flags)?,
         }
-        Ok(())
+        self.watch = mode;
+        // The call itself looks at the connection, and gives an event for what is there.
+        Ok(EventFlags::empty())
+    }
+
+    /// Whether the client is watched while the connection is lent.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watch == Watch::Input
+    }
+
+    /// Keeps an event that came while the connection was lent.
+    pub fn notice(&mut self, flags: EventFlags) {
+        self.noticed |= flags;
     }
 
     /// Sends the server's last words, as far as they fit without sleeping, and ends the sending side.
@@ -118,6 +151,7 @@ impl Held {
             )?;
             self.total.written += sent as u64;
         }
+        self.ending = true;
         shutdown(&self.socket, Shutdown::Write)?;
         Ok(())
     }

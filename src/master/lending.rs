@@ -15,7 +15,7 @@ use super::token::Token;
 use super::{Master, Phase};
 use crate::error::Plain;
 use crate::inbox::Lent;
-use crate::scoreboard::Entry;
+use crate::scoreboard::{Entry, Sleep};
 use crate::wire::{FromWorker, Lend, Report};
 
 impl Master<'_> {
@@ -111,7 +111,7 @@ impl Master<'_> {
     fn attend(&mut self, worker: WorkerId, now: Time) {
         while self.dispatcher.is_slow(worker)
             && let Some(process) = self.pool.get(worker)
-            && !process.board.sleep()
+            && !process.board.sleep(Sleep::Light)
         {
             self.collect(worker, now);
         }
@@ -121,13 +121,20 @@ impl Master<'_> {
     /// master must not sleep.
     pub(super) fn fall_asleep(&mut self) -> bool {
         self.dispatcher.moving(&mut self.moving);
+        // With nobody waiting, a parked connection is no news: the client's next bytes wake the master, and then it
+        // looks at the boards.
+        let sleep = if self.dispatcher.wants_reports() {
+            Sleep::Light
+        } else {
+            Sleep::Deep
+        };
         let boards = self
             .moving
             .iter()
             .filter_map(|worker| self.pool.get(*worker));
         boards
             .map(|process| &process.board)
-            .all(|board| board.sleep())
+            .all(|board| board.sleep(sleep))
     }
 
     /// Wants no ringing any more.
@@ -232,6 +239,7 @@ impl Master<'_> {
             id: id.into(),
             turn,
             peer: held.peer(),
+            watched: held.is_watched(),
             carry: held.carry(),
         };
         match process.end.lend(lend, held.descriptor()) {
@@ -328,11 +336,7 @@ fn as_report(entry: &Entry) -> Report<'static> {
     }
 }
 
-fn watch_worker(
-    epoll: BorrowedFd<'_>,
-    worker: WorkerId,
-    process: &Process,
-) -> io::Result<()> {
+fn watch_worker(epoll: BorrowedFd<'_>, worker: WorkerId, process: &Process) -> io::Result<()> {
     let data = EventData::new_u64(Token::Worker(worker).encode());
     epoll::add(epoll, &process.end, data, EventFlags::IN)?;
     // Each ring is an event of its own, and the counter need not be read.

@@ -28,8 +28,8 @@ use crate::error::{Error, Plain, Result};
 use crate::inbox::MessageBuffer;
 use crate::service::Conduct;
 use crate::sys;
-use connections::ConnectionId;
-use dispatch::{Action, Canned, Dispatcher, WorkerId};
+use connections::{ConnectionId, State};
+use dispatch::{Action, Canned, Dispatcher, Interest, WorkerId};
 use held::Held;
 use listener::{Accepted, Listener};
 use pool::{Pool, WorkerMain};
@@ -172,7 +172,6 @@ impl Master<'_> {
         while self.phase != Phase::Over {
             let now = self.now();
             self.start_missing(now);
-            self.collect_all(now);
             self.carry_out(now);
             self.advance(now);
             if self.phase == Phase::Over {
@@ -185,6 +184,8 @@ impl Master<'_> {
             for event in events.drain(..) {
                 self.on_event(event, now);
             }
+            // After the events: what they say of a connection that was just reported is older than the report.
+            self.collect_all(now);
             self.dispatcher.tick(now);
         }
     }
@@ -241,15 +242,25 @@ impl Master<'_> {
     // ---- connections ------------------------------------------------------------------------------------------
 
     fn on_connection(&mut self, id: ConnectionId, flags: EventFlags, now: Time) {
-        let Some(held) = self.dispatcher.payload(id) else {
+        let state = self.dispatcher.state(id);
+        let (Some(state), Some(held)) = (state, self.dispatcher.payload(id)) else {
             return;
         };
-        let reset = flags.contains(EventFlags::ERR) || flags.contains(EventFlags::HUP);
-        let ended = flags.contains(EventFlags::RDHUP);
-        // A client that has only gone needs no worker to say good-bye to it.
-        if reset && !held.has_input() || ended && !held.has_input() {
-            self.dispatcher.hung_up(id);
+        if !matches!(state, State::Parked | State::Lingering) {
+            // The worker may be reading just that: it is looked at again when the turn is over.
+            return held.notice(flags);
+        }
+        let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP);
+        // A client that has only gone needs no worker to say good-bye to it; and the event may be about bytes that
+        // were read in the turn before.
+        let certain = self.conduct.tolerates_empty_turns || flags.contains(EventFlags::OUT);
+        if state == State::Parked && (gone || !certain) && !held.has_input() {
+            if gone {
+                self.dispatcher.hung_up(id);
+            }
         } else {
+            // That the client has ended its side is said once, and must be known when the turn is over.
+            held.notice(flags & EventFlags::RDHUP);
             self.dispatcher.readable(id, now);
         }
     }
@@ -333,16 +344,7 @@ impl Master<'_> {
         match action {
             Action::Lend(worker, id) => self.lend(worker, id, now),
             Action::TakeBack(worker) => self.relieve(worker, now),
-            Action::Arm(id, interest) => {
-                let epoll = self.epoll.as_fd();
-                let Some(held) = self.dispatcher.payload(id) else {
-                    return;
-                };
-                if let Err(error) = held.watch(epoll, interest, Token::Connection(id).encode()) {
-                    log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
-                    self.dispatcher.broken(id);
-                }
-            }
+            Action::Arm(id, interest) => self.arm(id, interest, now),
             Action::Linger(id, reply) => self.linger(id, reply),
             Action::Drain(id) => {
                 let Some(held) = self.dispatcher.payload(id) else {
@@ -364,6 +366,21 @@ impl Master<'_> {
         }
     }
 
+    fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
+        let epoll = self.epoll.as_fd();
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
+        match held.watch(epoll, interest, Token::Connection(id).encode()) {
+            Ok(noticed) if noticed.is_empty() => {}
+            Ok(noticed) => self.on_connection(id, noticed, now),
+            Err(error) => {
+                log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
+                self.dispatcher.broken(id);
+            }
+        }
+    }
+
     fn linger(&mut self, id: ConnectionId, reply: Option<Canned>) {
         let last_words = match reply {
             None => &[][..],
@@ -378,7 +395,7 @@ impl Master<'_> {
         let token = Token::Connection(id).encode();
         let ended = held
             .finish(last_words)
-            .and_then(|()| held.watch(self.epoll.as_fd(), dispatch::Interest::Read, token));
+            .and_then(|()| held.watch(self.epoll.as_fd(), Interest::Input, token));
         if wordless || ended.is_err() {
             self.dispatcher.broken(id);
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::service::{Connection, Fill, Service, Turn};
+use crate::service::{Conduct, Connection, Fill, Service, Turn};
 
 /// How many times one turn reads, before others get a turn.
 const MAX_READS: usize = 16;
@@ -45,6 +45,13 @@ impl Echo {
 }
 
 impl Service for Echo {
+    fn conduct() -> Conduct {
+        Conduct {
+            tolerates_empty_turns: true,
+            ..Conduct::default()
+        }
+    }
+
     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
         for _ in 0..MAX_READS {
             if !self.send_back(connection)? {

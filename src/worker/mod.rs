@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::inbox::{Assignment, MessageBuffer, Seat};
-use crate::scoreboard::Entry;
+use crate::scoreboard::{Entry, Urgency};
 use crate::service::{Buffer, Connection, Service, Turn};
 use crate::wire::{FromWorker, Outcome, Report};
 
@@ -43,6 +43,14 @@ fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
 /// sees the end of the connection only when the last one is closed.
 fn give_back(seat: &mut Seat<'_>, connection: Connection, outcome: Outcome) -> io::Result<Buffer> {
     let (id, traffic) = (connection.id(), connection.traffic());
+    let outcome = match outcome {
+        Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
+        other => other,
+    };
+    let urgency = match outcome {
+        Outcome::ParkDrained if connection.is_watched() => Urgency::None,
+        _ => Urgency::Urgent,
+    };
     let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
     drop(socket);
     let carry = if outcome.keeps() { buffer.bytes() } else { &[] };
@@ -52,7 +60,7 @@ fn give_back(seat: &mut Seat<'_>, connection: Connection, outcome: Outcome) -> i
         turns: 1,
         traffic,
     };
-    if !carry.is_empty() || !seat.board.publish(&entry) {
+    if !carry.is_empty() || !seat.board.publish(&entry, urgency) {
         let traffic = Some(traffic);
         seat.inbox.send(&FromWorker::Report(Report {
             id,

@@ -125,6 +125,8 @@ pub struct Workers {
     room: Chains,
     room_lists: [List; MAX_DEPTH + 1],
     suspects: usize,
+    /// How many moving workers have connections waiting behind a turn.
+    crowded: usize,
 }
 
 impl Workers {
@@ -351,6 +353,17 @@ impl Workers {
         }
     }
 
+    fn is_crowded(&self, index: u32) -> bool {
+        let worker = self.at(index);
+        worker.pace == Pace::Moving && worker.waiting.is_some()
+    }
+
+    /// Whether something waits behind the turn of a moving worker.
+    #[must_use]
+    pub fn any_waiting(&self) -> bool {
+        self.crowded > 0
+    }
+
     /// The list of moving workers that this one belongs to, if it may be lent more.
     fn room_list(&self, index: u32) -> Option<usize> {
         let worker = self.at(index);
@@ -362,12 +375,14 @@ impl Workers {
     }
 
     fn link_room(&mut self, index: u32) {
+        self.crowded += usize::from(self.is_crowded(index));
         if let Some(key) = self.room_list(index) {
             self.room.push_back(&mut self.room_lists[key], index);
         }
     }
 
     fn unlink_room(&mut self, index: u32) {
+        self.crowded -= usize::from(self.is_crowded(index));
         if let Some(key) = self.room_list(index) {
             self.room.remove(&mut self.room_lists[key], index);
         }

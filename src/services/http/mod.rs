@@ -219,6 +219,7 @@ impl<H: Handler> Service for Http<H> {
     fn conduct() -> Conduct {
         Conduct {
             speaks_first: false,
+            tolerates_empty_turns: true,
             crashed: canned(StatusCode::BAD_GATEWAY, &[]).into(),
             timed_out: canned(StatusCode::GATEWAY_TIMEOUT, &[]).into(),
             overloaded: canned(StatusCode::SERVICE_UNAVAILABLE, &[("Retry-After", "1")]).into(),
