@@ -2,6 +2,8 @@
 
 mod error;
 pub mod fdpass;
+#[allow(dead_code)] // until the command line starts it
+mod logging;
 pub mod service;
 #[allow(dead_code)]
 mod sys;
