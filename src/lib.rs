@@ -1,8 +1,10 @@
 //! Baton: a pre-fork server that lends connections to its workers by SCM_RIGHTS.
 
+#[doc(hidden)]
+pub mod cli;
+mod demo;
 mod error;
 pub mod fdpass;
-#[allow(dead_code)] // until the command line starts it
 mod logging;
 pub mod service;
 #[allow(dead_code)]
