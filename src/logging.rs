@@ -22,7 +22,6 @@ pub(crate) enum Role {
     /// Owns the listeners and the connections.
     Master,
     /// Serves turns.
-    #[allow(dead_code)] // until `serve` forks
     Worker {
         /// Its place in the pool, from 0. A replacement gets the slot of the worker it replaces.
         slot: u32,

@@ -2,7 +2,9 @@
 //! it, by its log, and by what /proc says. By behaviour, a module each.
 
 mod crash;
+mod demo;
 mod errors;
+mod fdpass;
 mod harness;
 mod http;
 mod idle;
