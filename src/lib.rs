@@ -150,6 +150,7 @@ pub mod fdpass;
 mod inbox;
 mod logging;
 mod master;
+mod scoreboard;
 mod server;
 pub mod service;
 mod services;

@@ -117,9 +117,9 @@ impl Server {
     /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S) -> Result<()> {
         raise_descriptor_limit();
-        let main = |seat: Seat| {
+        let main = |mut seat: Seat<'_>| {
             logging::set_role(Role::Worker { slot: seat.slot });
-            exit_status(worker::serve(&seat, &mut make()))
+            exit_status(worker::serve(&mut seat, &mut make()))
         };
         let limits = dispatch::Limits::default();
         master::run(&self.settings, S::conduct(), limits, self.listeners, &main)

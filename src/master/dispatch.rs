@@ -125,6 +125,8 @@ pub struct Stray;
 pub struct TurnEnd {
     /// What is to become of the connection.
     pub outcome: Outcome,
+    /// How many turns the worker served in a row, at least one.
+    pub turns: u64,
     /// It has bytes that were read and not consumed.
     pub carries: bool,
     /// Something was sent to the client, so that what is carried belongs to a new request.
@@ -216,6 +218,31 @@ impl<C> Dispatcher<C> {
                 .table
                 .get(id)
                 .is_some_and(|connection| connection.state == lent_to)
+    }
+
+    /// The workers from which a report may come at any moment.
+    pub fn moving(&self, workers: &mut Vec<WorkerId>) {
+        workers.clear();
+        workers.extend(self.workers.moving());
+    }
+
+    /// Whether something is lent to the worker and it makes no progress.
+    #[must_use]
+    pub fn is_slow(&self, worker: WorkerId) -> bool {
+        self.workers
+            .get(worker)
+            .is_some_and(|w| w.pace == Pace::Slow)
+    }
+
+    /// How many connections are lent to the worker.
+    #[must_use]
+    pub fn lent(&self, worker: WorkerId) -> usize {
+        self.workers.get(worker).map_or(0, |w| w.lent.len())
+    }
+
+    /// Gives a worker that has yet to take up anything another span of patience, unless it has had enough of them.
+    pub fn excuse(&mut self, worker: WorkerId, now: Time) -> bool {
+        self.workers.get(worker).is_some() && self.workers.excuse(worker.index(), now)
     }
 
     /// The names of all parked connections.
@@ -324,6 +351,7 @@ impl<C> Dispatcher<C> {
             connection.partial_since = None;
         }
         connection.replayed = false;
+        connection.turns += end.turns.saturating_sub(1);
         let index = id.index();
         self.return_from(worker.index(), index, now);
         self.end_turn(index, end, now);

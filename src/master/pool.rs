@@ -16,6 +16,7 @@ use super::dispatch::WorkerId;
 use super::time::Time;
 use crate::error::{Error, Result};
 use crate::inbox::{self, MasterEnd, Seat, WorkerEnd};
+use crate::scoreboard::Scoreboard;
 use crate::sys;
 
 /// A worker that lives for less than this died young: its replacement waits.
@@ -24,7 +25,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
 
 /// The main function of a worker process: what it runs, and the exit status.
-pub type WorkerMain<'a> = dyn Fn(Seat) -> u8 + 'a;
+pub type WorkerMain<'a> = dyn Fn(Seat<'_>) -> u8 + 'a;
 
 /// One worker process.
 #[derive(Debug)]
@@ -35,6 +36,10 @@ pub struct Process {
     pub slot: u32,
     /// The master's end of its socketpair.
     pub end: MasterEnd,
+    /// The memory that it shares with the master.
+    pub board: Scoreboard,
+    /// How many connections were sent into its inbox, less those that were taken back.
+    pub sent: u64,
     /// It has said that it can serve.
     pub ready: bool,
     /// It was asked to exit.
@@ -59,6 +64,14 @@ pub enum End {
     Exited(i32),
     /// It was killed by this signal.
     Killed(Signal),
+}
+
+impl Process {
+    /// How many connections lie in its inbox: sent, and neither taken up nor taken back.
+    #[must_use]
+    pub fn inbox_length(&self) -> u64 {
+        self.sent.saturating_sub(self.board.taken())
+    }
 }
 
 impl std::fmt::Display for End {
@@ -171,7 +184,7 @@ impl Pool {
         now: Time,
     ) -> Result<&Process> {
         let started = fork_worker(slot, keep, detach, main);
-        let (pid, end) = started.map_err(|error| {
+        let (pid, end, board) = started.map_err(|error| {
             let from = now.after(self.grow_delay());
             self.slots[slot as usize] = Slot::Vacant { from };
             Error::new(format!("start a worker for slot {slot}"), error)
@@ -185,6 +198,8 @@ impl Pool {
             pid,
             slot,
             end,
+            board,
+            sent: 0,
             ready: false,
             retiring: false,
             worker,
@@ -256,12 +271,13 @@ fn fork_worker(
     keep: &[RawFd],
     detach: impl FnOnce(),
     main: &WorkerMain<'_>,
-) -> io::Result<(Pid, MasterEnd)> {
+) -> io::Result<(Pid, MasterEnd, Scoreboard)> {
     let (ours, theirs) = inbox::pair()?;
+    let board = Scoreboard::new()?;
     let keep: Vec<_> = keep
         .iter()
         .copied()
-        .chain([theirs.as_fd().as_raw_fd()])
+        .chain([theirs.as_fd(), board.doorbell()].map(|fd| fd.as_raw_fd()))
         .collect();
     // No signal may reach the child while it still has the master's handlers: they write into the master's pipe.
     let mut before = SigSet::empty();
@@ -274,6 +290,7 @@ fn fork_worker(
         Ok(()) => main(Seat {
             slot,
             inbox: theirs,
+            board: board.publisher(),
         }),
         Err(error) => {
             log::error!("cannot set up the worker's signals: {error}");
@@ -281,7 +298,9 @@ fn fork_worker(
         }
     });
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    Ok((pid?, ours))
+    let pid = pid?;
+    board.keep_from_children()?;
+    Ok((pid, ours, board))
 }
 
 /// In the child: SIGTERM retires the worker. All other signals that the master handles are ignored, for a terminal

@@ -5,5 +5,6 @@
 #![allow(unsafe_code)]
 
 pub mod process;
+pub mod shared;
 pub mod signals;
 pub mod tcp;

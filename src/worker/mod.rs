@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::inbox::{Assignment, MessageBuffer, Seat, WorkerEnd};
+use crate::inbox::{Assignment, MessageBuffer, Seat};
+use crate::scoreboard::Entry;
 use crate::service::{Buffer, Connection, Service, Turn};
 use crate::wire::{FromWorker, Outcome, Report};
 
@@ -11,16 +12,17 @@ use crate::wire::{FromWorker, Outcome, Report};
 ///
 /// # Errors
 /// When the inbox fails; the master is gone then, or this worker is of no use.
-pub fn serve(seat: &Seat, service: &mut dyn Service) -> io::Result<()> {
+pub fn serve(seat: &mut Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
     seat.inbox.send(&FromWorker::Ready)?;
     loop {
         match seat.inbox.receive(&mut messages)? {
             Assignment::Serve(lend, socket) => {
+                seat.board.took();
                 let mut connection = Connection::lent(socket, &lend, seat.slot, buffer);
                 let outcome = turn(service, &mut connection);
-                buffer = give_back(&seat.inbox, connection, outcome)?;
+                buffer = give_back(seat, connection, outcome)?;
             }
             Assignment::Retire => return Ok(()),
         }
@@ -39,16 +41,25 @@ fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
 
 /// Ends the borrow, then says so: the order matters, for the master closes its own descriptor at once, and the client
 /// sees the end of the connection only when the last one is closed.
-fn give_back(inbox: &WorkerEnd, connection: Connection, outcome: Outcome) -> io::Result<Buffer> {
+fn give_back(seat: &mut Seat<'_>, connection: Connection, outcome: Outcome) -> io::Result<Buffer> {
     let (id, traffic) = (connection.id(), connection.traffic());
     let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
     drop(socket);
     let carry = if outcome.keeps() { buffer.bytes() } else { &[] };
-    inbox.send(&FromWorker::Report(Report {
+    let entry = Entry {
         id,
         outcome,
-        traffic: Some(traffic),
-        carry,
-    }))?;
+        turns: 1,
+        traffic,
+    };
+    if !carry.is_empty() || !seat.board.publish(&entry) {
+        let traffic = Some(traffic);
+        seat.inbox.send(&FromWorker::Report(Report {
+            id,
+            outcome,
+            traffic,
+            carry,
+        }))?;
+    }
     Ok(buffer)
 }

@@ -175,6 +175,7 @@ impl World {
         };
         let end = TurnEnd {
             outcome,
+            turns: 1,
             carries: outcome.keeps() && choice % 5 == 0,
             answered: choice % 3 == 0,
         };
@@ -543,6 +544,7 @@ fn pool(workers: usize) -> (World, Vec<WorkerId>) {
 fn done() -> TurnEnd {
     TurnEnd {
         outcome: Outcome::Close,
+        turns: 1,
         carries: false,
         answered: true,
     }
@@ -696,6 +698,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
         world.dispatcher.take_actions();
         let part = TurnEnd {
             outcome: Outcome::Park,
+            turns: 1,
             carries: true,
             answered: false,
         };
@@ -708,6 +711,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     }
     let part = TurnEnd {
         outcome: Outcome::Park,
+        turns: 1,
         carries: true,
         answered: false,
     };

@@ -89,6 +89,8 @@ pub struct Worker {
     pub lent: List,
     /// The first connection in `lent` that it can't have taken up yet.
     pub waiting: Option<u32>,
+    /// How often it was excused since it last made progress.
+    excuses: u32,
     /// When it last made progress.
     pub progress: Time,
     /// How long it stays suspect the next time.
@@ -96,6 +98,8 @@ pub struct Worker {
     serial: u32,
 }
 
+/// How often the patience of a worker that was lent to but has not run yet is renewed.
+const MAX_EXCUSES: u32 = 8;
 const FIRST_SUSPICION: Duration = Duration::from_millis(10);
 const LAST_SUSPICION: Duration = Duration::from_secs(1);
 
@@ -145,6 +149,7 @@ impl Workers {
             capacity,
             lent: List::default(),
             waiting: None,
+            excuses: 0,
             progress: Time::default(),
             suspicion: FIRST_SUSPICION,
             serial,
@@ -208,6 +213,7 @@ impl Workers {
         change(worker);
         worker.progress = now;
         worker.full = false;
+        worker.excuses = 0;
         worker.suspicion = FIRST_SUSPICION;
         worker.pace = if worker.lent.is_empty() {
             Pace::Idle
@@ -231,11 +237,15 @@ impl Workers {
         self.link(index);
     }
 
-    /// Ends all lending to the worker.
+    /// Ends all lending to the worker. Its place among the moving ones stays: it is still watched for lateness.
     pub fn dismiss(&mut self, index: u32, tenure: Tenure) {
-        self.unlink(index);
-        self.at_mut(index).tenure = tenure;
-        self.link(index);
+        if self.at(index).pace == Pace::Moving {
+            self.changed(index, |worker| worker.tenure = tenure);
+        } else {
+            self.unlink(index);
+            self.at_mut(index).tenure = tenure;
+            self.link(index);
+        }
     }
 
     /// Puts a worker aside that took up nothing: tried again later, each time after twice as long.
@@ -244,6 +254,25 @@ impl Workers {
         let until = now.after(worker.suspicion);
         worker.suspicion = (worker.suspicion * 2).min(LAST_SUSPICION);
         self.set_pace(index, Pace::Suspect(until));
+    }
+
+    /// Lets a slow worker count as moving for another while: it has been woken, but has not run yet. False when that
+    /// has lasted for too long.
+    pub fn excuse(&mut self, index: u32, now: Time) -> bool {
+        let worker = self.at_mut(index);
+        if worker.excuses >= MAX_EXCUSES || worker.pace != Pace::Slow {
+            return false;
+        }
+        worker.excuses += 1;
+        worker.progress = now;
+        self.set_pace(index, Pace::Moving);
+        true
+    }
+
+    /// The moving workers.
+    pub fn moving(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        std::iter::successors(self.age_list.first(), |index| self.age.after(*index))
+            .map(|index| self.id(index))
     }
 
     /// The moving worker that has made no progress for longest, and when it last did.

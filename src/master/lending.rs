@@ -1,0 +1,355 @@
+//! The master and its workers: start them, lend to them, take their reports, take back, reap.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::Signal;
+use rustix::event::epoll::{self, EventData, EventFlags};
+
+use super::connections::ConnectionId;
+use super::dispatch::{Dispatcher, Stray, TurnEnd, Verdict, WorkerId};
+use super::held::Held;
+use super::pool::{self, Process};
+use super::time::Time;
+use super::token::Token;
+use super::{Master, Phase};
+use crate::error::Plain;
+use crate::inbox::Lent;
+use crate::scoreboard::Entry;
+use crate::wire::{FromWorker, Lend, Report};
+
+impl Master<'_> {
+    pub(super) fn start_missing(&mut self, now: Time) {
+        while matches!(self.phase, Phase::Serving | Phase::Stopping { .. })
+            && let Some(slot) = self.pool.due(now)
+        {
+            let worker = self.dispatcher.worker_started(1);
+            let (signals, main) = (&mut self.signals, self.main);
+            let detach = || drop(signals.take());
+            match self
+                .pool
+                .start(slot, worker, &self.inherited, detach, main, now)
+            {
+                Ok(process) => {
+                    if let Err(error) = watch_worker(self.epoll.as_fd(), worker, process) {
+                        log::error!("cannot watch worker slot={slot}: {}", Plain(&error));
+                    }
+                }
+                Err(error) => {
+                    self.dispatcher.worker_gone(worker, now);
+                    log::error!("{error}; trying again");
+                }
+            }
+        }
+    }
+
+    /// Takes everything that a worker has said.
+    pub(super) fn on_worker(&mut self, worker: WorkerId, now: Time) {
+        while let Some(process) = self.pool.get_mut(worker) {
+            match process.end.receive(&mut self.messages) {
+                Ok(Some(FromWorker::Report(report))) => {
+                    if note_report(&mut self.dispatcher, worker, &report, 1, now).is_err() {
+                        warn_of_stray(process, report.id);
+                    }
+                }
+                Ok(Some(FromWorker::Ready)) => {
+                    process.ready = true;
+                    log::info!("worker ready slot={} pid={}", process.slot, process.pid);
+                    self.dispatcher.worker_ready(worker, now);
+                    self.announce();
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!(
+                        "bad message from worker slot={} pid={}: {}",
+                        process.slot,
+                        process.pid,
+                        Plain(&error)
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes the reports that the moving workers have published.
+    pub(super) fn collect_all(&mut self, now: Time) {
+        let mut moving = std::mem::take(&mut self.moving);
+        self.dispatcher.moving(&mut moving);
+        for worker in &moving {
+            self.collect(*worker, now);
+        }
+        self.moving = moving;
+    }
+
+    /// Takes the reports that a worker has published.
+    fn collect(&mut self, worker: WorkerId, now: Time) {
+        while let Some(process) = self.pool.get(worker) {
+            let Some(entry) = process.board.collect() else {
+                return;
+            };
+            let noted = entry.map(|entry| {
+                let (report, turns) = (as_report(&entry), entry.turns);
+                note_report(&mut self.dispatcher, worker, &report, turns, now)
+                    .map_err(|Stray| report.id)
+            });
+            match noted {
+                Ok(Ok(())) => {}
+                Ok(Err(id)) => warn_of_stray(process, id),
+                Err(_) => warn_of_stray(process, u64::MAX),
+            }
+        }
+    }
+
+    /// A worker has rung. It is to ring again unless it is one of those at whose boards the master looks anyway.
+    pub(super) fn on_doorbell(&mut self, worker: WorkerId, now: Time) {
+        self.collect(worker, now);
+        self.attend(worker, now);
+    }
+
+    /// Asks a slow worker to ring for its next report, for the master no longer looks at its board by itself.
+    fn attend(&mut self, worker: WorkerId, now: Time) {
+        while self.dispatcher.is_slow(worker)
+            && let Some(process) = self.pool.get(worker)
+            && !process.board.sleep()
+        {
+            self.collect(worker, now);
+        }
+    }
+
+    /// Asks all moving workers to ring for their next report. False when one has reported in the meantime: then the
+    /// master must not sleep.
+    pub(super) fn fall_asleep(&mut self) -> bool {
+        self.dispatcher.moving(&mut self.moving);
+        let boards = self
+            .moving
+            .iter()
+            .filter_map(|worker| self.pool.get(*worker));
+        boards
+            .map(|process| &process.board)
+            .all(|board| board.sleep())
+    }
+
+    /// Wants no ringing any more.
+    pub(super) fn wake_up(&mut self) {
+        for process in self
+            .moving
+            .iter()
+            .filter_map(|worker| self.pool.get(*worker))
+        {
+            process.board.wake();
+        }
+    }
+
+    fn announce(&mut self) {
+        if !self.announced {
+            self.announced = true;
+            for listener in &self.listeners {
+                log::info!("listening on {listener}");
+            }
+        }
+    }
+
+    /// A worker has made no progress within the patience: others get what lies in its inbox.
+    pub(super) fn relieve(&mut self, worker: WorkerId, now: Time) {
+        let Some(process) = self.pool.get(worker) else {
+            return;
+        };
+        let waiting = process.inbox_length();
+        if waiting == 0 {
+            self.dispatcher.inbox_empty(worker, now);
+        } else if waiting == self.dispatcher.lent(worker) as u64
+            && self.dispatcher.excuse(worker, now)
+        {
+            // It has not even been woken: that is the kernel's scheduling, and may take a moment.
+            return;
+        } else {
+            self.take_back(worker, now);
+        }
+        self.attend(worker, now);
+    }
+
+    /// Receives back whatever lies in a worker's inbox.
+    fn take_back(&mut self, worker: WorkerId, now: Time) {
+        while let Some(process) = self.pool.get_mut(worker) {
+            match process.end.take_back(&mut self.messages) {
+                Ok(Some(id)) => {
+                    process.sent -= 1;
+                    self.dispatcher.taken_back(worker, id.into());
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    let slot = process.slot;
+                    log::error!(
+                        "cannot take back from worker slot={slot}: {}",
+                        Plain(&error)
+                    );
+                    break;
+                }
+            }
+        }
+        self.dispatcher.inbox_empty(worker, now);
+    }
+
+    pub(super) fn reap(&mut self, now: Time) {
+        while let Some((pid, end)) = pool::reap() {
+            let Some(worker) = self.pool.worker(pid) else {
+                continue;
+            };
+            // What it said before it died counts, and what it never took up was never lent.
+            self.dispatcher.worker_died(worker);
+            self.carry_out(now);
+            self.on_worker(worker, now);
+            self.collect(worker, now);
+            self.take_back(worker, now);
+            self.dispatcher.worker_gone(worker, now);
+            if let Some(process) = self.pool.get(worker) {
+                let (slot, expected) = (
+                    process.slot,
+                    process.retiring || self.phase != Phase::Serving,
+                );
+                if end == pool::End::Exited(0)
+                    || expected && end == pool::End::Killed(Signal::SIGKILL)
+                {
+                    log::info!("worker retired slot={slot} pid={pid}");
+                } else {
+                    log::warn!("worker died slot={slot} pid={pid}: {end}");
+                }
+            }
+            // Its connections are examined while its process is still known by slot and pid.
+            self.carry_out(now);
+            self.pool.bury(worker, now);
+        }
+    }
+
+    pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
+        let turn = self.dispatcher.turn_number(id);
+        let (Some(process), Some(held)) = (self.pool.get_mut(worker), self.dispatcher.payload(id))
+        else {
+            return self.dispatcher.lend_refused(worker, id, now);
+        };
+        let lend = Lend {
+            id: id.into(),
+            turn,
+            peer: held.peer(),
+            carry: held.carry(),
+        };
+        match process.end.lend(lend, held.descriptor()) {
+            Ok(Lent::Sent) => process.sent += 1,
+            Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),
+            Ok(Lent::Gone) => {
+                self.dispatcher.lend_refused(worker, id, now);
+                self.retire(worker);
+            }
+            Err(error) => {
+                log::error!(
+                    "cannot lend {} to worker slot={}: {}",
+                    held.peer(),
+                    process.slot,
+                    Plain(&error)
+                );
+                self.dispatcher.lend_refused(worker, id, now);
+            }
+        }
+    }
+
+    pub(super) fn examine(&mut self, id: ConnectionId, worker: WorkerId, now: Time) {
+        let turn = self.dispatcher.turn_number(id);
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
+        let verdict = held.examine();
+        if let Some(process) = self.pool.get(worker) {
+            let consequence = match verdict {
+                Verdict::Untouched => "nothing was read, so another worker gets it",
+                Verdict::Consumed => "nothing was sent, so the client gets an error reply",
+                Verdict::Sent => "something was sent, so it is closed",
+            };
+            log::warn!(
+                "worker slot={} pid={} died in turn {turn} of {}: {consequence}",
+                process.slot,
+                process.pid,
+                held.peer()
+            );
+        }
+        self.dispatcher.examined(id, verdict, now);
+    }
+
+    pub(super) fn retire(&mut self, worker: WorkerId) {
+        self.dispatcher.retire(worker);
+        let Some(process) = self.pool.get_mut(worker) else {
+            return;
+        };
+        if !process.retiring {
+            process.retiring = true;
+            if let Err(error) = process.end.retire()
+                && error.raw_os_error() != Some(libc::EPIPE)
+            {
+                log::error!(
+                    "cannot retire worker slot={}: {}",
+                    process.slot,
+                    Plain(&error)
+                );
+            }
+        }
+    }
+}
+
+/// Takes a report into the books, and tells the dispatcher.
+fn note_report(
+    dispatcher: &mut Dispatcher<Held>,
+    worker: WorkerId,
+    report: &Report<'_>,
+    turns: u64,
+    now: Time,
+) -> Result<(), Stray> {
+    let id = report.id.into();
+    let end = TurnEnd {
+        outcome: report.outcome,
+        turns,
+        carries: !report.carry.is_empty(),
+        answered: report.traffic.is_some_and(|traffic| traffic.written > 0),
+    };
+    if !dispatcher.is_lent(worker, id) {
+        return Err(Stray);
+    }
+    if let Some(held) = dispatcher.payload(id) {
+        held.note(report);
+    }
+    dispatcher.report(worker, id, end, now)
+}
+
+fn as_report(entry: &Entry) -> Report<'static> {
+    Report {
+        id: entry.id,
+        outcome: entry.outcome,
+        traffic: Some(entry.traffic),
+        carry: &[],
+    }
+}
+
+fn watch_worker(
+    epoll: BorrowedFd<'_>,
+    worker: WorkerId,
+    process: &Process,
+) -> io::Result<()> {
+    let data = EventData::new_u64(Token::Worker(worker).encode());
+    epoll::add(epoll, &process.end, data, EventFlags::IN)?;
+    // Each ring is an event of its own, and the counter need not be read.
+    let data = EventData::new_u64(Token::Doorbell(worker).encode());
+    epoll::add(
+        epoll,
+        process.board.doorbell(),
+        data,
+        EventFlags::IN | EventFlags::ET,
+    )?;
+    Ok(())
+}
+
+fn warn_of_stray(process: &Process, id: u64) {
+    log::warn!(
+        "worker slot={} pid={} reports connection {id}, which it does not have",
+        process.slot,
+        process.pid
+    );
+}

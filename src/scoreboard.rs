@@ -1,0 +1,446 @@
+//! The shared memory between the master and one worker: what the worker has done, at the cost of no system call.
+//!
+//! Each worker has a board of its own, which the master and that worker alone have mapped. The worker *publishes* its
+//! reports into a ring and rings the *doorbell* (an eventfd in the master's epoll set) only when the master has said
+//! that it sleeps. Whatever the master reads here is the worker's word: it is checked against the master's own table.
+//!
+//! The order of stores and loads is what matters. The worker stores a report, then looks whether the master sleeps; the
+//! master says that it sleeps, then looks for reports. With a sequentially consistent fence between the two steps on
+//! either side, at least one of them sees the other (Dekker). The models below hold that under loom.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::sys::shared::Shared;
+use crate::wire::{Outcome, Traffic};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// How many reports the ring holds. The master never has more connections at a worker than this, so the ring can't be
+/// full for an honest worker.
+#[cfg(not(loom))]
+pub const RING: usize = 96;
+#[cfg(loom)]
+pub const RING: usize = 2;
+
+/// The end of one turn (or of several in a row), as it stands in the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The connection, as the lend named it.
+    pub id: u64,
+    /// What is to become of it.
+    pub outcome: Outcome,
+    /// How many turns the worker served before it reported, at least one.
+    pub turns: u64,
+    /// What these turns moved.
+    pub traffic: Traffic,
+}
+
+/// A cache line of its own: what one side writes must not slow the other's line down.
+#[repr(align(64))]
+#[derive(Debug)]
+struct Line<T>(T);
+
+/// One worker's shared memory.
+#[derive(Debug)]
+pub struct Board {
+    worker: Line<ByWorker>,
+    master: Line<ByMaster>,
+    ring: [Cell; RING],
+}
+
+/// What only the worker writes.
+#[derive(Debug)]
+struct ByWorker {
+    /// Reports that were put into the ring since the start.
+    published: AtomicU64,
+    /// Connections that were taken out of the inbox since the start.
+    taken: AtomicU64,
+}
+
+/// What the master writes; the worker clears `asleep` when it has rung.
+#[derive(Debug)]
+struct ByMaster {
+    /// Reports that were taken out of the ring since the start.
+    collected: AtomicU64,
+    asleep: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Cell {
+    id_and_outcome: AtomicU64,
+    turns: AtomicU64,
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+/// Names of connections leave these bits of their 64 free.
+const OUTCOME_SHIFT: u32 = 60;
+
+const OUTCOMES: [Outcome; 5] = [
+    Outcome::Park,
+    Outcome::ParkWrite,
+    Outcome::Again,
+    Outcome::Close,
+    Outcome::Linger,
+];
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            worker: Line(ByWorker {
+                published: AtomicU64::new(0),
+                taken: AtomicU64::new(0),
+            }),
+            master: Line(ByMaster {
+                collected: AtomicU64::new(0),
+                asleep: AtomicU64::new(0),
+            }),
+            ring: std::array::from_fn(|_| Cell {
+                id_and_outcome: AtomicU64::new(0),
+                turns: AtomicU64::new(0),
+                read: AtomicU64::new(0),
+                written: AtomicU64::new(0),
+            }),
+        }
+    }
+}
+
+/// What publishing a report calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+enum Published {
+    /// The master will see it by itself.
+    Seen,
+    /// The master sleeps: ring.
+    Ring,
+    /// The ring is full; nothing was published.
+    Full,
+}
+
+impl Board {
+    // ---- the worker's side; one thread at a time --------------------------------------------------------------
+
+    fn publish(&self, entry: &Entry) -> Published {
+        let published = self.worker.0.published.load(Ordering::Relaxed);
+        if published - self.master.0.collected.load(Ordering::Acquire) >= RING as u64 {
+            return Published::Full;
+        }
+        let cell = &self.ring[published as usize % RING];
+        let outcome = OUTCOMES
+            .iter()
+            .position(|outcome| *outcome == entry.outcome);
+        let outcome = outcome.unwrap_or_default() as u64;
+        cell.id_and_outcome
+            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Relaxed);
+        cell.turns.store(entry.turns, Ordering::Relaxed);
+        cell.read.store(entry.traffic.read, Ordering::Relaxed);
+        cell.written.store(entry.traffic.written, Ordering::Relaxed);
+        self.worker
+            .0
+            .published
+            .store(published + 1, Ordering::Release);
+        // Between this store and that load: the master must see the report, or the worker must see it asleep.
+        fence(Ordering::SeqCst);
+        let asleep = &self.master.0.asleep;
+        if asleep.load(Ordering::Relaxed) != 0 && asleep.swap(0, Ordering::Relaxed) != 0 {
+            Published::Ring
+        } else {
+            Published::Seen
+        }
+    }
+
+    // ---- the master's side ------------------------------------------------------------------------------------
+
+    /// The next report, if there is one. `Err` is a report that no honest worker writes.
+    fn collect(&self) -> Option<Result<Entry, Malformed>> {
+        let collected = self.master.0.collected.load(Ordering::Relaxed);
+        let published = self.worker.0.published.load(Ordering::Acquire);
+        if published == collected {
+            return None;
+        }
+        let cell = &self.ring[collected as usize % RING];
+        let word = cell.id_and_outcome.load(Ordering::Relaxed);
+        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize);
+        let entry = outcome.map(|outcome| Entry {
+            id: word & ((1 << OUTCOME_SHIFT) - 1),
+            outcome: *outcome,
+            turns: cell.turns.load(Ordering::Relaxed),
+            traffic: Traffic {
+                read: cell.read.load(Ordering::Relaxed),
+                written: cell.written.load(Ordering::Relaxed),
+            },
+        });
+        self.master
+            .0
+            .collected
+            .store(collected + 1, Ordering::Release);
+        Some(entry.ok_or(Malformed))
+    }
+
+    /// Says that the master goes to sleep; false when there is something to collect first.
+    fn sleep(&self) -> bool {
+        self.master.0.asleep.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let collected = self.master.0.collected.load(Ordering::Relaxed);
+        if self.worker.0.published.load(Ordering::Relaxed) == collected {
+            return true;
+        }
+        self.wake();
+        false
+    }
+
+    fn wake(&self) {
+        self.master.0.asleep.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A report that no honest worker writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+/// A worker's board and doorbell. Made before the fork; the master uses one half of its functions, and the worker the
+/// other, through its [`Publisher`].
+#[derive(Debug)]
+pub struct Scoreboard {
+    board: Shared<Board>,
+    doorbell: EventFd,
+}
+
+impl Scoreboard {
+    /// A board with nothing on it.
+    ///
+    /// # Errors
+    /// What mmap(2) and eventfd(2) fail with.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            board: Shared::new(Board::default())?,
+            doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    /// The eventfd that the worker rings. To be watched edge-triggered: it is never read.
+    #[must_use]
+    pub fn doorbell(&self) -> BorrowedFd<'_> {
+        self.doorbell.as_fd()
+    }
+
+    /// Workers that are started from now on do not have this board.
+    ///
+    /// # Errors
+    /// What madvise(2) fails with.
+    pub fn keep_from_children(&self) -> io::Result<()> {
+        self.board.keep_from_children()
+    }
+
+    /// The worker's half.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher<'_> {
+        Publisher(self)
+    }
+
+    /// The next report, if there is one.
+    pub fn collect(&self) -> Option<Result<Entry, Malformed>> {
+        self.board.collect()
+    }
+
+    /// Asks to be rung for the next report; false, and nothing is asked, when one is there already.
+    #[must_use]
+    pub fn sleep(&self) -> bool {
+        self.board.sleep()
+    }
+
+    /// Wants no ringing: the master looks by itself.
+    pub fn wake(&self) {
+        self.board.wake();
+    }
+
+    /// How many connections the worker has taken out of its inbox since its start.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.board.worker.0.taken.load(Ordering::Relaxed)
+    }
+}
+
+/// The worker's half of its board. There is one, for the ring has one producer.
+#[derive(Debug)]
+pub struct Publisher<'a>(&'a Scoreboard);
+
+impl Publisher<'_> {
+    /// Reports the end of a turn; false when the report has to go another way, for the ring is full.
+    pub fn publish(&mut self, entry: &Entry) -> bool {
+        match self.0.board.publish(entry) {
+            Published::Seen => true,
+            Published::Ring => {
+                // It can only fail when the counter is full, and then the master is being woken anyway.
+                let _ = self.0.doorbell.write(1);
+                true
+            }
+            Published::Full => false,
+        }
+    }
+
+    /// Notes that a connection was taken out of the inbox.
+    pub fn took(&mut self) {
+        let taken = &self.0.board.worker.0.taken;
+        taken.store(taken.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entry(id: u64) -> Entry {
+        Entry {
+            id,
+            outcome: OUTCOMES[id as usize % OUTCOMES.len()],
+            turns: 1 + id % 3,
+            traffic: Traffic {
+                read: id * 2,
+                written: id * 3,
+            },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reports_come_out_as_they_went_in(steps: Vec<bool>) {
+            let board = Board::default();
+            let (mut sent, mut got) = (0, 0);
+            for publish in steps {
+                if publish {
+                    let full = board.publish(&entry(sent)) == Published::Full;
+                    prop_assert_eq!(full, sent - got == RING as u64);
+                    sent += u64::from(!full);
+                } else if sent == got {
+                    prop_assert_eq!(board.collect(), None);
+                } else {
+                    prop_assert_eq!(board.collect(), Some(Ok(entry(got))));
+                    got += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_doorbell_is_rung_once_and_only_for_a_sleeper() {
+        let board = Board::default();
+        assert_eq!(board.publish(&entry(1)), Published::Seen);
+        assert!(!board.sleep(), "there is something to collect");
+        assert!(board.collect().is_some());
+        assert!(board.sleep());
+        assert_eq!(board.publish(&entry(2)), Published::Ring);
+        assert_eq!(board.publish(&entry(3)), Published::Seen);
+    }
+
+    #[test]
+    fn what_a_rogue_worker_writes_is_refused() {
+        let board = Board::default();
+        let _ = board.publish(&entry(1));
+        board.ring[0]
+            .id_and_outcome
+            .store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(board.collect(), Some(Err(Malformed)));
+        assert_eq!(board.collect(), None);
+    }
+
+    #[test]
+    fn the_board_fits_into_a_page() {
+        assert!(size_of::<Board>() <= 4096);
+    }
+}
+
+/// All interleavings of one worker and the master, with the weak memory of any machine:
+/// `RUSTFLAGS="--cfg loom" cargo test --release --lib scoreboard`.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicBool;
+    use loom::thread;
+
+    fn entry(id: u64) -> Entry {
+        Entry {
+            id,
+            outcome: Outcome::Park,
+            turns: 1,
+            traffic: Traffic {
+                read: id + 10,
+                written: id + 20,
+            },
+        }
+    }
+
+    /// A master that goes to sleep is rung, or had nothing to miss.
+    #[test]
+    fn no_report_is_slept_through() {
+        loom::model(|| {
+            let board = Arc::new(Board::default());
+            let bell = Arc::new(AtomicBool::new(false));
+            let worker = thread::spawn({
+                let (board, bell) = (board.clone(), bell.clone());
+                move || {
+                    for id in 0..2 {
+                        match board.publish(&entry(id)) {
+                            Published::Ring => bell.store(true, Ordering::SeqCst),
+                            Published::Seen => {}
+                            Published::Full => unreachable!("two reports fit"),
+                        }
+                    }
+                }
+            });
+            let mut got = 0;
+            let mut slept = false;
+            for _ in 0..2 {
+                while let Some(report) = board.collect() {
+                    assert_eq!(report, Ok(entry(got)), "whole and in order");
+                    got += 1;
+                }
+                slept = board.sleep();
+                if slept {
+                    break;
+                }
+            }
+            worker.join().expect("the worker does not panic");
+            let missed = board.collect().is_some();
+            assert!(
+                !(slept && missed) || bell.load(Ordering::SeqCst),
+                "slept through a report"
+            );
+        });
+    }
+
+    /// The ring is used again and again without one report overwriting another.
+    #[test]
+    fn a_full_ring_loses_nothing() {
+        loom::model(|| {
+            let board = Arc::new(Board::default());
+            let worker = thread::spawn({
+                let board = board.clone();
+                move || {
+                    (0..3)
+                        .filter(|id| board.publish(&entry(*id)) == Published::Full)
+                        .count() as u64
+                }
+            });
+            let mut got = Vec::new();
+            for _ in 0..2 {
+                got.extend(board.collect());
+            }
+            let refused = worker.join().expect("the worker does not panic");
+            got.extend(std::iter::from_fn(|| board.collect()));
+            assert_eq!(got.len() as u64 + refused, 3);
+            for report in got {
+                let report = report.expect("well-formed");
+                assert_eq!(report, entry(report.id), "no report is torn");
+            }
+        });
+    }
+}
