@@ -1,4 +1,145 @@
 //! Baton: a pre-fork server that lends connections to its workers by SCM_RIGHTS.
+//!
+//! A master process accepts connections and holds them. When a client has sent something, the
+//! master *lends* its connection to a forked worker for one *turn*: it passes the descriptor over a
+//! Unix socket, and keeps its own. The worker reads, answers, and reports what is to become of the
+//! connection. Between turns the connection is *parked* in the master's epoll set and occupies no
+//! worker. So a service is plain blocking code, one client at a time, and yet thousands of idle
+//! clients cost nothing but a descriptor each.
+//!
+//! # A service
+//!
+//! A [`Service`] has one method, [`turn`](Service::turn). It gets the [`Connection`] for "the
+//! client has sent something" and returns a [`Turn`] for "nothing more to do for now". This one
+//! sends each line back in upper case:
+//!
+//! ```no_run
+//! use std::io::{self, Write};
+//!
+//! use batond::{Connection, Fill, Server, Service, Turn};
+//!
+//! struct Shout;
+//!
+//! impl Service for Shout {
+//!     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+//!         let fill = connection.fill()?;
+//!         while let Some(end) = connection.buffer().iter().position(|byte| *byte == b'\n') {
+//!             let line = connection.buffer()[..=end].to_ascii_uppercase();
+//!             connection.consume(line.len());
+//!             connection.write_all(&line)?;
+//!         }
+//!         Ok(if fill == Fill::End { Turn::Close } else { Turn::Park })
+//!     }
+//! }
+//!
+//! fn main() -> batond::Result<()> {
+//!     Server::bind("127.0.0.1:8080")?.workers(4).run(|| Shout)
+//! }
+//! ```
+//!
+//! [`Server::run`] forks the workers, and each makes its own service, after the fork. The service
+//! may hold what its process needs: a database connection, a cache. It keeps nothing about a
+//! client, for the next turn of the same connection may be another worker's. Call `run` from the
+//! main thread, before anything starts a thread: a process with threads cannot be forked safely,
+//! and `run` then starts no worker.
+//!
+//! # How a turn ends
+//!
+//! | return | when | what the master does |
+//! | --- | --- | --- |
+//! | [`Turn::Park`] | the client is to speak next | waits until it sends something |
+//! | [`Turn::ParkForWriting`] | [`write_now`](Connection::write_now) took not everything | waits until the client has read some of it |
+//! | [`Turn::Again`] | the buffer holds more to do | lends it again, after the others that wait |
+//! | [`Turn::Close`] | all is said | closes it |
+//! | [`Turn::Linger`] | all is said, but the client may still be sending | ends the sending side, drains the rest, closes it |
+//! | an error | the client is gone, or makes no sense | closes it |
+//!
+//! Prefer [`fill`](Connection::fill), which never sleeps, and [`Turn::Park`] to a read that sleeps:
+//! while a turn sleeps, its worker serves nobody else. No sleep in a read or a write on the
+//! connection is longer than [`Server::client_timeout`].
+//!
+//! # The carry
+//!
+//! What was read and not consumed is the *carry*. It goes back to the master with the report and is
+//! in [`Connection::buffer`] when the next turn begins, whichever worker serves it. So half a
+//! request needs no code: leave it where it is, and park. There are at most 64 KiB of it.
+//!
+//! A service can be tested without a server, on one end of a socket pair:
+//!
+//! ```
+//! use std::io::{self, Read, Write};
+//! use std::os::unix::net::UnixStream;
+//!
+//! use batond::{Connection, Peer, Service, Turn};
+//! # use batond::Fill;
+//! # struct Shout;
+//! # impl Service for Shout {
+//! #     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+//! #         let fill = connection.fill()?;
+//! #         while let Some(end) = connection.buffer().iter().position(|byte| *byte == b'\n') {
+//! #             let line = connection.buffer()[..=end].to_ascii_uppercase();
+//! #             connection.consume(line.len());
+//! #             connection.write_all(&line)?;
+//! #         }
+//! #         Ok(if fill == Fill::End { Turn::Close } else { Turn::Park })
+//! #     }
+//! # }
+//!
+//! let (ours, mut client) = UnixStream::pair()?;
+//! let mut connection = Connection::adopt(ours, Peer::Unix);
+//!
+//! client.write_all(b"one\ntw")?;
+//! assert_eq!(Shout.turn(&mut connection)?, Turn::Park);
+//! assert_eq!(connection.buffer(), b"tw");
+//!
+//! client.write_all(b"o\n")?;
+//! assert_eq!(Shout.turn(&mut connection)?, Turn::Park);
+//! let mut answer = [0; 8];
+//! client.read_exact(&mut answer)?;
+//! assert_eq!(&answer, b"ONE\nTWO\n");
+//! # io::Result::Ok(())
+//! ```
+//!
+//! # When a worker dies
+//!
+//! A panic or an abort ends the worker process. It costs the turn in hand, and no other connection:
+//! the master still has them all, and starts another worker. What becomes of the turn follows from
+//! the kernel's counters of the connection: nothing read and nothing sent, and another worker gets
+//! it; something read, and the client gets the service's [`Conduct::crashed`] reply; something
+//! sent, and it is closed. [`Service::conduct`] holds the replies that the master may send in the
+//! service's name.
+//!
+//! # HTTP
+//!
+//! [`http::Http`] is a service that speaks HTTP/1.1 and leaves the answers to a
+//! [`Handler`](http::Handler). A closure will do:
+//!
+//! ```no_run
+//! use batond::Server;
+//! use batond::http::{Http, Request, Response};
+//!
+//! fn main() -> batond::Result<()> {
+//!     Server::bind(":8080")?.run(|| {
+//!         let mut served = 0;
+//!         Http::new(move |request: &mut Request<'_>| {
+//!             served += 1;
+//!             Response::text(format!("{}: request {served} here\n", request.path()))
+//!         })
+//!     })
+//! }
+//! ```
+//!
+//! [`http::Files`] serves the files beneath a directory. [`Echo`] is the smallest service.
+//!
+//! # Passing descriptors
+//!
+//! [`fdpass`] is the mechanism alone: send and receive descriptors over any Unix socket, without a
+//! server. [`wire`] is the format of the messages between master and worker.
+//!
+//! # Logging
+//!
+//! The server logs through the [`log`] crate: workers that come, go and die, addresses, trouble. A
+//! program that installs no logger sees none of it.
 
 #[doc(hidden)]
 pub mod cli;
