@@ -409,7 +409,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Reads the text for curl: `… worker 3 (pid 456) … turn 2 … master (pid 123)`.
+    /// Reads the text for curl: `worker slot 3, pid 456`, `turn 2 …`, `master pid 123`.
     #[track_caller]
     pub fn of(reply: &Reply) -> Self {
         assert_eq!(reply.status, 200, "{reply:?}");
@@ -428,7 +428,7 @@ impl Served {
                 .unwrap_or_else(|| panic!("no number after {names:?} in {text:?}"))
         };
         Self {
-            slot: number(&["worker"]).parse().expect("a slot"),
+            slot: number(&["worker", "slot"]).parse().expect("a slot"),
             worker: number(&["pid"]).parse().expect("a pid"),
             turn: number(&["turn"]).parse().expect("a turn"),
             master: number(&["master", "pid"]).parse().expect("a pid"),
