@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::process::DEADLINE;
 
@@ -32,6 +32,14 @@ impl Endpoint {
             _ => {}
         }
         Some(Self::Tcp(address))
+    }
+
+    /// The same as seen from elsewhere, if the server that says so runs in `directory`.
+    pub fn within(self, directory: &Path) -> Self {
+        match self {
+            Self::Unix(path) => Self::Unix(directory.join(path)),
+            tcp => tcp,
+        }
     }
 
     /// The TCP address.
