@@ -85,8 +85,13 @@ impl FromStr for Address {
             .map_err(|_| BadAddress("the port is not a number from 0 to 65535"))?;
         match host {
             "" => Ok(Self::Any(port)),
-            host if host.contains([':', '[', ']']) => Err(BadAddress("the IPv6 address is not valid")),
-            host if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
+            host if host.contains([':', '[', ']']) => {
+                Err(BadAddress("the IPv6 address is not valid"))
+            }
+            host if host
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'.') =>
+            {
                 Err(BadAddress("the IPv4 address is not valid"))
             }
             host => Ok(Self::Name(host.to_owned(), port)),
@@ -137,7 +142,14 @@ mod tests {
 
     #[test]
     fn the_ways_to_write_an_address() {
-        for text in ["127.0.0.1:8080", "[::1]:8080", ":8080", "0.0.0.0:0", "localhost:80", "unix:/run/b.sock"] {
+        for text in [
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            ":8080",
+            "0.0.0.0:0",
+            "localhost:80",
+            "unix:/run/b.sock",
+        ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
         }

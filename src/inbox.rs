@@ -128,10 +128,7 @@ impl MasterEnd {
     ///
     /// # Errors
     /// What recvmsg(2) fails with; `InvalidData` for a message that breaks the format.
-    pub fn receive<'a>(
-        &self,
-        buffer: &'a mut MessageBuffer,
-    ) -> io::Result<Option<FromWorker<'a>>> {
+    pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Option<FromWorker<'a>>> {
         let Some(message) = receive(&self.ours, buffer, 0, Wait::Dont)? else {
             return Ok(None);
         };

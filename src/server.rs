@@ -49,7 +49,10 @@ impl Server {
         A: TryInto<Address, Error: Display>,
     {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let server = Self { listeners: Vec::new(), settings: Settings::for_processors(processors) };
+        let server = Self {
+            listeners: Vec::new(),
+            settings: Settings::for_processors(processors),
+        };
         server.and(address)
     }
 
@@ -61,8 +64,11 @@ impl Server {
     where
         A: TryInto<Address, Error: Display>,
     {
-        let address = address.try_into().map_err(|error| Error::because("listen", error.to_string()))?;
-        self.listeners.extend(listener::bind_all(&address, self.settings.backlog)?);
+        let address = address
+            .try_into()
+            .map_err(|error| Error::because("listen", error.to_string()))?;
+        self.listeners
+            .extend(listener::bind_all(&address, self.settings.backlog)?);
         Ok(self)
     }
 
@@ -90,7 +96,10 @@ impl Server {
     /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(listener::Listener::local_address).collect()
+        self.listeners
+            .iter()
+            .filter_map(listener::Listener::local_address)
+            .collect()
     }
 
     /// Serves until it is told to stop by a signal. Each worker process makes its own service with `make`, after the
@@ -131,6 +140,9 @@ fn raise_descriptor_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
     match raised {
         Ok(limit) => log::debug!("up to {limit} descriptors"),
-        Err(error) => log::warn!("cannot raise the limit of open descriptors: {}", error.desc()),
+        Err(error) => log::warn!(
+            "cannot raise the limit of open descriptors: {}",
+            error.desc()
+        ),
     }
 }

@@ -79,6 +79,12 @@ impl Chains {
         some(self.links[index as usize].after)
     }
 
+    /// Whether `index` is `first` or behind it in the same list.
+    #[must_use]
+    pub fn is_at_or_after(&self, first: u32, index: u32) -> bool {
+        std::iter::successors(Some(first), |at| self.after(*at)).any(|at| at == index)
+    }
+
     /// Adds `index` at the end of `list`.
     pub fn push_back(&mut self, list: &mut List, index: u32) {
         self.link(list, list.last, index, NONE);

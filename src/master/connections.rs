@@ -215,13 +215,15 @@ impl<C> Table<C> {
 
     /// The names of all connections.
     pub fn ids(&self) -> impl Iterator<Item = ConnectionId> + '_ {
-        (0u32..).zip(&self.places).filter_map(|(index, place)| match place {
-            Place::Taken(connection) => Some(ConnectionId {
-                index,
-                serial: connection.serial,
-            }),
-            Place::Vacant { .. } => None,
-        })
+        (0u32..)
+            .zip(&self.places)
+            .filter_map(|(index, place)| match place {
+                Place::Taken(connection) => Some(ConnectionId {
+                    index,
+                    serial: connection.serial,
+                }),
+                Place::Vacant { .. } => None,
+            })
     }
 }
 

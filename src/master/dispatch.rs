@@ -22,7 +22,7 @@ use super::time::Time;
 use super::wheel::Wheel;
 use crate::wire::Outcome;
 use average::Average;
-use workers::{Pace, Workers};
+use workers::{Pace, Tenure, Workers};
 
 pub use workers::{MAX_DEPTH, WorkerId};
 
@@ -184,7 +184,9 @@ impl<C> Dispatcher<C> {
 
     /// What the master holds for a connection.
     pub fn payload(&mut self, id: ConnectionId) -> Option<&mut C> {
-        self.table.get_mut(id).map(|connection| &mut connection.payload)
+        self.table
+            .get_mut(id)
+            .map(|connection| &mut connection.payload)
     }
 
     /// Which turn a connection is in, from 1.
@@ -209,7 +211,11 @@ impl<C> Dispatcher<C> {
     #[must_use]
     pub fn is_lent(&self, worker: WorkerId, id: ConnectionId) -> bool {
         let lent_to = State::Lent(worker.index());
-        self.workers.get(worker).is_some() && self.table.get(id).is_some_and(|connection| connection.state == lent_to)
+        self.workers.get(worker).is_some()
+            && self
+                .table
+                .get(id)
+                .is_some_and(|connection| connection.state == lent_to)
     }
 
     /// The names of all parked connections.
@@ -260,7 +266,11 @@ impl<C> Dispatcher<C> {
 
     /// A lingering connection was drained; `ended` says that the client has sent its last byte.
     pub fn drained(&mut self, id: ConnectionId, ended: bool) {
-        if self.table.get(id).is_some_and(|connection| connection.state == State::Lingering) {
+        if self
+            .table
+            .get(id)
+            .is_some_and(|connection| connection.state == State::Lingering)
+        {
             if ended {
                 self.unpark(id.index());
                 self.close(id.index());
@@ -284,7 +294,11 @@ impl<C> Dispatcher<C> {
 
     /// A worker says that it can serve.
     pub fn worker_ready(&mut self, worker: WorkerId, now: Time) {
-        if self.workers.get(worker).is_some_and(|w| w.pace == Pace::Starting) {
+        if self
+            .workers
+            .get(worker)
+            .is_some_and(|w| w.pace == Pace::Starting)
+        {
             self.workers.set_pace(worker.index(), Pace::Idle);
             self.schedule(now);
         }
@@ -294,7 +308,13 @@ impl<C> Dispatcher<C> {
     ///
     /// # Errors
     /// [`Stray`] when that connection is not lent to that worker.
-    pub fn report(&mut self, worker: WorkerId, id: ConnectionId, end: TurnEnd, now: Time) -> Result<(), Stray> {
+    pub fn report(
+        &mut self,
+        worker: WorkerId,
+        id: ConnectionId,
+        end: TurnEnd,
+        now: Time,
+    ) -> Result<(), Stray> {
         if !self.is_lent(worker, id) {
             return Err(Stray);
         }
@@ -316,7 +336,8 @@ impl<C> Dispatcher<C> {
     pub fn lend_refused(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         self.taken_back(worker, id);
         if self.workers.get(worker).is_some() {
-            self.workers.set_pace(worker.index(), Pace::Slow);
+            self.workers
+                .changed(worker.index(), |worker| worker.full = true);
             self.settle_untouched(worker.index(), now);
         }
         self.schedule(now);
@@ -343,20 +364,31 @@ impl<C> Dispatcher<C> {
 
     /// A worker is to finish what it has, then exit.
     pub fn retire(&mut self, worker: WorkerId) {
-        if self.workers.get(worker).is_some_and(|w| !w.retiring) {
-            self.workers.retire(worker.index());
-            if self.workers.at(worker.index()).lent.is_empty() {
-                self.actions.push(Action::Retire(worker));
-            }
+        if self
+            .workers
+            .get(worker)
+            .is_some_and(|w| w.tenure == Tenure::Serving)
+        {
+            self.workers.dismiss(worker.index(), Tenure::Retiring);
+            self.retire_if_done(worker.index());
         }
     }
 
-    /// A worker has exited. What it had reported was reported, and what was in its inbox was taken back, before.
+    /// A worker's process has ended: it is lent nothing more. Its last reports and what lies in its inbox are to be
+    /// settled next, then [`Dispatcher::worker_gone`].
+    pub fn worker_died(&mut self, worker: WorkerId) {
+        if self.workers.get(worker).is_some() {
+            self.workers.dismiss(worker.index(), Tenure::Dead);
+        }
+    }
+
+    /// A dead worker is settled: whatever is still lent to it was under service.
     pub fn worker_gone(&mut self, worker: WorkerId, now: Time) {
         while let Some(index) = self.workers.get(worker).and_then(|w| w.lent.first()) {
             self.unlend(worker.index(), index);
             self.table.at_mut(index).state = State::Examined;
-            self.actions.push(Action::Examine(self.table.id(index), worker));
+            self.actions
+                .push(Action::Examine(self.table.id(index), worker));
         }
         self.workers.remove(worker);
         self.schedule(now);
@@ -364,7 +396,9 @@ impl<C> Dispatcher<C> {
 
     /// What the kernel says of a connection whose worker died.
     pub fn examined(&mut self, id: ConnectionId, verdict: Verdict, now: Time) {
-        let Some(connection) = self.table.get_mut(id) else { return };
+        let Some(connection) = self.table.get_mut(id) else {
+            return;
+        };
         if connection.state != State::Examined {
             return;
         }
@@ -375,7 +409,9 @@ impl<C> Dispatcher<C> {
                 self.requeue(id.index());
                 self.schedule(now);
             }
-            Verdict::Untouched | Verdict::Consumed => self.linger(id.index(), Some(Canned::Crashed), now),
+            Verdict::Untouched | Verdict::Consumed => {
+                self.linger(id.index(), Some(Canned::Crashed), now)
+            }
             Verdict::Sent => self.close(id.index()),
         }
     }
@@ -393,7 +429,10 @@ impl<C> Dispatcher<C> {
             self.actions.push(Action::TakeBack(self.workers.id(index)));
         }
         let table = &self.table;
-        for index in self.wheel.turn(&mut self.chains, now, |index| table.at(index).deadline) {
+        for index in self
+            .wheel
+            .turn(&mut self.chains, now, |index| table.at(index).deadline)
+        {
             self.deadline_passed(index, now);
         }
         self.shed(now);
@@ -403,12 +442,18 @@ impl<C> Dispatcher<C> {
     /// When [`Dispatcher::tick`] next has something to do, if nothing else happens.
     #[must_use]
     pub fn next_tick(&self) -> Option<Time> {
-        let stale = self.workers.stalest().map(|(_, progress)| progress.after(self.limits.patience));
+        let stale = self
+            .workers
+            .stalest()
+            .map(|(_, progress)| progress.after(self.limits.patience));
         let shed = self.limits.queue_wait.and_then(|wait| {
             let first = self.ready.first()?;
             Some(self.table.at(first).ready_at.after(wait))
         });
-        [stale, shed, self.wheel.next(), self.workers.next_pardon()].into_iter().flatten().min()
+        [stale, shed, self.wheel.next(), self.workers.next_pardon()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Ends service: parked connections close, the ready ones are still served, each for one turn.
@@ -438,7 +483,11 @@ impl<C> Dispatcher<C> {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkWrite if self.stopping => self.close(index),
             Outcome::Park => {
-                let limit = if end.carries { self.owed(index, now) } else { self.limits.idle };
+                let limit = if end.carries {
+                    self.owed(index, now)
+                } else {
+                    self.limits.idle
+                };
                 self.park(index, Interest::Read, limit, now);
             }
             Outcome::ParkWrite => self.park(index, Interest::Write, self.limits.idle, now),
@@ -451,7 +500,9 @@ impl<C> Dispatcher<C> {
     fn owed(&mut self, index: u32, now: Time) -> Option<Duration> {
         let connection = self.table.at_mut(index);
         let since = *connection.partial_since.get_or_insert(connection.ready_at);
-        self.limits.head.map(|limit| limit.saturating_sub(now.since(since)))
+        self.limits
+            .head
+            .map(|limit| limit.saturating_sub(now.since(since)))
     }
 
     fn deadline_passed(&mut self, index: u32, now: Time) {
@@ -468,12 +519,14 @@ impl<C> Dispatcher<C> {
         // Without a limit the deadline is never: the wheel sees it once a round.
         let deadline = limit.map_or(Time(u64::MAX / 2), |limit| now.after(limit));
         self.wait(index, State::Parked, deadline, now);
-        self.actions.push(Action::Arm(self.table.id(index), interest));
+        self.actions
+            .push(Action::Arm(self.table.id(index), interest));
     }
 
     fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
         self.wait(index, State::Lingering, now.after(self.limits.linger), now);
-        self.actions.push(Action::Linger(self.table.id(index), reply));
+        self.actions
+            .push(Action::Linger(self.table.id(index), reply));
     }
 
     fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
@@ -485,7 +538,8 @@ impl<C> Dispatcher<C> {
     }
 
     fn unpark(&mut self, index: u32) {
-        self.wheel.remove(&mut self.chains, index, self.table.at(index).deadline);
+        self.wheel
+            .remove(&mut self.chains, index, self.table.at(index).deadline);
     }
 
     /// Puts the connection at the end of the ready queue, or turns it away if that is full.
@@ -520,7 +574,9 @@ impl<C> Dispatcher<C> {
 
     /// Turns away what has waited for too long.
     fn shed(&mut self, now: Time) {
-        let Some(bound) = self.limits.queue_wait else { return };
+        let Some(bound) = self.limits.queue_wait else {
+            return;
+        };
         while let Some(first) = self.ready.first() {
             if self.table.at(first).ready_at.after(bound) > now {
                 break;
@@ -538,7 +594,9 @@ impl<C> Dispatcher<C> {
 
     fn schedule(&mut self, now: Time) {
         while let Some(index) = self.ready.first() {
-            let Some(worker) = self.workers.next(self.depth()) else { break };
+            let Some(worker) = self.workers.next(self.depth()) else {
+                break;
+            };
             self.chains.remove(&mut self.ready, index);
             self.lend(worker, index, now);
         }
@@ -561,18 +619,16 @@ impl<C> Dispatcher<C> {
         } else {
             self.workers.changed(worker, add);
         }
-        self.actions.push(Action::Lend(self.workers.id(worker), self.table.id(index)));
+        self.actions
+            .push(Action::Lend(self.workers.id(worker), self.table.id(index)));
     }
 
     /// Takes a connection out of what is lent to a worker, because the worker has reported it.
     fn return_from(&mut self, worker: u32, index: u32, now: Time) {
         let (chains, table) = (&mut self.chains, &mut self.table);
         self.workers.moved(worker, now, |worker| {
-            take_out(chains, worker, index);
-            if let Some(next) = worker.waiting {
-                // The turn that ended made room for the first one that waited.
+            if let Some(next) = take_out(chains, worker, index) {
                 table.at_mut(next).started = now;
-                worker.waiting = chains.after(next);
             }
         });
         self.retire_if_done(worker);
@@ -581,7 +637,9 @@ impl<C> Dispatcher<C> {
     /// Takes a connection out of what is lent to a worker, without the worker's doing.
     fn unlend(&mut self, worker: u32, index: u32) {
         let chains = &mut self.chains;
-        self.workers.changed(worker, |worker| take_out(chains, worker, index));
+        self.workers.changed(worker, |worker| {
+            take_out(chains, worker, index);
+        });
     }
 
     /// A worker from which connections were taken: if it has none left, it did not take up a single one.
@@ -595,7 +653,7 @@ impl<C> Dispatcher<C> {
 
     fn retire_if_done(&mut self, worker: u32) {
         let state = self.workers.at(worker);
-        if state.retiring && state.lent.is_empty() {
+        if state.tenure == Tenure::Retiring && state.lent.is_empty() {
             self.actions.push(Action::Retire(self.workers.id(worker)));
         }
     }
@@ -611,9 +669,14 @@ impl<C> Dispatcher<C> {
     }
 }
 
-fn take_out(chains: &mut Chains, worker: &mut workers::Worker, index: u32) {
-    if worker.waiting == Some(index) {
-        worker.waiting = chains.after(index);
+/// Takes a connection out of what is lent to a worker. The first one that waited can be taken up in its place, and is
+/// returned, unless it was waiting itself.
+fn take_out(chains: &mut Chains, worker: &mut workers::Worker, index: u32) -> Option<u32> {
+    let waiting = worker.waiting;
+    let waited = waiting.is_some_and(|first| chains.is_at_or_after(first, index));
+    if waiting == Some(index) || !waited {
+        worker.waiting = waiting.and_then(|first| chains.after(first));
     }
     chains.remove(&mut worker.lent, index);
+    waiting.filter(|_| !waited)
 }

@@ -31,7 +31,13 @@ impl Held {
     /// A connection that was just accepted.
     #[must_use]
     pub fn new(socket: OwnedFd, peer: Peer) -> Self {
-        Self { socket, peer, carry: Box::default(), watched: false, total: Traffic::default() }
+        Self {
+            socket,
+            peer,
+            carry: Box::default(),
+            watched: false,
+            total: Traffic::default(),
+        }
     }
 
     /// The client.
@@ -56,7 +62,10 @@ impl Held {
             // An external worker that does not count: the kernel does.
             None => {
                 if let Ok(progress) = tcp::progress(&self.socket) {
-                    self.total = Traffic { read: progress.read, written: progress.written };
+                    self.total = Traffic {
+                        read: progress.read,
+                        written: progress.written,
+                    };
                 }
             }
         }
@@ -68,14 +77,20 @@ impl Held {
     /// Whether the client has sent something that nobody has read yet.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        !self.carry.is_empty() || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
+        !self.carry.is_empty()
+            || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
     }
 
     /// Wants one event of this connection from the epoll set.
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
-    pub fn watch(&mut self, epoll: BorrowedFd<'_>, interest: Interest, token: u64) -> io::Result<()> {
+    pub fn watch(
+        &mut self,
+        epoll: BorrowedFd<'_>,
+        interest: Interest,
+        token: u64,
+    ) -> io::Result<()> {
         let what = match interest {
             Interest::Read => EventFlags::IN | EventFlags::RDHUP,
             Interest::Write => EventFlags::OUT,
@@ -96,7 +111,11 @@ impl Held {
     /// What send(2) and shutdown(2) fail with: the client is gone.
     pub fn finish(&mut self, last_words: &[u8]) -> io::Result<()> {
         if !last_words.is_empty() {
-            let sent = send(&self.socket, last_words, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+            let sent = send(
+                &self.socket,
+                last_words,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            )?;
             self.total.written += sent as u64;
         }
         shutdown(&self.socket, Shutdown::Write)?;

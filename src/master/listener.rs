@@ -81,10 +81,16 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
         Address::Inet(address) => Ok(vec![inet(*address, backlog).map_err(failed)?]),
         Address::Any(port) => Ok(vec![any(*port, backlog).map_err(failed)?]),
         Address::Name(name, port) => {
-            let mut addresses: Vec<_> = (name.as_str(), *port).to_socket_addrs().map_err(failed)?.collect();
+            let mut addresses: Vec<_> = (name.as_str(), *port)
+                .to_socket_addrs()
+                .map_err(failed)?
+                .collect();
             addresses.sort_unstable();
             addresses.dedup();
-            addresses.into_iter().map(|address| inet(address, backlog).map_err(failed)).collect()
+            addresses
+                .into_iter()
+                .map(|address| inet(address, backlog).map_err(failed))
+                .collect()
         }
         Address::Unix(path) => {
             clear(path)?;
@@ -104,7 +110,11 @@ fn any(port: u16, backlog: i32) -> io::Result<Listener> {
 }
 
 fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -114,7 +124,11 @@ fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
     bind(&socket, &address)?;
     listen(&socket, backlog)?;
     let bound = Bound::Inet(TcpListener::from(socket.try_clone()?).local_addr()?);
-    Ok(Listener { socket, bound, client_timeout: Duration::ZERO })
+    Ok(Listener {
+        socket,
+        bound,
+        client_timeout: Duration::ZERO,
+    })
 }
 
 fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
@@ -127,7 +141,11 @@ fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
         path: path.to_owned(),
         device_and_inode: (metadata.dev(), metadata.ino()),
     };
-    Ok(Listener { socket, bound: Bound::Unix(file), client_timeout: Duration::ZERO })
+    Ok(Listener {
+        socket,
+        bound: Bound::Unix(file),
+        client_timeout: Duration::ZERO,
+    })
 }
 
 /// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which nobody listens.
@@ -139,7 +157,10 @@ fn clear(path: &Path) -> Result<()> {
         Err(error) => return Err(Error::new(attempt(), error)),
     };
     if !metadata.file_type().is_socket() {
-        return Err(Error::because(attempt(), "the path exists and is not a socket"));
+        return Err(Error::because(
+            attempt(),
+            "the path exists and is not a socket",
+        ));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -163,7 +184,9 @@ impl Listener {
     /// What setsockopt(2) fails with.
     pub fn configure(&mut self, client_timeout: Duration, defer: Option<Duration>) -> Result<()> {
         self.client_timeout = client_timeout;
-        let Bound::Inet(_) = self.bound else { return Ok(()) };
+        let Bound::Inet(_) = self.bound else {
+            return Ok(());
+        };
         let options = || -> io::Result<()> {
             sockopt::set_tcp_nodelay(&self.socket, true)?;
             set_timeouts(&self.socket, client_timeout)?;
@@ -181,10 +204,20 @@ impl Listener {
             Ok((socket, address)) => self.welcome(socket, address),
             Err(error) => match error.raw_os_error() {
                 libc::EAGAIN => Ok(Accepted::Nobody),
-                libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Ok(Accepted::Exhausted(error.into())),
+                libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
+                    Ok(Accepted::Exhausted(error.into()))
+                }
                 // Errors of the new connection itself (accept(2), "Error handling"), and interruptions.
-                libc::EINTR | libc::ECONNABORTED | libc::EPROTO | libc::ENETDOWN | libc::ENETUNREACH
-                | libc::ENOPROTOOPT | libc::EHOSTDOWN | libc::EHOSTUNREACH | libc::ENONET | libc::EOPNOTSUPP
+                libc::EINTR
+                | libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET
+                | libc::EOPNOTSUPP
                 | libc::EPERM => Ok(Accepted::Lost),
                 _ => Err(error.into()),
             },
@@ -193,10 +226,12 @@ impl Listener {
 
     fn welcome(&self, socket: OwnedFd, address: Option<SocketAddrAny>) -> io::Result<Accepted> {
         match self.bound {
-            Bound::Inet(_) => match address.and_then(|address| SocketAddr::try_from(address).ok()) {
-                Some(address) => Ok(Accepted::Connection(socket, Peer::Inet(address))),
-                None => Ok(Accepted::Lost),
-            },
+            Bound::Inet(_) => {
+                match address.and_then(|address| SocketAddr::try_from(address).ok()) {
+                    Some(address) => Ok(Accepted::Connection(socket, Peer::Inet(address))),
+                    None => Ok(Accepted::Lost),
+                }
+            }
             Bound::Unix(_) => {
                 // Unix sockets inherit no timeouts.
                 set_timeouts(&socket, self.client_timeout)?;

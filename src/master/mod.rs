@@ -100,14 +100,16 @@ enum Accepting {
     /// The dispatcher has enough.
     Full,
     /// No descriptor or memory is left; tried again then.
-    Exhausted { until: Time },
+    Exhausted {
+        until: Time,
+    },
 }
 
 /// See the module.
 pub struct Master<'a> {
     settings: &'a Settings,
     conduct: Conduct,
-    main: &'a WorkerMain,
+    main: &'a WorkerMain<'a>,
     dispatcher: Dispatcher<Held>,
     pool: Pool,
     listeners: Vec<Listener>,
@@ -133,12 +135,17 @@ pub fn run(
     conduct: Conduct,
     limits: dispatch::Limits,
     listeners: Vec<Listener>,
-    main: &WorkerMain,
+    main: &WorkerMain<'_>,
 ) -> Result<()> {
     let mut inherited = sys::process::open_descriptors();
-    inherited.retain(|fd| listeners.iter().all(|listener| listener.as_fd().as_raw_fd() != *fd));
+    inherited.retain(|fd| {
+        listeners
+            .iter()
+            .all(|listener| listener.as_fd().as_raw_fd() != *fd)
+    });
     let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
-    let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(|e| failed("create an epoll set")(e.into()))?;
+    let epoll =
+        epoll::create(CreateFlags::CLOEXEC).map_err(|e| failed("create an epoll set")(e.into()))?;
     let signals = Signals::catch().map_err(failed("catch signals"))?;
     let mut master = Master {
         settings,
@@ -177,7 +184,9 @@ impl Master<'_> {
             for (index, listener) in self.listeners.iter().enumerate() {
                 self.watch(listener, Token::Listener(index))?;
             }
-            self.signals.as_ref().map_or(Ok(()), |signals| self.watch(signals, Token::Signals))
+            self.signals
+                .as_ref()
+                .map_or(Ok(()), |signals| self.watch(signals, Token::Signals))
         };
         watch_all().map_err(|error| Error::new("watch the listeners", error))
     }
@@ -217,12 +226,27 @@ impl Master<'_> {
             Phase::Stopping { until, .. } | Phase::Retiring { until, .. } => Some(until),
             Phase::Serving | Phase::Over => None,
         };
-        let next = [self.dispatcher.next_tick(), exhausted, phase, self.pool.next_due()].into_iter().flatten().min();
+        let next = [
+            self.dispatcher.next_tick(),
+            exhausted,
+            phase,
+            self.pool.next_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         let timeout = next.map(|time| {
             let wait = time.since(now);
-            Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() }
+            Timespec {
+                tv_sec: wait.as_secs() as i64,
+                tv_nsec: wait.subsec_nanos().into(),
+            }
         });
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(events),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => log::error!("cannot wait for events: {error}"),
         }
@@ -240,7 +264,9 @@ impl Master<'_> {
     // ---- connections ------------------------------------------------------------------------------------------
 
     fn on_connection(&mut self, id: ConnectionId, flags: EventFlags, now: Time) {
-        let Some(held) = self.dispatcher.payload(id) else { return };
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
         let reset = flags.contains(EventFlags::ERR) || flags.contains(EventFlags::HUP);
         let ended = flags.contains(EventFlags::RDHUP);
         // A client that has only gone needs no worker to say good-bye to it.
@@ -256,7 +282,9 @@ impl Master<'_> {
             if self.accepting != Accepting::Yes {
                 return;
             }
-            let Some(listener) = self.listeners.get(index) else { return };
+            let Some(listener) = self.listeners.get(index) else {
+                return;
+            };
             match listener.accept() {
                 Ok(Accepted::Connection(socket, peer)) => {
                     let held = Held::new(socket, peer);
@@ -268,11 +296,15 @@ impl Master<'_> {
                 Ok(Accepted::Nobody) => return,
                 Ok(Accepted::Exhausted(error)) => {
                     log::warn!("cannot accept on {listener}: {}; pausing", Plain(&error));
-                    self.pause(Accepting::Exhausted { until: now.after(EXHAUSTED_PAUSE) });
+                    self.pause(Accepting::Exhausted {
+                        until: now.after(EXHAUSTED_PAUSE),
+                    });
                 }
                 Err(error) => {
                     log::error!("cannot accept on {listener}: {}; pausing", Plain(&error));
-                    self.pause(Accepting::Exhausted { until: now.after(EXHAUSTED_PAUSE) });
+                    self.pause(Accepting::Exhausted {
+                        until: now.after(EXHAUSTED_PAUSE),
+                    });
                 }
             }
         }
@@ -313,10 +345,14 @@ impl Master<'_> {
             let worker = self.dispatcher.worker_started(1);
             let (signals, main) = (&mut self.signals, self.main);
             let detach = || drop(signals.take());
-            match self.pool.start(slot, worker, &self.inherited, detach, main, now) {
+            match self
+                .pool
+                .start(slot, worker, &self.inherited, detach, main, now)
+            {
                 Ok(process) => {
                     let data = EventData::new_u64(Token::Worker(worker).encode());
-                    if let Err(error) = epoll::add(&self.epoll, &process.end, data, EventFlags::IN) {
+                    if let Err(error) = epoll::add(&self.epoll, &process.end, data, EventFlags::IN)
+                    {
                         log::error!("cannot watch worker slot={slot}: {error}");
                     }
                 }
@@ -377,7 +413,11 @@ impl Master<'_> {
                 Ok(Some(id)) => self.dispatcher.taken_back(worker, id.into()),
                 Ok(None) => break,
                 Err(error) => {
-                    log::error!("cannot take back from worker slot={}: {}", process.slot, Plain(&error));
+                    log::error!(
+                        "cannot take back from worker slot={}: {}",
+                        process.slot,
+                        Plain(&error)
+                    );
                     break;
                 }
             }
@@ -387,14 +427,23 @@ impl Master<'_> {
 
     fn reap(&mut self, now: Time) {
         while let Some((pid, end)) = pool::reap() {
-            let Some(worker) = self.pool.worker(pid) else { continue };
+            let Some(worker) = self.pool.worker(pid) else {
+                continue;
+            };
             // What it said before it died counts, and what it never took up was never lent.
+            self.dispatcher.worker_died(worker);
+            self.carry_out(now);
             self.on_worker(worker, now);
             self.take_back(worker, now);
             self.dispatcher.worker_gone(worker, now);
             if let Some(process) = self.pool.get(worker) {
-                let (slot, expected) = (process.slot, process.retiring || self.phase != Phase::Serving);
-                if end == pool::End::Exited(0) || expected && end == pool::End::Killed(Signal::SIGKILL) {
+                let (slot, expected) = (
+                    process.slot,
+                    process.retiring || self.phase != Phase::Serving,
+                );
+                if end == pool::End::Exited(0)
+                    || expected && end == pool::End::Killed(Signal::SIGKILL)
+                {
                     log::info!("worker retired slot={slot} pid={pid}");
                 } else {
                     log::warn!("worker died slot={slot} pid={pid}: {end}");
@@ -428,7 +477,9 @@ impl Master<'_> {
             Action::TakeBack(worker) => self.take_back(worker, now),
             Action::Arm(id, interest) => {
                 let epoll = self.epoll.as_fd();
-                let Some(held) = self.dispatcher.payload(id) else { return };
+                let Some(held) = self.dispatcher.payload(id) else {
+                    return;
+                };
                 if let Err(error) = held.watch(epoll, interest, Token::Connection(id).encode()) {
                     log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
                     self.dispatcher.broken(id);
@@ -436,7 +487,9 @@ impl Master<'_> {
             }
             Action::Linger(id, reply) => self.linger(id, reply),
             Action::Drain(id) => {
-                let Some(held) = self.dispatcher.payload(id) else { return };
+                let Some(held) = self.dispatcher.payload(id) else {
+                    return;
+                };
                 let ended = held.drain(&mut self.scratch).unwrap_or(true);
                 self.dispatcher.drained(id, ended);
             }
@@ -455,10 +508,16 @@ impl Master<'_> {
 
     fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         let turn = self.dispatcher.turn_number(id);
-        let (Some(process), Some(held)) = (self.pool.get(worker), self.dispatcher.payload(id)) else {
+        let (Some(process), Some(held)) = (self.pool.get(worker), self.dispatcher.payload(id))
+        else {
             return self.dispatcher.lend_refused(worker, id, now);
         };
-        let lend = Lend { id: id.into(), turn, peer: held.peer(), carry: held.carry() };
+        let lend = Lend {
+            id: id.into(),
+            turn,
+            peer: held.peer(),
+            carry: held.carry(),
+        };
         match process.end.lend(lend, held.descriptor()) {
             Ok(Lent::Sent) => {}
             Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),
@@ -467,7 +526,12 @@ impl Master<'_> {
                 self.retire(worker);
             }
             Err(error) => {
-                log::error!("cannot lend {} to worker slot={}: {}", held.peer(), process.slot, Plain(&error));
+                log::error!(
+                    "cannot lend {} to worker slot={}: {}",
+                    held.peer(),
+                    process.slot,
+                    Plain(&error)
+                );
                 self.dispatcher.lend_refused(worker, id, now);
             }
         }
@@ -480,7 +544,9 @@ impl Master<'_> {
             Some(Canned::Overloaded) => &self.conduct.overloaded,
             Some(Canned::RequestTimeout) => &self.conduct.request_timeout,
         };
-        let Some(held) = self.dispatcher.payload(id) else { return };
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
         let wordless = reply.is_some() && last_words.is_empty();
         let token = Token::Connection(id).encode();
         let ended = held
@@ -493,7 +559,9 @@ impl Master<'_> {
 
     fn examine(&mut self, id: ConnectionId, worker: WorkerId, now: Time) {
         let turn = self.dispatcher.turn_number(id);
-        let Some(held) = self.dispatcher.payload(id) else { return };
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
         let verdict = held.examine();
         if let Some(process) = self.pool.get(worker) {
             let consequence = match verdict {
@@ -513,13 +581,19 @@ impl Master<'_> {
 
     fn retire(&mut self, worker: WorkerId) {
         self.dispatcher.retire(worker);
-        let Some(process) = self.pool.get_mut(worker) else { return };
+        let Some(process) = self.pool.get_mut(worker) else {
+            return;
+        };
         if !process.retiring {
             process.retiring = true;
             if let Err(error) = process.end.retire()
                 && error.raw_os_error() != Some(libc::EPIPE)
             {
-                log::error!("cannot retire worker slot={}: {}", process.slot, Plain(&error));
+                log::error!(
+                    "cannot retire worker slot={}: {}",
+                    process.slot,
+                    Plain(&error)
+                );
             }
         }
     }
@@ -527,7 +601,11 @@ impl Master<'_> {
     // ---- signals, and the end ---------------------------------------------------------------------------------
 
     fn on_signals(&mut self, now: Time) {
-        let requests = self.signals.as_mut().map(Signals::requests).unwrap_or_default();
+        let requests = self
+            .signals
+            .as_mut()
+            .map(Signals::requests)
+            .unwrap_or_default();
         for request in requests {
             match request {
                 Request::Reap => self.reap(now),
@@ -561,9 +639,15 @@ impl Master<'_> {
             }
             Phase::Over => {}
             Phase::Serving => {
-                log::info!("stopping: at most {} s for what is in hand", self.settings.grace.as_secs());
+                log::info!(
+                    "stopping: at most {} s for what is in hand",
+                    self.settings.grace.as_secs()
+                );
                 let until = now.after(self.settings.grace);
-                self.phase = Phase::Stopping { until, interrupts: u32::from(interrupt) };
+                self.phase = Phase::Stopping {
+                    until,
+                    interrupts: u32::from(interrupt),
+                };
                 self.close_listeners();
                 self.keep_what_has_input(now);
                 self.dispatcher.stop();
@@ -575,7 +659,11 @@ impl Master<'_> {
     fn keep_what_has_input(&mut self, now: Time) {
         let parked: Vec<_> = self.dispatcher.parked().collect();
         for id in parked {
-            if self.dispatcher.payload(id).is_some_and(|held| held.has_input()) {
+            if self
+                .dispatcher
+                .payload(id)
+                .is_some_and(|held| held.has_input())
+            {
                 self.dispatcher.readable(id, now);
             }
         }
@@ -613,7 +701,9 @@ impl Master<'_> {
                 self.phase = Phase::Retiring { until, interrupts };
                 self.advance(now);
             }
-            Phase::Retiring { until, .. } if self.pool.processes().next().is_none() || until <= now => {
+            Phase::Retiring { until, .. }
+                if self.pool.processes().next().is_none() || until <= now =>
+            {
                 self.phase = Phase::Over;
                 self.end_workers();
                 log::info!("stopped");

@@ -24,7 +24,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
 
 /// The main function of a worker process: what it runs, and the exit status.
-pub type WorkerMain = dyn Fn(Seat) -> u8;
+pub type WorkerMain<'a> = dyn Fn(Seat) -> u8 + 'a;
 
 /// One worker process.
 #[derive(Debug)]
@@ -97,20 +97,33 @@ impl Pool {
 
     /// Wants `size` workers from now on. Those beyond it are returned, to be retired.
     pub fn resize(&mut self, size: usize) -> Vec<WorkerId> {
-        self.slots.resize(size, Slot::Vacant { from: Time::default() });
-        let beyond = self.processes().filter(|process| process.slot as usize >= size && !process.retiring);
+        self.slots.resize(
+            size,
+            Slot::Vacant {
+                from: Time::default(),
+            },
+        );
+        let beyond = self
+            .processes()
+            .filter(|process| process.slot as usize >= size && !process.retiring);
         beyond.map(|process| process.worker).collect()
     }
 
     /// The process of a worker.
     #[must_use]
     pub fn get(&self, worker: WorkerId) -> Option<&Process> {
-        self.processes.get(worker.index() as usize)?.as_ref().filter(|process| process.worker == worker)
+        self.processes
+            .get(worker.index() as usize)?
+            .as_ref()
+            .filter(|process| process.worker == worker)
     }
 
     /// The process of a worker.
     pub fn get_mut(&mut self, worker: WorkerId) -> Option<&mut Process> {
-        self.processes.get_mut(worker.index() as usize)?.as_mut().filter(|process| process.worker == worker)
+        self.processes
+            .get_mut(worker.index() as usize)?
+            .as_mut()
+            .filter(|process| process.worker == worker)
     }
 
     /// All processes.
@@ -121,7 +134,9 @@ impl Pool {
     /// The worker whose process this is.
     #[must_use]
     pub fn worker(&self, pid: Pid) -> Option<WorkerId> {
-        self.processes().find(|process| process.pid == pid).map(|process| process.worker)
+        self.processes()
+            .find(|process| process.pid == pid)
+            .map(|process| process.worker)
     }
 
     /// The slot of a worker that is to be started now, if there is one.
@@ -152,7 +167,7 @@ impl Pool {
         worker: WorkerId,
         keep: &[RawFd],
         detach: impl FnOnce(),
-        main: &WorkerMain,
+        main: &WorkerMain<'_>,
         now: Time,
     ) -> Result<&Process> {
         let started = fork_worker(slot, keep, detach, main);
@@ -166,7 +181,15 @@ impl Pool {
         if self.processes.len() <= place {
             self.processes.resize_with(place + 1, || None);
         }
-        let process = Process { pid, slot, end, ready: false, retiring: false, worker, born: now };
+        let process = Process {
+            pid,
+            slot,
+            end,
+            ready: false,
+            retiring: false,
+            worker,
+            born: now,
+        };
         Ok(self.processes[place].insert(process))
     }
 
@@ -192,7 +215,9 @@ impl Pool {
     }
 
     fn grow_delay(&mut self) -> Duration {
-        let delay = self.delay.map_or(FIRST_DELAY, |delay| (delay * 2).min(LAST_DELAY));
+        let delay = self
+            .delay
+            .map_or(FIRST_DELAY, |delay| (delay * 2).min(LAST_DELAY));
         self.delay = Some(delay);
         delay
     }
@@ -230,20 +255,29 @@ fn fork_worker(
     slot: u32,
     keep: &[RawFd],
     detach: impl FnOnce(),
-    main: &WorkerMain,
+    main: &WorkerMain<'_>,
 ) -> io::Result<(Pid, MasterEnd)> {
     let (ours, theirs) = inbox::pair()?;
-    let keep: Vec<_> = keep.iter().copied().chain([theirs.as_fd().as_raw_fd()]).collect();
+    let keep: Vec<_> = keep
+        .iter()
+        .copied()
+        .chain([theirs.as_fd().as_raw_fd()])
+        .collect();
     // No signal may reach the child while it still has the master's handlers: they write into the master's pipe.
     let mut before = SigSet::empty();
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    let pid = sys::process::spawn(&keep, detach, || {
-        match prepare(&theirs, &before) {
-            Ok(()) => main(Seat { slot, inbox: theirs }),
-            Err(error) => {
-                log::error!("cannot set up the worker's signals: {error}");
-                1
-            }
+    sigprocmask(
+        SigmaskHow::SIG_SETMASK,
+        Some(&SigSet::all()),
+        Some(&mut before),
+    )?;
+    let pid = sys::process::spawn(&keep, detach, || match prepare(&theirs, &before) {
+        Ok(()) => main(Seat {
+            slot,
+            inbox: theirs,
+        }),
+        Err(error) => {
+            log::error!("cannot set up the worker's signals: {error}");
+            1
         }
     });
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;

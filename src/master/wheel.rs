@@ -63,7 +63,12 @@ impl Wheel {
 
     /// Calls `due` with each index in the slots up to `now`. An index whose deadline is in a later round stays: `due`
     /// says so by returning the deadline.
-    pub fn turn(&mut self, chains: &mut Chains, now: Time, mut deadline_of: impl FnMut(u32) -> Time) -> Vec<u32> {
+    pub fn turn(
+        &mut self,
+        chains: &mut Chains,
+        now: Time,
+        mut deadline_of: impl FnMut(u32) -> Time,
+    ) -> Vec<u32> {
         let mut due = Vec::new();
         let last = now.0 / TICK_NANOS;
         if self.length == 0 || last <= self.done {

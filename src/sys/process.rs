@@ -20,11 +20,7 @@ const PANICKED: u8 = 101;
 /// # Errors
 /// What fork(2) fails with, and `Unsupported` if this process has more than one thread: after a fork, a lock that
 /// another thread held would stay locked forever (fork(2), NOTES).
-pub fn spawn(
-    keep: &[RawFd],
-    detach: impl FnOnce(),
-    main: impl FnOnce() -> u8,
-) -> io::Result<Pid> {
+pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -> io::Result<Pid> {
     if threads() > 1 {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,

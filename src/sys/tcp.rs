@@ -96,13 +96,7 @@ fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
 fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which lives across the call.
-    checked(unsafe {
-        libc::ioctl(
-            socket.as_fd().as_raw_fd(),
-            libc::TIOCOUTQ,
-            &raw mut count,
-        )
-    })?;
+    checked(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) })?;
     Ok(u64::try_from(count).unwrap_or(0))
 }
 

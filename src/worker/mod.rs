@@ -44,6 +44,11 @@ fn give_back(inbox: &WorkerEnd, connection: Connection, outcome: Outcome) -> io:
     let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
     drop(socket);
     let carry = if outcome.keeps() { buffer.bytes() } else { &[] };
-    inbox.send(&FromWorker::Report(Report { id, outcome, traffic: Some(traffic), carry }))?;
+    inbox.send(&FromWorker::Report(Report {
+        id,
+        outcome,
+        traffic: Some(traffic),
+        carry,
+    }))?;
     Ok(buffer)
 }

@@ -18,12 +18,17 @@ impl Average {
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        Self { nanos: patience, ceiling: patience.saturating_mul(4) }
+        Self {
+            nanos: patience,
+            ceiling: patience.saturating_mul(4),
+        }
     }
 
     /// Counts one duration in.
     pub fn add(&mut self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(self.ceiling);
+        let nanos = u64::try_from(duration.as_nanos())
+            .unwrap_or(u64::MAX)
+            .min(self.ceiling);
         self.nanos = self.nanos - (self.nanos >> WEIGHT_SHIFT) + (nanos >> WEIGHT_SHIFT);
     }
 

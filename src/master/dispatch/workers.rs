@@ -63,15 +63,28 @@ pub enum Pace {
     Suspect(Time),
 }
 
+/// Whether a worker is lent anything more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tenure {
+    /// It is.
+    Serving,
+    /// It is not, and it exits when nothing is lent to it any more.
+    Retiring,
+    /// Its process has ended; what it left behind is being settled.
+    Dead,
+}
+
 /// One worker.
 #[derive(Debug)]
 pub struct Worker {
     /// What it is doing.
     pub pace: Pace,
-    /// It gets nothing more, and exits when nothing is lent to it.
-    pub retiring: bool,
+    /// Whether it is lent anything more.
+    pub tenure: Tenure,
     /// How many turns it serves at the same time.
     pub capacity: usize,
+    /// The kernel took no more for its inbox. It gets nothing more until it has made progress.
+    pub full: bool,
     /// What is lent to it, in the order of lending.
     pub lent: List,
     /// The first connection in `lent` that it can't have taken up yet.
@@ -127,7 +140,8 @@ impl Workers {
         let serial = self.serials[place];
         self.places[place] = Some(Worker {
             pace: Pace::Starting,
-            retiring: false,
+            tenure: Tenure::Serving,
+            full: false,
             capacity,
             lent: List::default(),
             waiting: None,
@@ -162,24 +176,34 @@ impl Workers {
     /// The worker at a place that is known to be taken.
     #[must_use]
     pub fn at(&self, index: u32) -> &Worker {
-        self.places[index as usize].as_ref().expect("a linked worker is in the table")
+        self.places[index as usize]
+            .as_ref()
+            .expect("a linked worker is in the table")
     }
 
     /// The worker at a place that is known to be taken.
     pub fn at_mut(&mut self, index: u32) -> &mut Worker {
-        self.places[index as usize].as_mut().expect("a linked worker is in the table")
+        self.places[index as usize]
+            .as_mut()
+            .expect("a linked worker is in the table")
     }
 
     /// The name of the worker at a place that is known to be taken.
     #[must_use]
     pub fn id(&self, index: u32) -> WorkerId {
-        WorkerId { index, serial: self.at(index).serial }
+        WorkerId {
+            index,
+            serial: self.at(index).serial,
+        }
     }
 
     /// The names of all workers.
     pub fn ids(&self) -> impl Iterator<Item = WorkerId> + '_ {
         (0u32..).zip(&self.places).filter_map(|(index, place)| {
-            place.as_ref().map(|worker| WorkerId { index, serial: worker.serial })
+            place.as_ref().map(|worker| WorkerId {
+                index,
+                serial: worker.serial,
+            })
         })
     }
 
@@ -205,8 +229,13 @@ impl Workers {
         let worker = self.at_mut(index);
         change(worker);
         worker.progress = now;
+        worker.full = false;
         worker.suspicion = FIRST_SUSPICION;
-        worker.pace = if worker.lent.is_empty() { Pace::Idle } else { Pace::Moving };
+        worker.pace = if worker.lent.is_empty() {
+            Pace::Idle
+        } else {
+            Pace::Moving
+        };
         self.link(index);
     }
 
@@ -225,9 +254,9 @@ impl Workers {
     }
 
     /// Ends all lending to the worker.
-    pub fn retire(&mut self, index: u32) {
+    pub fn dismiss(&mut self, index: u32, tenure: Tenure) {
         self.unlink(index);
-        self.at_mut(index).retiring = true;
+        self.at_mut(index).tenure = tenure;
         self.link(index);
     }
 
@@ -242,7 +271,9 @@ impl Workers {
     /// The moving worker that has made no progress for longest, and when it last did.
     #[must_use]
     pub fn stalest(&self) -> Option<(u32, Time)> {
-        self.age_list.first().map(|index| (index, self.at(index).progress))
+        self.age_list
+            .first()
+            .map(|index| (index, self.at(index).progress))
     }
 
     /// Suspects whose time is over are idle again, the last in line.
@@ -257,7 +288,7 @@ impl Workers {
                 self.unlink(index);
                 let worker = self.at_mut(index);
                 worker.pace = Pace::Idle;
-                if !worker.retiring {
+                if worker.tenure == Tenure::Serving {
                     self.idle.push_back(&mut self.idle_list, index);
                 }
             }
@@ -270,17 +301,24 @@ impl Workers {
         if self.suspects == 0 {
             return None;
         }
-        let times = self.places.iter().flatten().filter_map(|worker| match worker.pace {
-            Pace::Suspect(at) => Some(at),
-            _ => None,
-        });
+        let times = self
+            .places
+            .iter()
+            .flatten()
+            .filter_map(|worker| match worker.pace {
+                Pace::Suspect(at) => Some(at),
+                _ => None,
+            });
         times.min()
     }
 
     fn link(&mut self, index: u32) {
-        let (pace, retiring) = (self.at(index).pace, self.at(index).retiring);
+        let (pace, serving) = (
+            self.at(index).pace,
+            self.at(index).tenure == Tenure::Serving,
+        );
         match pace {
-            Pace::Idle if !retiring => self.idle.push_front(&mut self.idle_list, index),
+            Pace::Idle if serving => self.idle.push_front(&mut self.idle_list, index),
             Pace::Moving => {
                 self.age.push_back(&mut self.age_list, index);
                 self.link_room(index);
@@ -291,9 +329,12 @@ impl Workers {
     }
 
     fn unlink(&mut self, index: u32) {
-        let (pace, retiring) = (self.at(index).pace, self.at(index).retiring);
+        let (pace, serving) = (
+            self.at(index).pace,
+            self.at(index).tenure == Tenure::Serving,
+        );
         match pace {
-            Pace::Idle if !retiring => self.idle.remove(&mut self.idle_list, index),
+            Pace::Idle if serving => self.idle.remove(&mut self.idle_list, index),
             Pace::Moving => {
                 self.unlink_room(index);
                 self.age.remove(&mut self.age_list, index);
@@ -306,8 +347,11 @@ impl Workers {
     /// The list of moving workers that this one belongs to, if it may be lent more.
     fn room_list(&self, index: u32) -> Option<usize> {
         let worker = self.at(index);
-        let lendable = worker.pace == Pace::Moving && !worker.retiring;
-        lendable.then(|| worker.key()).filter(|key| *key < self.room_lists.len())
+        let lendable =
+            worker.pace == Pace::Moving && worker.tenure == Tenure::Serving && !worker.full;
+        lendable
+            .then(|| worker.key())
+            .filter(|key| *key < self.room_lists.len())
     }
 
     fn link_room(&mut self, index: u32) {

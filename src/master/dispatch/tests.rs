@@ -1,0 +1,716 @@
+//! The dispatcher against a small model of the world: clients, inboxes and workers that crash, stall, are replaced and
+//! refuse. After every step the whole state is compared and the promises of the module are checked.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_micros(500);
+
+/// One step of a scenario; the number chooses whom it befalls, or how.
+type Step = (u8, u16);
+
+/// A worker as it really is.
+#[derive(Debug, Default)]
+struct Fellow {
+    inbox: VecDeque<ConnectionId>,
+    serving: Vec<ConnectionId>,
+    capacity: usize,
+    stalled: bool,
+    told_to_retire: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    Nothing,
+    Client,
+}
+
+struct World {
+    dispatcher: Dispatcher<u64>,
+    now: Time,
+    fellows: BTreeMap<u64, Fellow>,
+    watched: BTreeMap<u64, Watch>,
+    accepted: u64,
+    closed: u64,
+    refuse_lends: u32,
+    /// Decides what chance decides: verdicts, whether a drained client had more to say.
+    dice: u64,
+    paused: bool,
+    examined_this_turn: BTreeMap<u64, u32>,
+}
+
+impl World {
+    fn new(limits: Limits) -> Self {
+        Self {
+            dispatcher: Dispatcher::new(limits),
+            now: Time(1_000_000_000),
+            fellows: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            accepted: 0,
+            closed: 0,
+            refuse_lends: 0,
+            dice: 1,
+            paused: false,
+            examined_this_turn: BTreeMap::new(),
+        }
+    }
+
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.dice = self
+            .dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.dice >> 33) % sides
+    }
+
+    fn some_fellow(&self, choice: u16) -> Option<WorkerId> {
+        let place = usize::from(choice) % self.fellows.len().max(1);
+        self.fellows.keys().nth(place).map(|id| WorkerId::from(*id))
+    }
+
+    fn some_watched(&self, choice: u16) -> Option<ConnectionId> {
+        let mut waiting = self
+            .watched
+            .iter()
+            .filter(|(_, watch)| **watch == Watch::Client);
+        let count = waiting.clone().count().max(1);
+        waiting
+            .nth(usize::from(choice) % count)
+            .map(|(id, _)| ConnectionId::from(*id))
+    }
+
+    fn step(&mut self, (kind, choice): Step) {
+        self.dice ^= u64::from(choice);
+        match kind {
+            0..=3 => self.accept(choice),
+            4..=7 => self.client_sends(choice),
+            8 => self.client_goes(choice),
+            9..=11 => self.pick_up(choice),
+            12..=16 => self.finish_turn(choice),
+            17 => self.crash(choice),
+            18 => self.stall(choice),
+            19 => self.hire(choice),
+            20 => {
+                if let Some(worker) = self.some_fellow(choice).filter(|_| self.fellows.len() > 2) {
+                    self.dispatcher.retire(worker);
+                }
+            }
+            21 => self.refuse_lends += u32::from(choice % 3),
+            22 | 23 => self.pass(Duration::from_micros(u64::from(choice % 700))),
+            24 => self.pass(Duration::from_millis(u64::from(choice % 300))),
+            _ => self.pass(Duration::from_secs(u64::from(choice % 20))),
+        }
+        self.settle();
+        self.check();
+    }
+
+    fn accept(&mut self, choice: u16) {
+        if !self.paused {
+            let id = self
+                .dispatcher
+                .accepted(self.accepted, choice % 2 == 0, self.now);
+            self.accepted += 1;
+            self.watched.entry(id.into()).or_insert(Watch::Nothing);
+        }
+    }
+
+    fn client_sends(&mut self, choice: u16) {
+        if let Some(id) = self.some_watched(choice) {
+            self.watched.insert(id.into(), Watch::Nothing);
+            self.dispatcher.readable(id, self.now);
+        }
+    }
+
+    fn client_goes(&mut self, choice: u16) {
+        if let Some(id) = self.some_watched(choice) {
+            self.watched.insert(id.into(), Watch::Nothing);
+            self.dispatcher.hung_up(id);
+        }
+    }
+
+    fn pick_up(&mut self, choice: u16) {
+        let Some(worker) = self.some_fellow(choice) else {
+            return;
+        };
+        let fellow = self
+            .fellows
+            .get_mut(&worker.into())
+            .expect("chosen from the map");
+        if !fellow.stalled && fellow.serving.len() < fellow.capacity {
+            fellow.serving.extend(fellow.inbox.pop_front());
+        }
+    }
+
+    fn finish_turn(&mut self, choice: u16) {
+        let Some(worker) = self.some_fellow(choice) else {
+            return;
+        };
+        self.pick_up(choice);
+        let fellow = self
+            .fellows
+            .get_mut(&worker.into())
+            .expect("chosen from the map");
+        if fellow.stalled || fellow.serving.is_empty() {
+            return;
+        }
+        let id = fellow
+            .serving
+            .remove(usize::from(choice) % fellow.serving.len());
+        let outcome = match choice % 11 {
+            0 => Outcome::Close,
+            1 => Outcome::Linger,
+            2 => Outcome::Again,
+            3 => Outcome::ParkWrite,
+            _ => Outcome::Park,
+        };
+        let end = TurnEnd {
+            outcome,
+            carries: outcome.keeps() && choice % 5 == 0,
+            answered: choice % 3 == 0,
+        };
+        self.examined_this_turn.remove(&id.into());
+        assert_eq!(self.dispatcher.report(worker, id, end, self.now), Ok(()));
+        if outcome != Outcome::Again {
+            assert_eq!(
+                self.dispatcher.report(worker, id, end, self.now),
+                Err(Stray),
+                "a turn ends once"
+            );
+        }
+    }
+
+    /// As the master reaps: the inbox is taken back first.
+    fn crash(&mut self, choice: u16) {
+        let Some(worker) = self.some_fellow(choice) else {
+            return;
+        };
+        self.dispatcher.worker_died(worker);
+        self.settle();
+        if choice % 2 == 0 {
+            // Its last report was already under way.
+            self.finish_turn(choice);
+        }
+        let fellow = self
+            .fellows
+            .remove(&worker.into())
+            .expect("chosen from the map");
+        for id in fellow.inbox {
+            self.dispatcher.taken_back(worker, id);
+        }
+        self.dispatcher.inbox_empty(worker, self.now);
+        self.dispatcher.worker_gone(worker, self.now);
+    }
+
+    fn stall(&mut self, choice: u16) {
+        if let Some(worker) = self.some_fellow(choice) {
+            let fellow = self
+                .fellows
+                .get_mut(&worker.into())
+                .expect("chosen from the map");
+            fellow.stalled = !fellow.stalled;
+        }
+    }
+
+    fn hire(&mut self, choice: u16) {
+        if self.fellows.len() < 12 {
+            let capacity = if choice % 4 == 0 { 3 } else { 1 };
+            let worker = self.dispatcher.worker_started(capacity);
+            self.fellows.insert(
+                worker.into(),
+                Fellow {
+                    capacity,
+                    ..Fellow::default()
+                },
+            );
+            self.dispatcher.worker_ready(worker, self.now);
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.dispatcher.tick(self.now);
+    }
+
+    /// Carries out all actions, as the master does.
+    fn settle(&mut self) {
+        for round in 0.. {
+            assert!(
+                round < 1000,
+                "the dispatcher and the master chase each other"
+            );
+            let mut actions = self.dispatcher.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions.drain(..) {
+                self.act(action);
+            }
+            self.dispatcher.reuse(actions);
+        }
+    }
+
+    fn act(&mut self, action: Action<u64>) {
+        match action {
+            Action::Lend(worker, id) => {
+                assert!(
+                    self.watched.contains_key(&id.into()),
+                    "lends what does not exist"
+                );
+                let fellow = self
+                    .fellows
+                    .get_mut(&worker.into())
+                    .expect("lends to a worker that exists");
+                assert!(
+                    !fellow.told_to_retire,
+                    "lends to a worker that was told to exit"
+                );
+                if self.refuse_lends > 0 {
+                    self.refuse_lends -= 1;
+                    self.dispatcher.lend_refused(worker, id, self.now);
+                } else {
+                    fellow.inbox.push_back(id);
+                }
+            }
+            Action::TakeBack(worker) => {
+                let fellow = self
+                    .fellows
+                    .get_mut(&worker.into())
+                    .expect("takes back from a worker that exists");
+                for id in std::mem::take(&mut fellow.inbox) {
+                    self.dispatcher.taken_back(worker, id);
+                }
+                self.dispatcher.inbox_empty(worker, self.now);
+            }
+            Action::Arm(id, _) | Action::Linger(id, _) => {
+                let watch = self
+                    .watched
+                    .get_mut(&id.into())
+                    .expect("watches what exists");
+                *watch = Watch::Client;
+            }
+            Action::Drain(id) => {
+                let ended = self.roll(2) == 0;
+                self.dispatcher.drained(id, ended);
+            }
+            Action::Examine(id, worker) => {
+                assert!(
+                    !self.fellows.contains_key(&worker.into()),
+                    "examines what a living worker has"
+                );
+                let verdict = match self.roll(4) {
+                    0 => Verdict::Sent,
+                    1 => Verdict::Consumed,
+                    _ => Verdict::Untouched,
+                };
+                let times = self.examined_this_turn.entry(id.into()).or_default();
+                *times += 1;
+                assert!(*times <= 2, "one turn was replayed twice");
+                self.dispatcher.examined(id, verdict, self.now);
+            }
+            Action::Retire(worker) => {
+                let fellow = self
+                    .fellows
+                    .get_mut(&worker.into())
+                    .expect("retires a worker that exists");
+                assert!(
+                    fellow.inbox.is_empty() && fellow.serving.is_empty(),
+                    "retires a worker that has something"
+                );
+                assert!(!fellow.told_to_retire, "retires a worker once");
+                fellow.told_to_retire = true;
+            }
+            Action::Close(id, _) => {
+                assert!(
+                    self.watched.remove(&id.into()).is_some(),
+                    "closes what exists, once"
+                );
+                self.examined_this_turn.remove(&id.into());
+                self.closed += 1;
+            }
+            Action::PauseAccepting => self.paused = true,
+            Action::ResumeAccepting => self.paused = false,
+        }
+    }
+
+    fn check(&self) {
+        let d = &self.dispatcher;
+        assert_eq!(
+            d.table.len() as u64,
+            self.accepted - self.closed,
+            "a connection is lost or made up"
+        );
+        assert_eq!(d.table.len(), self.watched.len());
+        let ready: Vec<u32> =
+            std::iter::successors(d.ready.first(), |index| d.chains.after(*index)).collect();
+        let orders: Vec<u64> = ready.iter().map(|index| d.table.at(*index).order).collect();
+        assert!(
+            orders.is_sorted_by(|a, b| a < b),
+            "first come, first served: {orders:?}"
+        );
+        assert!(
+            ready.len() <= d.limits.queue.saturating_add(12 * (MAX_DEPTH + 3)),
+            "the ready queue is bounded"
+        );
+        if !ready.is_empty() {
+            assert_eq!(
+                d.workers.next(d.depth()),
+                None,
+                "a connection waits while a worker has room"
+            );
+        }
+        self.check_states(ready.len());
+        for (id, fellow) in &self.fellows {
+            self.check_worker((*id).into(), fellow);
+        }
+    }
+
+    fn check_states(&self, ready: usize) {
+        let d = &self.dispatcher;
+        let count = |wanted: fn(&State) -> bool| {
+            d.table
+                .ids()
+                .filter(|id| wanted(&d.table.at(id.index()).state))
+                .count()
+        };
+        assert_eq!(count(|state| *state == State::Ready), ready);
+        assert_eq!(
+            count(|state| *state == State::Examined),
+            0,
+            "every examination is concluded"
+        );
+        let lent: usize = self
+            .fellows
+            .values()
+            .map(|fellow| fellow.inbox.len() + fellow.serving.len())
+            .sum();
+        assert_eq!(count(|state| matches!(state, State::Lent(_))), lent);
+        let waiting = self
+            .watched
+            .values()
+            .filter(|watch| **watch == Watch::Client)
+            .count();
+        assert_eq!(
+            count(|state| matches!(state, State::Parked | State::Lingering)),
+            waiting
+        );
+    }
+
+    fn check_worker(&self, id: WorkerId, fellow: &Fellow) {
+        let d = &self.dispatcher;
+        let worker = d.workers.get(id).expect("a living worker is known");
+        let lent: Vec<ConnectionId> =
+            std::iter::successors(worker.lent.first(), |index| d.chains.after(*index))
+                .map(|index| d.table.id(index))
+                .collect();
+        assert_eq!(lent.len(), fellow.inbox.len() + fellow.serving.len());
+        assert!(
+            lent.ends_with(fellow.inbox.as_slices().0) || !fellow.inbox.as_slices().1.is_empty()
+        );
+        assert!(
+            lent.len() < worker.capacity + MAX_DEPTH,
+            "no worker has more than its depth"
+        );
+        assert_eq!(worker.waiting.is_some(), lent.len() > worker.capacity);
+        // Time only passes together with a tick.
+        let stale = worker.progress.after(PATIENCE) <= self.now;
+        assert!(
+            !stale || fellow.inbox.is_empty(),
+            "waits behind a turn for longer than the patience"
+        );
+        if fellow.told_to_retire {
+            assert!(lent.is_empty());
+        }
+    }
+
+    /// After a stop, and with workers that work, everything ends.
+    fn wind_up(&mut self) {
+        self.refuse_lends = 0;
+        self.dispatcher.stop();
+        self.settle();
+        for fellow in self.fellows.values_mut() {
+            fellow.stalled = false;
+        }
+        for round in 0u16..5000 {
+            if self.dispatcher.is_empty() {
+                assert_eq!(self.accepted, self.closed);
+                assert!(self.watched.is_empty());
+                return;
+            }
+            if self.fellows.values().all(|fellow| fellow.told_to_retire) {
+                self.hire(1);
+            }
+            self.finish_turn(round.wrapping_mul(11).wrapping_add(4));
+            if round % 16 == 0 {
+                self.pass(Duration::from_secs(1));
+            }
+            self.settle();
+            self.check();
+        }
+        panic!("{} connections never ended", self.dispatcher.connections());
+    }
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let seconds =
+        |range: std::ops::Range<u64>| proptest::option::of(range.prop_map(Duration::from_secs));
+    (
+        1usize..200,
+        1usize..50,
+        seconds(0..5),
+        seconds(1..30),
+        seconds(1..30),
+        0u64..5,
+    )
+        .prop_map(
+            |(connections, queue, queue_wait, idle, head, linger)| Limits {
+                patience: PATIENCE,
+                connections,
+                queue,
+                queue_wait,
+                idle,
+                head,
+                linger: Duration::from_secs(linger),
+            },
+        )
+}
+
+fn scenario(length: usize) -> impl Strategy<Value = (Limits, Vec<Step>)> {
+    (
+        limits(),
+        proptest::collection::vec((0u8..26, any::<u16>()), 1..length),
+    )
+}
+
+fn play(limits: Limits, steps: Vec<Step>) {
+    let mut world = World::new(limits);
+    for step in steps {
+        world.step(step);
+    }
+    world.wind_up();
+}
+
+fn run(cases: u32, length: usize) {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let mut runner =
+        TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let result = runner.run(&scenario(length), |(limits, steps)| {
+        play(limits, steps);
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn the_promises_hold_whatever_happens() {
+    run(400, 400);
+}
+
+#[test]
+#[ignore = "takes minutes; the same with fewer and shorter scenarios runs always"]
+fn the_promises_hold_whatever_happens_for_long() {
+    run(20_000, 3000);
+}
+
+// ---- single promises, as examples ---------------------------------------------------------------------------------
+
+fn pool(workers: usize) -> (World, Vec<WorkerId>) {
+    let mut world = World::new(Limits::default());
+    for _ in 0..workers {
+        world.hire(1);
+    }
+    let ids = world.fellows.keys().map(|id| WorkerId::from(*id)).collect();
+    (world, ids)
+}
+
+fn done() -> TurnEnd {
+    TurnEnd {
+        outcome: Outcome::Close,
+        carries: false,
+        answered: true,
+    }
+}
+
+/// Lets the pool learn that its turns are short, so that it packs.
+fn make_quick(world: &mut World) {
+    for _ in 0..100 {
+        world.accept(0);
+        world.settle();
+        let (worker, fellow) = world
+            .fellows
+            .iter_mut()
+            .find(|(_, f)| !f.inbox.is_empty())
+            .expect("lent");
+        let (worker, id) = (
+            WorkerId::from(*worker),
+            fellow.inbox.pop_front().expect("lent"),
+        );
+        world.now = world.now.after(Duration::from_micros(10));
+        world
+            .dispatcher
+            .report(worker, id, done(), world.now)
+            .unwrap();
+        world.settle();
+    }
+}
+
+fn loads(world: &World) -> Vec<usize> {
+    world
+        .fellows
+        .values()
+        .map(|fellow| fellow.inbox.len() + fellow.serving.len())
+        .collect()
+}
+
+#[test]
+fn quick_turns_are_packed_onto_few_workers() {
+    let (mut world, _) = pool(4);
+    make_quick(&mut world);
+    for _ in 0..8 {
+        world.accept(0);
+    }
+    world.settle();
+    let mut loads = loads(&world);
+    loads.sort_unstable();
+    assert_eq!(loads, [0, 0, 0, 8]);
+}
+
+#[test]
+fn slow_turns_are_spread() {
+    let (mut world, _) = pool(4);
+    for _ in 0..4 {
+        world.accept(0);
+    }
+    world.settle();
+    assert_eq!(loads(&world), [1, 1, 1, 1]);
+}
+
+#[test]
+fn what_waits_behind_a_slow_turn_is_taken_back_in_order_and_lent_elsewhere() {
+    let (mut world, _) = pool(2);
+    make_quick(&mut world);
+    for _ in 0..4 {
+        world.accept(0);
+    }
+    world.settle();
+    let (slow, fellow) = world
+        .fellows
+        .iter_mut()
+        .find(|(_, fellow)| fellow.inbox.len() == 4)
+        .expect("packed");
+    let slow = *slow;
+    fellow.serving.extend(fellow.inbox.pop_front());
+    let waiting: Vec<_> = fellow.inbox.iter().copied().collect();
+    world.pass(PATIENCE);
+    world.settle();
+    world.check();
+    let other = world
+        .fellows
+        .iter()
+        .find(|(id, _)| **id != slow)
+        .expect("two workers")
+        .1;
+    assert_eq!(other.inbox, waiting);
+}
+
+#[test]
+fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
+    let (mut world, _) = pool(2);
+    world.accept(0);
+    world.settle();
+    let stopped = *world
+        .fellows
+        .iter()
+        .find(|(_, fellow)| !fellow.inbox.is_empty())
+        .expect("lent")
+        .0;
+    world.pass(PATIENCE);
+    world.settle();
+    assert!(world.fellows[&stopped].inbox.is_empty());
+    world.accept(0);
+    world.accept(0);
+    world.settle();
+    assert!(
+        world.fellows[&stopped].inbox.is_empty(),
+        "it is not idle, it is suspect"
+    );
+    world.pass(Duration::from_millis(20));
+    world.settle();
+    assert_eq!(
+        world.fellows[&stopped].inbox.len(),
+        1,
+        "it is given another chance"
+    );
+}
+
+#[test]
+fn a_full_queue_turns_away_what_comes_last() {
+    let limits = Limits {
+        queue: 2,
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    let ids: Vec<_> = (0..4)
+        .map(|n| world.dispatcher.accepted(n, true, world.now))
+        .collect();
+    let turned_away: Vec<_> = world
+        .dispatcher
+        .take_actions()
+        .into_iter()
+        .map(|action| match action {
+            Action::Linger(id, Some(Canned::Overloaded)) => id,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(turned_away, ids[2..]);
+}
+
+#[test]
+fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
+    let limits = Limits {
+        head: Some(Duration::from_secs(10)),
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    world.hire(1);
+    let worker = world.some_fellow(0).expect("one");
+    let id = world.dispatcher.accepted(0, true, world.now);
+    for _ in 0..9 {
+        world.dispatcher.take_actions();
+        let part = TurnEnd {
+            outcome: Outcome::Park,
+            carries: true,
+            answered: false,
+        };
+        world
+            .dispatcher
+            .report(worker, id, part, world.now)
+            .unwrap();
+        world.pass(Duration::from_secs(1));
+        world.dispatcher.readable(id, world.now);
+    }
+    let part = TurnEnd {
+        outcome: Outcome::Park,
+        carries: true,
+        answered: false,
+    };
+    world
+        .dispatcher
+        .report(worker, id, part, world.now)
+        .unwrap();
+    world.dispatcher.take_actions();
+    world.pass(Duration::from_millis(1200));
+    assert_eq!(
+        world.dispatcher.take_actions(),
+        [Action::Linger(id, Some(Canned::RequestTimeout))]
+    );
+}
