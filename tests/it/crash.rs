@@ -127,6 +127,42 @@ fn a_killed_worker_costs_the_turn_that_it_was_in_and_nothing_else() {
 }
 
 #[test]
+fn a_response_that_was_cut_off_is_not_continued_by_another_one() {
+    let server = Setup::new(&["demo", "-w", "1"]).expect(" died ").start();
+    let workers = server.workers(1);
+    let mut victim = server.connect();
+    victim.send_get("/bytes/1000000000");
+    victim.read_exact(100_000);
+    process::signal(workers[0].pid, Signal::SIGKILL);
+    let rest = victim.read_until_close();
+    assert!(rest.len() < 500_000_000, "{} bytes", rest.len());
+    let tail = String::from_utf8_lossy(&rest[rest.len().saturating_sub(1000)..]);
+    assert!(!tail.contains("HTTP/1.1"), "{tail}");
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn what_a_dead_worker_had_not_begun_is_done_by_its_replacement() {
+    let server = Setup::new(&["demo", "-w", "1"]).expect(" died ").start();
+    let workers = server.workers(1);
+    let mut clients = server.connect_all(10);
+    for client in &mut clients {
+        assert_eq!(Served::of(&client.get("/")).turn, 1);
+    }
+    // A stopped worker takes nothing out of its inbox.
+    process::signal(workers[0].pid, Signal::SIGSTOP);
+    for client in &mut clients {
+        client.send_get("/");
+    }
+    process::signal(workers[0].pid, Signal::SIGKILL);
+    let replacement = server.replacement(workers[0]);
+    for client in &mut clients {
+        let served = Served::of(&client.reply());
+        assert_eq!((served.worker, served.turn), (replacement.pid.as_raw(), 2));
+    }
+}
+
+#[test]
 fn workers_killed_under_load_cost_one_turn_each_at_most() {
     const KILLS: usize = 5;
     let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
