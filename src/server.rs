@@ -48,12 +48,16 @@ impl Server {
     where
         A: TryInto<Address, Error: Display>,
     {
+        Self::unbound().and(address)
+    }
+
+    /// A server that listens nowhere yet.
+    pub(crate) fn unbound() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let server = Self {
+        Self {
             listeners: Vec::new(),
             settings: Settings::for_processors(processors),
-        };
-        server.and(address)
+        }
     }
 
     /// Binds one address more.

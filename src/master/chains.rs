@@ -114,13 +114,6 @@ impl Chains {
         list.length -= 1;
     }
 
-    /// Removes and returns the first index of `list`.
-    pub fn pop_front(&mut self, list: &mut List) -> Option<u32> {
-        let first = list.first()?;
-        self.remove(list, first);
-        Some(first)
-    }
-
     fn link(&mut self, list: &mut List, before: u32, index: u32, after: u32) {
         self.links[index as usize] = Links { before, after };
         match some(before) {
@@ -146,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_is_a_vector(steps in proptest::collection::vec((0u8..5, 0u32..24), 0..200)) {
+        fn a_list_is_a_vector(steps in proptest::collection::vec((0u8..4, 0u32..24), 0..200)) {
             let mut chains = Chains::default();
             let mut list = List::default();
             let mut model: Vec<u32> = Vec::new();
@@ -172,10 +165,6 @@ mod tests {
                     (3, Some(place)) => {
                         chains.remove(&mut list, index);
                         model.remove(place);
-                    }
-                    (4, _) => {
-                        let first = (!model.is_empty()).then(|| model.remove(0));
-                        prop_assert_eq!(chains.pop_front(&mut list), first);
                     }
                     _ => {}
                 }

@@ -133,9 +133,12 @@ impl World {
     }
 
     fn pick_up(&mut self, choice: u16) {
-        let Some(worker) = self.some_fellow(choice) else {
-            return;
-        };
+        if let Some(worker) = self.some_fellow(choice) {
+            self.pick_up_by(worker);
+        }
+    }
+
+    fn pick_up_by(&mut self, worker: WorkerId) {
         let fellow = self
             .fellows
             .get_mut(&worker.into())
@@ -146,10 +149,13 @@ impl World {
     }
 
     fn finish_turn(&mut self, choice: u16) {
-        let Some(worker) = self.some_fellow(choice) else {
-            return;
-        };
-        self.pick_up(choice);
+        if let Some(worker) = self.some_fellow(choice) {
+            self.finish_turn_of(worker, choice);
+        }
+    }
+
+    fn finish_turn_of(&mut self, worker: WorkerId, choice: u16) {
+        self.pick_up_by(worker);
         let fellow = self
             .fellows
             .get_mut(&worker.into())
@@ -443,7 +449,9 @@ impl World {
             if self.fellows.values().all(|fellow| fellow.told_to_retire) {
                 self.hire(1);
             }
-            self.finish_turn(round.wrapping_mul(11).wrapping_add(4));
+            if let Some(worker) = self.some_fellow(round) {
+                self.finish_turn_of(worker, 4);
+            }
             if round % 16 == 0 {
                 self.pass(Duration::from_secs(1));
             }

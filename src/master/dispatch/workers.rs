@@ -167,12 +167,6 @@ impl Workers {
         (worker.serial == id.serial).then_some(worker)
     }
 
-    /// The worker of this name, if it is still there.
-    pub fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
-        let worker = self.places.get_mut(id.index as usize)?.as_mut()?;
-        (worker.serial == id.serial).then_some(worker)
-    }
-
     /// The worker at a place that is known to be taken.
     #[must_use]
     pub fn at(&self, index: u32) -> &Worker {
@@ -195,22 +189,6 @@ impl Workers {
             index,
             serial: self.at(index).serial,
         }
-    }
-
-    /// The names of all workers.
-    pub fn ids(&self) -> impl Iterator<Item = WorkerId> + '_ {
-        (0u32..).zip(&self.places).filter_map(|(index, place)| {
-            place.as_ref().map(|worker| WorkerId {
-                index,
-                serial: worker.serial,
-            })
-        })
-    }
-
-    /// Whether some worker is idle.
-    #[must_use]
-    pub fn any_idle(&self) -> bool {
-        !self.idle_list.is_empty()
     }
 
     /// Who serves next: the moving worker with the fewest connections waiting, if it has fewer than `depth`; else the

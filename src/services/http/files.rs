@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::request::{Handler, Request};
 use super::response::Response;
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// What a path that ends in a slash stands for.
 const INDEX: &[u8] = b"index.html";
@@ -74,10 +74,16 @@ impl Files {
         if self.path.is_empty() || self.path.ends_with(b"/") {
             self.path.extend_from_slice(INDEX);
         }
-        let file = self
+        let found = self
             .open_beneath()
-            .map_err(|error| Miss::Status(status(error)))?;
-        let stat = fstat(&file).map_err(|error| Miss::Status(status(error)))?;
+            .and_then(|file| fstat(&file).map(|stat| (file, stat)));
+        let (file, stat) = found.map_err(|error| {
+            let status = status(error);
+            if status.is_server_error() {
+                log::warn!("cannot open {}: {error}", self.path.escape_ascii());
+            }
+            Miss::Status(status)
+        })?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Ok((file, stat)),
             FileType::Directory => Err(Miss::Directory),
@@ -166,10 +172,7 @@ fn status(error: Errno) -> StatusCode {
         | Errno::INVAL
         | Errno::NXIO
         | Errno::NODEV => StatusCode::NOT_FOUND,
-        error => {
-            log::warn!("cannot open a file: {error}");
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -250,6 +253,21 @@ mod tests {
         ] {
             let wanted = format!("Location: {location}\r\n");
             assert!(fields(path, query).contains(&wanted), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_says_why_by_its_status() {
+        for (error, answer) in [
+            (Errno::ACCESS, 403),
+            (Errno::PERM, 403),
+            (Errno::NOENT, 404),
+            (Errno::XDEV, 404),
+            (Errno::LOOP, 404),
+            (Errno::MFILE, 503),
+            (Errno::IO, 500),
+        ] {
+            assert_eq!(status(error), answer, "{error}");
         }
     }
 

@@ -4,6 +4,28 @@
 //! and returns a [`Response`]. A head, or a small body, that is still arriving is left in the
 //! connection's buffer and occupies no worker. What a connection may cost is bounded at every step;
 //! what is ambiguous is refused.
+//!
+//! ```
+//! use batond::http::{Http, Request, Response};
+//! use batond::{Connection, Peer, Service, Turn};
+//! use std::io::{Read, Write};
+//! use std::os::unix::net::UnixStream;
+//!
+//! let mut service = Http::new(|request: &mut Request<'_>| {
+//!     Response::text(format!("You asked for {}.\n", request.path()))
+//! });
+//!
+//! // A server does this for every turn; here, it is a test of the service.
+//! let (ours, mut client) = UnixStream::pair()?;
+//! client.write_all(b"GET /tea HTTP/1.1\r\nHost: x\r\n\r\n")?;
+//! let mut connection = Connection::adopt(ours, Peer::Unix);
+//! assert_eq!(service.turn(&mut connection)?, Turn::Park);
+//! drop(connection);
+//! let mut answer = String::new();
+//! client.read_to_string(&mut answer)?;
+//! assert!(answer.ends_with("\r\n\r\nYou asked for /tea.\n"));
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 mod body;
 mod chunked;
@@ -13,6 +35,8 @@ mod head;
 mod output;
 mod request;
 mod response;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 

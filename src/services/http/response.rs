@@ -20,8 +20,8 @@ const OWN_FIELDS: [&str; 6] = [
 
 /// An answer: status, header fields, body.
 ///
-/// The fields `Content-Length`, `Connection`, `Date` and `Server` come by themselves. The body of an
-/// answer to HEAD, or with status 204 or 304, is not sent.
+/// The fields `Content-Length`, `Connection`, `Date` and `Server` come by themselves. The body of
+/// an answer to HEAD, or with status 204 or 304, is not sent.
 #[derive(Debug)]
 #[must_use]
 pub struct Response {

@@ -1,0 +1,235 @@
+//! Bodies, in both directions.
+
+use std::thread;
+
+use super::*;
+
+const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn post(length: usize) -> String {
+    format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// Bytes of which none is like its neighbours.
+fn noise(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+#[test]
+fn a_body_that_may_be_carried_is_waited_for_without_a_worker() {
+    let mut table = Table::new(echo);
+    let body = noise(MAX_WAIT as usize - post(10_000).len());
+    let request = [post(body.len()).as_bytes(), &body].concat();
+    assert_eq!(request.len() as u64, MAX_WAIT);
+    let (first, last) = request.split_at(request.len() - 1);
+    table.send(first);
+    assert_eq!(table.turn(), Turn::Park);
+    assert_eq!(table.connection.buffer(), first, "nothing is consumed");
+    let (answer, turn) = table.exchange(last);
+    assert_eq!(turn, Turn::Park);
+    assert!(answer.body == body, "the bodies differ");
+}
+
+#[test]
+fn a_larger_body_is_read_by_the_handler() {
+    let mut table = Table::new(echo);
+    let body = noise(300_000);
+    let mut client = table.client.try_clone().unwrap();
+    let answer = thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            client.write_all(post(body.len()).as_bytes()).unwrap();
+            client.write_all(&body).unwrap();
+            read_answer(&mut client, true)
+        });
+        // The client may not have sent its head yet.
+        while table.turn() == Turn::Park && !client.is_finished() {
+            thread::yield_now();
+        }
+        client.join().unwrap()
+    });
+    assert!(answer.body == body, "the bodies differ");
+}
+
+#[test]
+fn a_chunked_body_and_the_request_behind_it() {
+    let mut table = Table::new(echo);
+    let body = "5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: dropped\r\n\r\n";
+    table.send(CHUNKED.to_owned() + body + &post(4) + "next");
+    assert_eq!(table.turn(), Turn::Park);
+    assert_eq!(table.answer().text(), "hello!");
+    assert_eq!(table.answer().text(), "next");
+}
+
+#[test]
+fn a_body_that_the_handler_leaves_alone_is_dropped() {
+    let mut table = Table::new(mirror);
+    let chunked = CHUNKED.to_owned() + "5\r\nhello\r\n0\r\n\r\n";
+    table.send(post(5) + "hello" + &chunked + &get("/next"));
+    assert_eq!(table.turn(), Turn::Park);
+    for text in ["POST /", "POST /", "GET /next"] {
+        assert_eq!(table.answer().text(), text);
+    }
+}
+
+#[test]
+fn a_body_that_is_half_read_is_dropped_too() {
+    let mut table = Table::new(|request: &mut Request<'_>| {
+        let mut start = [0; 3];
+        request.body().read_exact(&mut start).expect("it is there");
+        assert_ne!(request.body().remaining(), Some(0));
+        Response::new(StatusCode::OK).bytes(start.to_vec())
+    });
+    let chunked = CHUNKED.to_owned() + "4\r\nabcd\r\n3\r\nefg\r\n0\r\n\r\n";
+    table.send(post(7) + "abcdefg" + &chunked);
+    assert_eq!(table.turn(), Turn::Park);
+    assert_eq!(table.answer().text(), "abc");
+    assert_eq!(table.answer().text(), "abc");
+    assert_eq!(table.leftover(), b"");
+}
+
+#[test]
+fn no_one_waits_for_a_body_that_the_handler_leaves_alone() {
+    for request in [
+        post(10_000_000),
+        CHUNKED.to_owned() + "5\r\nhel",
+        post(5).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n"),
+    ] {
+        let mut table = Table::new(mirror);
+        let (answer, turn) = table.exchange(&request);
+        assert_eq!((answer.status, turn), (200, Turn::Linger), "{request}");
+        assert_eq!(answer.field("Connection"), Some("close"));
+    }
+}
+
+#[test]
+fn a_broken_body_is_answered_with_400_whatever_the_handler_says() {
+    let handlers: [fn(&mut Request<'_>) -> Response; 3] = [echo, mirror, |request| {
+        let _ = io::copy(request.body(), &mut io::sink());
+        Response::text("fine")
+    }];
+    for handler in handlers {
+        for body in [
+            "x\r\n",
+            "5\r\nhello\n",
+            "5\r\nhello\r\n0\r\nbad trailer\r\n\r\n",
+        ] {
+            let mut table = Table::new(handler);
+            let (answer, turn) = table.exchange(CHUNKED.to_owned() + body);
+            assert_eq!((answer.status, turn), (400, Turn::Linger), "{body:?}");
+        }
+        for request in [CHUNKED.to_owned() + "5\r\nhel", post(1_000_000) + "hel"] {
+            let mut table = Table::new(handler);
+            table.send(&request);
+            table.end();
+            assert_eq!(table.turn(), Turn::Linger);
+            assert_eq!(table.answer().status, 400, "{request:?}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_takes_too_long_over_its_body_gets_408() {
+    let mut table = Table::new(echo);
+    let soon = Some(Duration::from_millis(20));
+    table.connection.set_timeouts(soon, DEADLINE).unwrap();
+    let (answer, turn) = table.exchange(CHUNKED.to_owned() + "5\r\nhel");
+    assert_eq!((answer.status, turn), (408, Turn::Linger));
+    assert_eq!(answer.field("Connection"), Some("close"));
+}
+
+#[test]
+fn the_limit_of_a_body() {
+    let limited = || {
+        let mut table = Table::new(echo);
+        table.http = table.http.body_limit(10);
+        table
+    };
+    let chunked = |length: usize| {
+        let body = "x".repeat(length);
+        format!("{CHUNKED}{length:x}\r\n{body}\r\n0\r\n\r\n")
+    };
+    for request in [post(10) + "0123456789", chunked(10)] {
+        let (answer, turn) = limited().exchange(request);
+        assert_eq!((answer.status, turn), (200, Turn::Park));
+        assert_eq!(answer.body.len(), 10);
+    }
+    for request in [post(11) + "0123456789a", chunked(11)] {
+        let (answer, turn) = limited().exchange(request);
+        assert_eq!(
+            (answer.status, turn),
+            (413, Turn::Park),
+            "dropping it is cheap"
+        );
+        assert!(
+            answer.text().contains("longer than 10 bytes"),
+            "{}",
+            answer.text()
+        );
+    }
+    let (answer, turn) = limited().exchange(post(1 << 30));
+    assert_eq!(
+        (answer.status, turn),
+        (413, Turn::Linger),
+        "dropping it is not"
+    );
+    let (answer, _) = Table::new(echo).exchange(post((1 << 20) + 1));
+    assert_eq!(answer.status, 413, "1 MiB if not set");
+}
+
+#[test]
+fn a_client_that_waits_for_a_100_gets_one_when_the_body_is_wanted() {
+    let mut table = Table::new(echo);
+    let mut client = table.client.try_clone().unwrap();
+    let request = post(5).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    table.send(request);
+    thread::scope(|scope| {
+        let body = scope.spawn(move || {
+            let interim = read_answer(&mut client, false);
+            assert_eq!(interim.head, "HTTP/1.1 100 Continue\r\n\r\n");
+            client.write_all(b"hello").unwrap();
+        });
+        assert_eq!(table.turn(), Turn::Park);
+        body.join().unwrap();
+    });
+    assert_eq!(table.answer().text(), "hello");
+}
+
+#[test]
+fn a_client_that_did_not_wait_gets_no_100() {
+    let mut table = Table::new(echo);
+    let request = post(5).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\nhello");
+    let (answer, turn) = table.exchange(request);
+    assert_eq!((answer.status, turn), (200, Turn::Park));
+    assert_eq!(answer.text(), "hello");
+}
+
+#[test]
+fn bodies_of_any_size_go_out_whole() {
+    let handler = |request: &mut Request<'_>| {
+        let (kind, length) = request.path()[1..].split_once('/').expect("/kind/length");
+        let length: u64 = length.parse().expect("a length");
+        let response = Response::new(StatusCode::OK);
+        match kind {
+            "bytes" => response.bytes(vec![b'x'; length as usize]),
+            _ => response.repeated(&[b'x'; 1000], length),
+        }
+    };
+    let mut table = Table::new(handler);
+    for kind in ["bytes", "repeated"] {
+        for length in [0, 1, 999, 1000, 1001, 32_767, 32_768, 32_769, 3_000_000] {
+            table.send(get(&format!("/{kind}/{length}")));
+            let mut client = table.client.try_clone().unwrap();
+            let answer = thread::scope(|scope| {
+                let client = scope.spawn(move || read_answer(&mut client, true));
+                assert_eq!(table.turn(), Turn::Park);
+                client.join().unwrap()
+            });
+            assert_eq!(answer.body.len(), length, "{kind}");
+            assert!(
+                answer.body.iter().all(|byte| *byte == b'x'),
+                "{kind} {length}"
+            );
+        }
+    }
+    assert_eq!(table.leftover(), b"");
+}

@@ -1,0 +1,129 @@
+//! The demonstration, but for the abort: that takes a process of its own.
+
+use super::*;
+
+fn ask(request: &str) -> Answer {
+    let mut table = Table::new(Demo);
+    table.send(request);
+    let turn = table.turn();
+    assert_eq!(turn, Turn::Park, "{request}");
+    if request.starts_with("HEAD") {
+        table.head_answer()
+    } else {
+        table.answer()
+    }
+}
+
+#[test]
+fn it_says_who_served() {
+    let answer = ask(&get("/"));
+    let pid = std::process::id();
+    let lines: Vec<&str> = answer.text().lines().collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert_eq!(lines[0], format!("worker      slot 0, pid {pid}"));
+    let descriptor: u32 = lines[1]
+        .strip_prefix("descriptor  ")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(descriptor > 2);
+    assert_eq!(lines[2], "turn        1 of this connection");
+    assert_eq!(lines[3], "client      unix");
+    let master = std::os::unix::process::parent_id();
+    assert_eq!(lines[4], format!("master      pid {master}"));
+}
+
+#[test]
+fn a_browser_gets_a_page() {
+    let request = |method: &str, accept: &str| {
+        format!("{method} / HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n")
+    };
+    let answer = ask(&request("GET", "application/xhtml+xml, Text/HTML;q=0.9"));
+    assert_eq!(
+        answer.field("Content-Type"),
+        Some("text/html; charset=utf-8")
+    );
+    assert_eq!(answer.field("Vary"), Some("Accept"));
+    let pid = std::process::id();
+    let fact = format!("<dt>worker</dt><dd>slot 0, pid {pid}</dd>");
+    assert!(answer.text().contains(&fact));
+    assert!(!answer.text().contains("{facts}"));
+
+    let answer = ask(&request("HEAD", "text/html"));
+    assert_eq!(
+        answer.field("Content-Type"),
+        Some("text/html; charset=utf-8")
+    );
+    let answer = ask(&request("GET", "*/*"));
+    assert_eq!(
+        answer.field("Content-Type"),
+        Some("text/plain; charset=utf-8")
+    );
+}
+
+#[test]
+fn what_it_answers() {
+    for (request, status) in [
+        ("GET /sleep/1", 200),
+        ("GET /sleep/60001", 400),
+        ("GET /sleep/+1", 400),
+        ("GET /sleep/", 400),
+        ("GET /sleep/99999999999999999999", 400),
+        ("GET /sleep", 404),
+        ("GET /bytes/1073741825", 400),
+        ("HEAD /bytes/1073741824", 200),
+        ("GET /bytes/-1", 400),
+        ("GET /nothing", 404),
+        ("GET /echo/x", 404),
+        ("GET //", 404),
+        ("GET /crash/x", 404),
+    ] {
+        let answer = ask(&format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        assert_eq!(answer.status, status, "{request}");
+    }
+    for (request, allowed) in [
+        ("POST /", "GET, HEAD"),
+        ("DELETE /sleep/1", "GET, HEAD"),
+        ("PUT /bytes/1", "GET, HEAD"),
+        ("POST /crash", "GET, HEAD"),
+        ("GET /echo", "POST"),
+    ] {
+        let answer = ask(&format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        assert_eq!(
+            (answer.status, answer.field("Allow")),
+            (405, Some(allowed)),
+            "{request}"
+        );
+    }
+}
+
+#[test]
+fn what_it_sends() {
+    assert_eq!(ask(&get("/sleep/0")).text(), "slept 0 ms\n");
+    let bytes = ask(&get("/bytes/130"));
+    let line = "baton 0123456789 ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrs\n";
+    assert_eq!(bytes.text(), line.repeat(2) + "ba");
+
+    let echo = |field: &str| {
+        ask(&format!(
+            "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{field}\r\nhi"
+        ))
+    };
+    let typed = echo("Content-Type: text/x-any; a=b\r\n");
+    assert_eq!(typed.text(), "hi");
+    assert_eq!(typed.field("Content-Type"), Some("text/x-any; a=b"));
+    let untyped = echo("");
+    assert_eq!(
+        untyped.field("Content-Type"),
+        Some("application/octet-stream")
+    );
+}
+
+#[test]
+fn it_says_how_much_it_echoes() {
+    let mut table = Table::new(Demo);
+    let request = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n";
+    let (answer, turn) = table.exchange(request);
+    assert_eq!((answer.status, turn), (413, Turn::Linger));
+    assert!(answer.text().contains("1048576 bytes"), "{}", answer.text());
+}
