@@ -6,7 +6,9 @@ use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
 use crate::harness::process;
-use crate::harness::{Client, Clients, Server, Setup, Worker, begin_sleep, wait_until_asleep};
+use crate::harness::{
+    Client, Clients, Server, Setup, Worker, begin_sleep, wait_until_asleep, wait_until_idle,
+};
 
 /// Has every client served by each of two workers, and returns how many turns each has had.
 #[track_caller]
@@ -94,17 +96,17 @@ fn an_idle_worker_is_killed_and_no_connection_notices() {
     let mut clients = server.connect_all(50);
     let turns = serve_all_by_both(&server, &mut clients, &workers);
     for worker in &workers {
+        wait_until_idle(worker.pid);
         process::signal(worker.pid, Signal::SIGKILL);
+        server.wait_for_log(&format!(
+            "worker died slot={} pid={}: killed by SIGKILL",
+            worker.slot, worker.pid
+        ));
     }
     for (client, turns) in clients.iter_mut().zip(turns) {
         assert_eq!(Served::of(&client.get("/")).turn, turns + 1);
     }
     for worker in workers {
-        let line = format!(
-            "worker died slot={} pid={}: killed by SIGKILL",
-            worker.slot, worker.pid
-        );
-        server.wait_for_log(&line);
         server.replacement(worker);
     }
 }
@@ -149,6 +151,7 @@ fn what_a_dead_worker_had_not_begun_is_done_by_its_replacement() {
     for client in &mut clients {
         assert_eq!(Served::of(&client.get("/")).turn, 1);
     }
+    wait_until_idle(workers[0].pid);
     // A stopped worker takes nothing out of its inbox.
     process::signal(workers[0].pid, Signal::SIGSTOP);
     for client in &mut clients {

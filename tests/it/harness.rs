@@ -24,7 +24,9 @@ use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
 pub use load::{Clients, load};
-pub use process::{DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep};
+pub use process::{
+    DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
+};
 
 /// The program under test.
 pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");

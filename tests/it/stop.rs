@@ -56,6 +56,20 @@ fn a_graceful_stop_answers_what_was_sent_before_it() {
 }
 
 #[test]
+fn a_graceful_stop_answers_what_came_during_the_turn() {
+    let mut server = Server::start(&["demo", "-w", "2"]);
+    let workers = server.workers(2);
+    let mut client = server.connect();
+    begin_sleep(&mut client, 300, &workers);
+    client.send_get("/bytes/5");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(client.reply().status, 200);
+    assert_eq!(client.reply().body.len(), 5);
+    assert!(client.is_closed());
+    assert!(server.wait().success());
+}
+
+#[test]
 fn the_first_interrupt_stops_in_order_and_the_second_at_once() {
     let mut server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
     let workers = server.workers(2);
