@@ -43,14 +43,16 @@ ulimit -n "$(ulimit -Hn)"
 
 scratch=$(mktemp -d)
 server=
+clients=
 drain=
 
-# Ends the server whatever happens; normally it has stopped before.
+# Ends what still runs, whatever happened; normally all have ended before.
 cleanup() {
-    if [[ -n $server ]]; then
-        kill -KILL "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
+    local process
+    for process in $clients $server; do
+        kill -KILL "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
     if [[ -n $drain ]]; then
         wait "$drain" 2>/dev/null || true
     fi
@@ -112,16 +114,20 @@ measure() {
     threads=$(nproc)
     ((threads <= connections)) || threads=$connections
     before=$(ticks)
-    if ! wrk -t "$threads" -c "$connections" -d "${seconds}s" --timeout 10s -s "$scratch/report.lua" \
-        "$@" "http://$address/" >"$scratch/wrk" 2>&1; then
+    # In the background, for a trap is not run before a command in the foreground has ended.
+    wrk -t "$threads" -c "$connections" -d "${seconds}s" --timeout 10s -s "$scratch/report.lua" \
+        "$@" "http://$address/" >"$scratch/wrk" 2>&1 &
+    clients=$!
+    if ! wait "$clients"; then
         cat "$scratch/wrk" >&2
         fail 1 "wrk did not end in order"
     fi
+    clients=
     after=$(ticks)
     result=$(grep '^RESULT ' "$scratch/wrk") || fail 1 "wrk gave no result"
     awk -v name="$name" -v ticks=$((after - before)) -v hertz="$(getconf CLK_TCK)" '{
         requests = $2; failures = $4 + $5 + $6 + $7 + $8
-        cpu = requests ? ticks / hertz * 1e6 / requests : 0
+        cpu = requests && ticks > 0 ? ticks / hertz * 1e6 / requests : 0
         printf "%-24s %10.0f %9.2f %9.2f %9.2f %9.2f %12.1f %9d\n", name, requests / ($3 / 1e6),
             $9 / 1e3, $10 / 1e3, $11 / 1e3, $12 / 1e3, cpu, failures
         if (failures)
@@ -137,7 +143,7 @@ printf '%-24s %10s %9s %9s %9s %9s %12s %9s\n' \
 measure 'keep-alive'
 measure 'connection per request' -H 'Connection: close'
 
-kill -TERM "$server"
+kill -TERM "$server" 2>/dev/null || true
 status=0
 wait "$server" || status=$?
 server=

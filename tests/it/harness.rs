@@ -23,8 +23,10 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
-pub use load::{Clients, Tally, load};
-pub use process::{DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep};
+pub use load::{Clients, load};
+pub use process::{
+    DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
+};
 
 /// The program under test.
 pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");
@@ -210,7 +212,9 @@ impl Setup {
             directory: self.directory,
         };
         let lines = server.wait_for_lines("listening on ", listeners.len());
-        server.endpoints = lines.iter().map(|line| endpoint(line)).collect();
+        let directory = server.directory.path();
+        let endpoints = lines.iter().map(|line| endpoint(line).within(directory));
+        server.endpoints = endpoints.collect();
         if !self.wrapper.is_empty() {
             let (children, _) = process::children(server.master);
             let [master] = children[..] else {
@@ -245,6 +249,19 @@ impl Worker {
             pid: Pid::from_raw(field(line, "pid")),
         }
     }
+}
+
+/// Sends a request that takes `milliseconds`, and returns the worker that sleeps in it. No other one
+/// may.
+#[track_caller]
+pub fn begin_sleep(client: &mut Client, milliseconds: u32, workers: &[Worker]) -> Worker {
+    client.send_get(&format!("/sleep/{milliseconds}"));
+    let mut busy = None;
+    eventually("a worker is in the turn", || {
+        busy = workers.iter().find(|worker| process::sleeps(worker.pid));
+        busy.is_some()
+    });
+    *busy.expect("it was found")
 }
 
 /// A running server. When it goes out of scope it must stop in order, with status 0, no process

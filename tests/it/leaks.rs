@@ -88,9 +88,7 @@ fn however_a_connection_ends_it_leaves_no_descriptor() {
 
 #[test]
 fn a_replacement_has_the_descriptors_of_the_worker_before() {
-    let server = Setup::new(&["demo", "-w", "2"])
-        .expect("worker died")
-        .start();
+    let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
     let mut kept = server.connect_all(20);
     for client in &mut kept {
         assert_eq!(client.get("/").status, 200);

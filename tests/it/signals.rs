@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
-use crate::harness::{DEADLINE, Server, Watched, wait_until_asleep};
+use crate::harness::{DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep};
 
 #[test]
 fn ttin_adds_a_worker_and_ttou_retires_one() {
@@ -55,7 +55,9 @@ fn a_retiring_worker_finishes_its_turn_and_keeps_no_connection() {
 
 #[test]
 fn the_last_worker_stays() {
-    let server = Server::start(&["demo", "-w", "2"]);
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("the last worker stays")
+        .start();
     server.workers(2);
     for _ in 0..3 {
         server.signal(Signal::SIGTTOU);
@@ -72,14 +74,9 @@ fn a_terminal_s_interrupt_reaches_the_workers_too_and_stops_in_order() {
     let mut server = Server::start(&["demo", "-w", "2"]);
     let workers = server.workers(2);
     let mut sleeper = server.connect();
-    sleeper.send_get("/sleep/300");
-    crate::harness::eventually("the turn has begun", || {
-        workers
-            .iter()
-            .any(|worker| crate::harness::process::sleeps(worker.pid))
-    });
+    begin_sleep(&mut sleeper, 300, &workers);
     for worker in &workers {
-        crate::harness::process::signal(worker.pid, Signal::SIGINT);
+        process::signal(worker.pid, Signal::SIGINT);
     }
     server.signal(Signal::SIGINT);
     assert_eq!(sleeper.reply().status, 200);
@@ -93,7 +90,7 @@ fn a_hangup_of_a_client_s_terminal_is_no_reason_to_stop() {
         unreachable!("one was asked for")
     };
     // SIGPIPE is what a service gets that writes to a client that has gone.
-    crate::harness::process::signal(worker.pid, Signal::SIGPIPE);
+    process::signal(worker.pid, Signal::SIGPIPE);
     server.signal(Signal::SIGPIPE);
     assert_eq!(Served::of(&server.get("/")).worker, worker.pid.as_raw());
     let watched = Watched::new(worker.pid);

@@ -134,7 +134,7 @@ fn every_file_says_what_it_owns_and_stays_short() {
             broken.push((1, "a file begins with `//!`: what it owns".to_owned()));
         }
         let lines = source.text.lines().count();
-        if lines > LONGEST_FILE {
+        if lines > LONGEST_FILE && !is_all_tests(&source.path) {
             let rule = format!("{lines} lines, more than {LONGEST_FILE}: split it by what it owns");
             broken.push((lines, rule));
         }
@@ -171,7 +171,10 @@ type Broken = (usize, String);
 impl Source {
     fn new(path: impl Into<String>, text: impl Into<String>) -> Self {
         let (path, text) = (path.into(), text.into());
-        let code = without_tests(&bare_code(&text));
+        let code = match is_all_tests(&path) {
+            true => String::new(),
+            false => without_tests(&bare_code(&text)),
+        };
         Self { path, text, code }
     }
 
@@ -229,6 +232,11 @@ impl Source {
         }
         broken
     }
+}
+
+/// Whether a file is the tests of the module that it lies below: `src/master/dispatch/tests.rs`.
+fn is_all_tests(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
 /// All files under src, by path.

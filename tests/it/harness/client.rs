@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::process::DEADLINE;
 
@@ -32,6 +32,14 @@ impl Endpoint {
             _ => {}
         }
         Some(Self::Tcp(address))
+    }
+
+    /// The same as seen from elsewhere, if the server that says so runs in `directory`.
+    pub fn within(self, directory: &Path) -> Self {
+        match self {
+            Self::Unix(path) => Self::Unix(directory.join(path)),
+            tcp => tcp,
+        }
     }
 
     /// The TCP address.
@@ -409,7 +417,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Reads the text for curl: `… worker 3 (pid 456) … turn 2 … master (pid 123)`.
+    /// Reads the text for curl: `worker slot 3, pid 456`, `turn 2 …`, `master pid 123`.
     #[track_caller]
     pub fn of(reply: &Reply) -> Self {
         assert_eq!(reply.status, 200, "{reply:?}");
@@ -428,7 +436,7 @@ impl Served {
                 .unwrap_or_else(|| panic!("no number after {names:?} in {text:?}"))
         };
         Self {
-            slot: number(&["worker"]).parse().expect("a slot"),
+            slot: number(&["worker", "slot"]).parse().expect("a slot"),
             worker: number(&["pid"]).parse().expect("a pid"),
             turn: number(&["turn"]).parse().expect("a turn"),
             master: number(&["master", "pid"]).parse().expect("a pid"),

@@ -137,6 +137,15 @@ pub fn wait_until_asleep(pid: Pid) {
     eventually(&format!("process {pid} sleeps in a turn"), || sleeps(pid));
 }
 
+/// Waits until a worker waits for its next turn, having reported the one before. That the client has
+/// its answer does not say so yet.
+#[track_caller]
+pub fn wait_until_idle(pid: Pid) {
+    eventually(&format!("process {pid} waits for a turn"), || {
+        stat(pid).is_some_and(|stat| stat.state == 'S') && !sleeps(pid)
+    });
+}
+
 /// Whether a process is in clock_nanosleep(2), which is what [`std::thread::sleep`] calls.
 pub fn sleeps(pid: Pid) -> bool {
     let path = format!("/proc/{pid}/syscall");
