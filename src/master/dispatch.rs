@@ -92,8 +92,10 @@ pub enum Verdict {
     Untouched,
     /// Something was read, nothing was sent.
     Consumed,
-    /// Something was sent, or it can't be known.
+    /// Something was sent.
     Sent,
+    /// Nobody has counted.
+    Unknown,
 }
 
 /// What the master is to do.
@@ -259,8 +261,10 @@ impl<C> Dispatcher<C> {
     }
 
     /// Gives a worker that has yet to take up anything another span of patience, unless it has had enough of them.
+    /// Nobody gains if there is no other worker to take its connections.
     pub fn excuse(&mut self, worker: WorkerId, now: Time) -> bool {
-        self.workers.get(worker).is_some() && self.workers.excuse(worker.index(), now)
+        let alone = self.workers.next(self.depth()).is_none();
+        self.workers.get(worker).is_some() && self.workers.excuse(worker.index(), now, alone)
     }
 
     /// The names of all parked connections.
@@ -420,6 +424,31 @@ impl<C> Dispatcher<C> {
         }
     }
 
+    /// A worker's process was stopped by a signal: it is lent nothing until it goes on, and others get what it has not
+    /// taken up.
+    pub fn worker_stopped(&mut self, worker: WorkerId) {
+        if self
+            .workers
+            .get(worker)
+            .is_some_and(|w| w.tenure == Tenure::Serving)
+        {
+            self.workers.dismiss(worker.index(), Tenure::Stopped);
+            self.actions.push(Action::TakeBack(worker));
+        }
+    }
+
+    /// A stopped worker goes on.
+    pub fn worker_continued(&mut self, worker: WorkerId, now: Time) {
+        if self
+            .workers
+            .get(worker)
+            .is_some_and(|w| w.tenure == Tenure::Stopped)
+        {
+            self.workers.dismiss(worker.index(), Tenure::Serving);
+            self.schedule(now);
+        }
+    }
+
     /// A worker's process has ended: it is lent nothing more. Its last reports and what lies in its inbox are to be
     /// settled next, then [`Dispatcher::worker_gone`].
     pub fn worker_died(&mut self, worker: WorkerId) {
@@ -458,7 +487,7 @@ impl<C> Dispatcher<C> {
             Verdict::Untouched | Verdict::Consumed => {
                 self.linger(id.index(), Some(Canned::Crashed), now)
             }
-            Verdict::Sent => self.close(id.index()),
+            Verdict::Sent | Verdict::Unknown => self.close(id.index()),
         }
     }
 
@@ -466,7 +495,8 @@ impl<C> Dispatcher<C> {
 
     /// Time has passed: notices whatever is due.
     pub fn tick(&mut self, now: Time) {
-        self.workers.pardon(now);
+        let overdue = self.overdue().is_some_and(|time| time <= now);
+        self.workers.pardon(now, overdue);
         while let Some((index, progress)) = self.workers.stalest() {
             if progress.after(self.limits.patience) > now {
                 break;
@@ -497,7 +527,9 @@ impl<C> Dispatcher<C> {
             let first = self.ready.first()?;
             Some(self.table.at(first).ready_at.after(wait))
         });
-        [stale, shed, self.wheel.next(), self.workers.next_pardon()]
+        let pardon = self.workers.next_pardon();
+        let pardon = pardon.map(|time| self.overdue().map_or(time, |overdue| overdue.min(time)));
+        [stale, shed, self.wheel.next(), pardon]
             .into_iter()
             .flatten()
             .min()
@@ -637,6 +669,17 @@ impl<C> Dispatcher<C> {
             self.chains.remove(&mut self.ready, first);
             self.linger(first, Some(Canned::Overloaded), now);
         }
+    }
+
+    /// When the first ready connection has waited for so long that even a suspect worker is tried.
+    fn overdue(&self) -> Option<Time> {
+        let first = self.ready.first()?;
+        Some(
+            self.table
+                .at(first)
+                .ready_at
+                .after(self.limits.patience * RELAXED),
+        )
     }
 
     /// How many connections a worker may have before it is passed over: as many average turns as fit into the

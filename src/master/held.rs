@@ -182,7 +182,7 @@ impl Held {
             Ok(now) if now.read != self.total.read => Verdict::Consumed,
             Ok(_) => Verdict::Untouched,
             // No TCP: nobody has counted.
-            Err(_) => Verdict::Sent,
+            Err(_) => Verdict::Unknown,
         }
     }
 

@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["error"],
     &["sys"],
     &["fdpass", "wire", "logging"],
+    &["seat"],
     &["inbox", "scoreboard", "service", "config"],
     &["master", "worker", "services"],
     &["server", "demo", "load"],

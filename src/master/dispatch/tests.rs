@@ -219,6 +219,12 @@ impl World {
                 .get_mut(&worker.into())
                 .expect("chosen from the map");
             fellow.stalled = !fellow.stalled;
+            // The kernel tells of some stalls, and not of others.
+            match (fellow.stalled, choice % 3) {
+                (true, 0) => self.dispatcher.worker_stopped(worker),
+                (false, _) => self.dispatcher.worker_continued(worker, self.now),
+                (true, _) => {}
+            }
         }
     }
 
@@ -438,8 +444,9 @@ impl World {
         self.refuse_lends = 0;
         self.dispatcher.stop();
         self.settle();
-        for fellow in self.fellows.values_mut() {
+        for (id, fellow) in &mut self.fellows {
             fellow.stalled = false;
+            self.dispatcher.worker_continued((*id).into(), self.now);
         }
         for round in 0u16..5000 {
             if self.dispatcher.is_empty() {
@@ -649,6 +656,7 @@ fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
     world.accept(0);
     world.accept(0);
     world.settle();
+    world.check();
     assert!(
         world.fellows[&stopped].inbox.is_empty(),
         "it is not idle, it is suspect"
