@@ -216,7 +216,9 @@ impl Master<'_> {
             match change {
                 Change::Ended(end) => self.settle(worker, end, now),
                 Change::Stopped => {
-                    log::warn!("worker stopped slot={slot} pid={pid}: others get what it has not begun");
+                    log::warn!(
+                        "worker stopped slot={slot} pid={pid}: others get what it has not begun"
+                    );
                     self.dispatcher.worker_stopped(worker);
                 }
                 Change::Continued => {
