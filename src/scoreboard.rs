@@ -229,7 +229,8 @@ impl Board {
             Sleep::Deep => DEEP,
             Sleep::Light => DEEP | LIGHT,
         };
-        self.master.0.asleep.store(asleep, Ordering::Relaxed);
+        // A read-modify-write, so that it has its place behind the worker's own in everybody's order of events.
+        self.master.0.asleep.swap(asleep, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let collected = self.master.0.collected.load(Ordering::Relaxed);
         if self.worker.0.published.load(Ordering::Relaxed) == collected {
