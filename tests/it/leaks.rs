@@ -1,10 +1,11 @@
-//! Whatever came and went, master and workers have the descriptors that they had at the start.
+//! Whatever came and went, master and workers have the descriptors that they had at the start. What
+//! the master keeps of a connection is one descriptor, left as it was accepted.
 
 use std::collections::BTreeMap;
 
 use nix::unistd::Pid;
 
-use crate::harness::process::eventually_within;
+use crate::harness::process::{eventually_within, is_nonblocking};
 use crate::harness::{DEADLINE, Server, Setup, load, open_descriptors};
 
 type Open = BTreeMap<Pid, BTreeMap<i32, String>>;
@@ -84,6 +85,23 @@ fn however_a_connection_ends_it_leaves_no_descriptor() {
         assert!(client.is_closed());
     }
     assert_as_before(&server, &before);
+}
+
+#[test]
+fn the_master_keeps_one_blocking_descriptor_for_each_connection() {
+    let server = Server::start(&["demo", "-w", "2"]);
+    let before = open_descriptors(server.master());
+    let mut clients = server.connect_all(5);
+    for client in &mut clients {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let mut after = open_descriptors(server.master());
+    after.retain(|number, target| before.get(number) != Some(target));
+    assert_eq!(after.len(), clients.len(), "{after:?}");
+    for (number, target) in after {
+        assert!(target.starts_with("socket:"), "{number}: {target}");
+        assert!(!is_nonblocking(server.master(), number), "{number}");
+    }
 }
 
 #[test]

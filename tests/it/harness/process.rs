@@ -120,6 +120,16 @@ pub fn open_descriptors(pid: Pid) -> BTreeMap<i32, String> {
         .collect()
 }
 
+/// Whether O_NONBLOCK is set on a descriptor of a process.
+#[track_caller]
+pub fn is_nonblocking(pid: Pid, descriptor: i32) -> bool {
+    let path = format!("/proc/{pid}/fdinfo/{descriptor}");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.unwrap_or_else(|| panic!("{path} has no flags")) & libc::O_NONBLOCK != 0
+}
+
 /// A number in /proc/PID/status: `Threads`, or `VmRSS` in KiB.
 #[track_caller]
 pub fn status_number(pid: Pid, key: &str) -> u64 {
