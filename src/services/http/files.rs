@@ -2,19 +2,23 @@
 //!
 //! The kernel resolves every path, beneath the directory and never out of it (openat2(2),
 //! RESOLVE_BENEATH): no `..`, no symbolic link and no rename in between leads elsewhere, and
-//! nothing here has to know why.
+//! nothing here has to know why. Small files are kept in memory (the `cache` module), and sent from
+//! there while a path still leads to the same file, unchanged.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use ::http::{Method, StatusCode};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat2};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{fstat, open, openat2, statat};
 use rustix::io::Errno;
 
+use super::cache::{About, Cache, Identity, Kept, MAX_FILE, time};
+use super::output::read_exactly;
 use super::request::{Handler, Request};
-use super::response::Response;
+use super::response::{Content, Response};
 use crate::{Error, Result};
 
 /// What a path that ends in a slash stands for.
@@ -27,12 +31,22 @@ const MAX_TRIES: usize = 8;
 /// Serves the regular files beneath one directory to GET and HEAD.
 ///
 /// A clone shares the open directory: check it once with [`Files::open`], then give each worker a
-/// clone.
+/// clone. Each keeps small files in up to 4 MiB of memory; a change of a file shows at the next
+/// request.
 #[derive(Debug, Clone)]
 pub struct Files {
     root: Arc<OwnedFd>,
     /// The decoded path of the request in hand, from the directory on.
     path: Vec<u8>,
+    pub(super) cache: Cache,
+    /// Tells the time; a test may tell another.
+    pub(super) clock: fn() -> SystemTime,
+}
+
+/// A file to send.
+enum Found {
+    Kept(Arc<Kept>),
+    Open(OwnedFd, Stat),
 }
 
 /// Why there is no file to send.
@@ -65,14 +79,24 @@ impl Files {
         Ok(Self {
             root: Arc::new(root),
             path: Vec::new(),
+            cache: Cache::default(),
+            clock: SystemTime::now,
         })
     }
 
-    /// The file that `path` names, and its status.
-    fn find(&mut self, path: &str) -> std::result::Result<(OwnedFd, Stat), Miss> {
+    /// The file that `path` names.
+    fn find(&mut self, path: &str, now: SystemTime) -> std::result::Result<Found, Miss> {
         decode(path, &mut self.path).map_err(Miss::Status)?;
         if self.path.is_empty() || self.path.ends_with(b"/") {
             self.path.extend_from_slice(INDEX);
+        }
+        // The only call to the file system on the way of a file that is kept.
+        let look = || {
+            let stat = statat(&*self.root, &self.path[..], AtFlags::empty());
+            stat.ok().map(|stat| Identity::of(&stat))
+        };
+        if let Some(kept) = self.cache.get(&self.path, now, look) {
+            return Ok(Found::Kept(kept));
         }
         let found = self
             .open_beneath()
@@ -85,7 +109,7 @@ impl Files {
             Miss::Status(status)
         })?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok((file, stat)),
+            FileType::RegularFile => Ok(self.keep(file, stat, now)),
             FileType::Directory => Err(Miss::Directory),
             _ => Err(Miss::Status(StatusCode::NOT_FOUND)),
         }
@@ -104,19 +128,46 @@ impl Files {
         }
     }
 
-    fn respond(&self, request: &Request<'_>, file: OwnedFd, stat: &Stat) -> Response {
-        let now = SystemTime::now();
-        // Not later than the response itself (RFC 9110 §8.8.2.1).
-        let modified = modified(stat).min(now);
-        let date = httpdate::fmt_http_date(modified);
-        if is_unmodified(request, modified, &date) {
-            return Response::new(StatusCode::NOT_MODIFIED).header("Last-Modified", date);
+    /// Takes a small file into the memory, if the cache wants it.
+    fn keep(&mut self, file: OwnedFd, stat: Stat, now: SystemTime) -> Found {
+        let identity = Identity::of(&stat);
+        let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+        if length > MAX_FILE || !self.cache.wants(&identity, now) {
+            return Found::Open(file, stat);
         }
-        let length = u64::try_from(stat.st_size).unwrap_or(0);
-        let response = Response::new(StatusCode::OK);
-        typed(response, &self.path)
-            .header("Last-Modified", date)
-            .file(file, 0, length)
+        let mut body = Vec::new();
+        // Whoever sends the file finds out what is wrong with it.
+        let Ok(()) = read_exactly(&mut body, &file, 0, length as usize) else {
+            return Found::Open(file, stat);
+        };
+        let kept = Arc::new(Kept {
+            identity,
+            read_at: now,
+            about: about(&self.path, &stat, now),
+            body: body.into(),
+        });
+        self.cache.keep(&self.path, Arc::clone(&kept));
+        Found::Kept(kept)
+    }
+
+    fn respond(&self, request: &Request<'_>, found: Found, now: SystemTime) -> Response {
+        match found {
+            Found::Kept(kept) => unmodified(request, &kept.about).unwrap_or_else(|| {
+                Response::prepared(kept.about.fields.clone(), Content::Kept(kept))
+            }),
+            Found::Open(file, stat) => {
+                let about = about(&self.path, &stat, now);
+                let length = u64::try_from(stat.st_size).unwrap_or(0);
+                unmodified(request, &about).unwrap_or_else(|| {
+                    let content = Content::File {
+                        file,
+                        offset: 0,
+                        length,
+                    };
+                    Response::prepared(about.fields, content)
+                })
+            }
+        }
     }
 }
 
@@ -127,8 +178,9 @@ impl Handler for Files {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Response::method_not_allowed("GET, HEAD");
         }
-        match self.find(request.path()) {
-            Ok((file, stat)) => self.respond(request, file, &stat),
+        let now = (self.clock)();
+        match self.find(request.path(), now) {
+            Ok(found) => self.respond(request, found, now),
             Err(Miss::Status(status)) => Response::error(status),
             Err(Miss::Directory) => redirect(request.path(), request.query()),
         }
@@ -185,25 +237,36 @@ fn redirect(path: &str, query: Option<&str>) -> Response {
         .header("Location", format!("/{path}/{mark}{query}"))
 }
 
-/// The last modification, in whole seconds, as dates in HTTP are.
-fn modified(stat: &Stat) -> SystemTime {
-    let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-    UNIX_EPOCH + Duration::from_secs(seconds)
+/// What a response says of the file at `path`.
+fn about(path: &[u8], stat: &Stat, now: SystemTime) -> About {
+    // In whole seconds, as dates in HTTP are, and not later than the response itself (RFC 9110
+    // §8.8.2.1).
+    let modified = time(stat.st_mtime, 0).min(now);
+    let date = httpdate::fmt_http_date(modified);
+    let fields = typed(Response::new(StatusCode::OK), path)
+        .header("Last-Modified", &date)
+        .fields;
+    About {
+        modified,
+        date,
+        fields,
+    }
 }
 
-/// If-Modified-Since (RFC 9110 §13.1.3), which If-None-Match overrules.
-fn is_unmodified(request: &Request<'_>, modified: SystemTime, date: &str) -> bool {
-    let Some(since) = request.header("If-Modified-Since") else {
-        return false;
-    };
+/// The answer to a conditional request whose condition is false: If-Modified-Since (RFC 9110
+/// §13.1.3), which If-None-Match overrules.
+fn unmodified(request: &Request<'_>, about: &About) -> Option<Response> {
+    let since = request.header("If-Modified-Since")?;
     if request.header("If-None-Match").is_some() {
-        return false;
+        return None;
     }
-    since == date.as_bytes()
+    let is_unmodified = since == about.date.as_bytes()
         || std::str::from_utf8(since)
             .ok()
             .and_then(|since| httpdate::parse_http_date(since).ok())
-            .is_some_and(|since| modified <= since)
+            .is_some_and(|since| about.modified <= since);
+    is_unmodified
+        .then(|| Response::new(StatusCode::NOT_MODIFIED).header("Last-Modified", &about.date))
 }
 
 /// Adds the Content-Type that the extension stands for. Text is taken to be UTF-8.

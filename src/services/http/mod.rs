@@ -28,6 +28,7 @@
 //! ```
 
 mod body;
+mod cache;
 mod chunked;
 mod demo;
 mod files;

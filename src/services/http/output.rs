@@ -72,6 +72,7 @@ impl Output {
         }
         match response.content {
             Content::Bytes(bytes) => self.send_bytes(connection, &bytes),
+            Content::Kept(file) => self.send_bytes(connection, &file.body),
             Content::Repeated { pattern, length } => {
                 self.send_repeated(connection, pattern, length)
             }
@@ -144,7 +145,7 @@ impl Output {
 }
 
 /// Reads from `offset` of `file` on until `buffer` is `end` bytes long.
-fn read_exactly(
+pub(super) fn read_exactly(
     buffer: &mut Vec<u8>,
     file: impl AsFd,
     mut offset: u64,

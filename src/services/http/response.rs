@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use ::http::StatusCode;
 
+use super::cache::Kept;
 use super::head::is_token;
 
 /// The fields that say where a message ends or what becomes of the connection, and those that every
@@ -46,6 +48,8 @@ pub(super) enum Content {
         offset: u64,
         length: u64,
     },
+    /// A whole file, in memory.
+    Kept(Arc<Kept>),
 }
 
 impl Content {
@@ -53,6 +57,7 @@ impl Content {
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Kept(file) => file.body.len() as u64,
             Self::Repeated { length, .. } | Self::File { length, .. } => *length,
         }
     }
@@ -90,6 +95,15 @@ impl Response {
         Self::new(StatusCode::OK)
             .header("Content-Type", content_type)
             .bytes(bytes)
+    }
+
+    /// 200 with header fields that were written before, each line with its CRLF.
+    pub(super) fn prepared(fields: Vec<u8>, content: Content) -> Self {
+        Self {
+            fields,
+            content,
+            ..Self::new(StatusCode::OK)
+        }
     }
 
     /// An answer whose text is the status itself: `404 Not Found`.

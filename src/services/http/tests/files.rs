@@ -9,13 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::*;
 
 /// A directory to serve, beside a file that must never be.
-struct Site {
+pub(super) struct Site {
     _outer: tempfile::TempDir,
-    files: Files,
-    root: std::path::PathBuf,
+    pub(super) files: Files,
+    pub(super) root: std::path::PathBuf,
 }
 
-fn site() -> Site {
+pub(super) fn site() -> Site {
     let outer = tempfile::tempdir().expect("make a directory");
     let root = outer.path().join("site");
     fs::create_dir_all(root.join("docs/empty")).unwrap();
@@ -37,22 +37,47 @@ fn site() -> Site {
 }
 
 impl Site {
+    /// Asks a new worker, and one that may have kept the file since it was last asked: both say the
+    /// same.
     #[track_caller]
     fn ask(&self, request: &str) -> Answer {
-        let mut table = Table::new(self.files.clone());
-        table.send(request);
-        assert_eq!(table.turn(), Turn::Park, "{request}");
-        if request.starts_with("HEAD") {
-            table.head_answer()
-        } else {
-            table.answer()
+        let answer = ask(&mut Table::new(self.files.clone()), request);
+        let mut keeper = self.files.clone();
+        keeper.clock = later;
+        let mut keeper = Table::new(keeper);
+        for _ in 0..3 {
+            let again = ask(&mut keeper, request);
+            assert_eq!(undated(&again), undated(&answer), "{request}");
+            assert!(again.body == answer.body, "{request}");
         }
+        answer
     }
 
     #[track_caller]
     fn get(&self, target: &str) -> Answer {
         self.ask(&get(target))
     }
+}
+
+#[track_caller]
+pub(super) fn ask(table: &mut Table<Files>, request: &str) -> Answer {
+    table.send(request);
+    assert_eq!(table.turn(), Turn::Park, "{request}");
+    if request.starts_with("HEAD") {
+        table.head_answer()
+    } else {
+        table.answer()
+    }
+}
+
+/// When the files that a test has just made have settled.
+pub(super) fn later() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(10)
+}
+
+fn undated(answer: &Answer) -> Vec<&str> {
+    let lines = answer.head.lines();
+    lines.filter(|line| !line.starts_with("Date: ")).collect()
 }
 
 #[test]
@@ -232,7 +257,7 @@ fn a_file_of_tomorrow_is_of_now() {
         .unwrap();
     let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
     file.set_modified(tomorrow).unwrap();
-    let answer = site.get("/empty");
+    let answer = ask(&mut Table::new(site.files), &get("/empty"));
     let date = |name| httpdate::parse_http_date(answer.field(name).unwrap()).unwrap();
     assert!(date("Last-Modified") <= date("Date"));
 }

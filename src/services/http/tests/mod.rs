@@ -3,6 +3,7 @@
 mod bodies;
 mod demo;
 mod files;
+mod kept;
 mod turns;
 
 use std::io::{Read, Write};
