@@ -68,6 +68,8 @@ struct ByWorker {
 struct ByMaster {
     /// Reports that were taken out of the ring since the start.
     collected: AtomicU64,
+    /// Connections that were sent into the inbox since the start, less those that were taken back.
+    sent: AtomicU64,
     asleep: AtomicU64,
 }
 
@@ -100,6 +102,7 @@ impl Default for Board {
             }),
             master: Line(ByMaster {
                 collected: AtomicU64::new(0),
+                sent: AtomicU64::new(0),
                 asleep: AtomicU64::new(0),
             }),
             ring: std::array::from_fn(|_| Cell {
@@ -117,7 +120,7 @@ impl Default for Board {
 pub enum Sleep {
     /// For urgent reports.
     Deep,
-    /// For any report: a connection waits for a worker.
+    /// Also for any report of a worker that has little left to do: a connection waits for a worker.
     Light,
 }
 
@@ -135,14 +138,8 @@ const AWAKE: u64 = 0;
 const DEEP: u64 = 1;
 const LIGHT: u64 = 2;
 
-impl Urgency {
-    fn mask(self) -> u64 {
-        match self {
-            Self::Urgent => DEEP,
-            Self::None => LIGHT,
-        }
-    }
-}
+/// A worker whose inbox holds no more than this rings, if others wait.
+const LOW_WATER: u64 = 2;
 
 /// What publishing a report calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,12 +179,27 @@ impl Board {
         // Between this store and that load: the master must see the report, or the worker must see it asleep.
         fence(Ordering::SeqCst);
         let asleep = &self.master.0.asleep;
-        if asleep.load(Ordering::Relaxed) & urgency.mask() != 0
+        if asleep.load(Ordering::Relaxed) & self.occasion(urgency) != 0
             && asleep.swap(AWAKE, Ordering::Relaxed) != AWAKE
         {
             Published::Ring
         } else {
             Published::Seen
+        }
+    }
+
+    /// The sleeps out of which this report wakes the master.
+    fn occasion(&self, urgency: Urgency) -> u64 {
+        match urgency {
+            Urgency::Urgent => DEEP,
+            Urgency::None => {
+                // What others wait for can come a little later if this worker still has something to do: so the
+                // master fills its inbox again in one go, and not one by one.
+                let sent = self.master.0.sent.load(Ordering::Relaxed);
+                let taken = self.worker.0.taken.load(Ordering::Relaxed);
+                let left = sent.saturating_sub(taken);
+                if left <= LOW_WATER { LIGHT } else { 0 }
+            }
         }
     }
 
@@ -305,6 +317,11 @@ impl Scoreboard {
         self.board.wake();
     }
 
+    /// Notes how many connections have been sent into the worker's inbox, less those that were taken back.
+    pub fn sent(&self, count: u64) {
+        self.board.master.0.sent.store(count, Ordering::Relaxed);
+    }
+
     /// How many connections the worker has taken out of its inbox since its start.
     #[must_use]
     pub fn taken(&self) -> u64 {
@@ -392,8 +409,11 @@ mod tests {
         assert_eq!(board.publish(&entry(1), Urgency::None), Published::Seen);
         assert_eq!(board.publish(&entry(2), Urgency::Urgent), Published::Ring);
         let board = Board::default();
+        board.master.0.sent.store(LOW_WATER + 1, Ordering::Relaxed);
         assert!(board.sleep(Sleep::Light));
-        assert_eq!(board.publish(&entry(1), Urgency::None), Published::Ring);
+        assert_eq!(board.publish(&entry(1), Urgency::None), Published::Seen);
+        board.worker.0.taken.store(1, Ordering::Relaxed);
+        assert_eq!(board.publish(&entry(2), Urgency::None), Published::Ring);
     }
 
     #[test]

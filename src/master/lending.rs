@@ -189,7 +189,7 @@ impl Master<'_> {
         while let Some(process) = self.pool.get_mut(worker) {
             match process.end.take_back(&mut self.messages) {
                 Ok(Some(id)) => {
-                    process.sent -= 1;
+                    process.count_taken_back();
                     self.dispatcher.taken_back(worker, id.into());
                 }
                 Ok(None) => break,
@@ -266,7 +266,7 @@ impl Master<'_> {
             carry: held.carry(),
         };
         match process.end.lend(lend, held.descriptor()) {
-            Ok(Lent::Sent) => process.sent += 1,
+            Ok(Lent::Sent) => process.count_sent(),
             Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),
             Ok(Lent::Gone) => {
                 self.dispatcher.lend_refused(worker, id, now);

@@ -40,7 +40,7 @@ pub struct Process {
     /// The memory that it shares with the master.
     pub board: Scoreboard,
     /// How many connections were sent into its inbox, less those that were taken back.
-    pub sent: u64,
+    sent: u64,
     /// It has said that it can serve.
     pub ready: bool,
     /// It was asked to exit.
@@ -68,6 +68,18 @@ pub enum End {
 }
 
 impl Process {
+    /// Counts a connection that was sent into its inbox.
+    pub fn count_sent(&mut self) {
+        self.sent += 1;
+        self.board.sent(self.sent);
+    }
+
+    /// Counts a connection that was taken back out of its inbox.
+    pub fn count_taken_back(&mut self) {
+        self.sent -= 1;
+        self.board.sent(self.sent);
+    }
+
     /// How many connections lie in its inbox: sent, and neither taken up nor taken back.
     #[must_use]
     pub fn inbox_length(&self) -> u64 {

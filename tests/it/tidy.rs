@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["fdpass", "wire", "logging"],
     &["scoreboard", "service", "config"],
     &["inbox"],
+    &["seat"],
     &["master", "worker", "services"],
     &["server", "demo", "load"],
     &["lib"],
