@@ -107,13 +107,32 @@ impl Address {
     }
 }
 
-/// How a server runs, apart from where it listens and what it serves.
-#[derive(Debug, Clone)]
+/// How a server runs, apart from where it listens and what it serves. Where a bound is an `Option`, `None` means that
+/// there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How many workers there are; at least one.
     pub workers: usize,
     /// How long a graceful stop may take.
     pub grace: Duration,
+    /// How long a lent connection may wait behind another one before it is lent elsewhere.
+    pub patience: Duration,
+    /// How long a turn may take before its worker is killed and the client told so.
+    pub turn_timeout: Option<Duration>,
+    /// How many connections there may be; at that number, accepting pauses.
+    pub max_connections: usize,
+    /// How many connections one client may have: an IPv4 address, or an IPv6 network of 64 bits.
+    pub per_client: Option<u32>,
+    /// How many ready connections may wait for a worker; more are turned away.
+    pub queue: usize,
+    /// How long a ready connection may wait for a worker before it is turned away.
+    pub queue_wait: Option<Duration>,
+    /// How long a client may be silent between two requests.
+    pub idle_timeout: Option<Duration>,
+    /// How long a client may take for the head of a request, from its first byte.
+    pub head_timeout: Option<Duration>,
+    /// How long a finished connection is drained of what its client still sends.
+    pub linger: Duration,
     /// How long one read from or write to a client may sleep inside a turn.
     pub client_timeout: Duration,
     /// How long the kernel may keep a silent new connection to itself.
@@ -129,6 +148,15 @@ impl Settings {
         Self {
             workers: (2 * processors).max(4),
             grace: Duration::from_secs(30),
+            patience: Duration::from_micros(500),
+            turn_timeout: None,
+            max_connections: usize::MAX,
+            per_client: None,
+            queue: 10_000,
+            queue_wait: Some(Duration::from_secs(30)),
+            idle_timeout: Some(Duration::from_secs(75)),
+            head_timeout: Some(Duration::from_secs(30)),
+            linger: Duration::from_secs(2),
             client_timeout: Duration::from_secs(60),
             defer_accept: Duration::from_secs(5),
             backlog: 4096,

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
-use crate::master::{self, dispatch, listener};
+use crate::master::{self, listener};
 use crate::seat::Seat;
 use crate::service::Service;
 use crate::worker;
@@ -121,8 +121,7 @@ impl Server {
             logging::set_role(Role::Worker { slot: seat.slot });
             exit_status(worker::serve(&mut seat, &mut make()))
         };
-        let limits = dispatch::Limits::default();
-        master::run(&self.settings, S::conduct(), limits, self.listeners, &main)
+        master::run(&self.settings, S::conduct(), self.listeners, &main)
     }
 }
 

@@ -80,6 +80,8 @@ pub struct Connection<C> {
     pub deadline: Time,
     /// Since when the client owes the rest of a request that it has begun.
     pub partial_since: Option<Time>,
+    /// Its worker was taken for hung in this turn.
+    pub hung: bool,
     /// It was given to a second worker after the first died under it. That happens once a turn.
     pub replayed: bool,
     serial: u32,
@@ -140,6 +142,7 @@ impl<C> Table<C> {
             started: Time::default(),
             deadline: Time::default(),
             partial_since: None,
+            hung: false,
             replayed: false,
             serial,
         });

@@ -10,6 +10,7 @@
 //! a turn outlasts the patience all the same, what waits behind it is taken back and lent elsewhere.
 
 mod average;
+mod hang;
 #[cfg(test)]
 mod tests;
 mod transitions;
@@ -41,6 +42,7 @@ pub struct Dispatcher<C> {
     wheel: Wheel,
     workers: Workers,
     turn: Average,
+    hang: hang::Watch,
     next_order: u64,
     paused: bool,
     stopping: bool,
@@ -60,6 +62,7 @@ impl<C> Dispatcher<C> {
             wheel: Wheel::default(),
             workers: Workers::default(),
             turn,
+            hang: hang::Watch::default(),
             next_order: 0,
             paused: false,
             stopping: false,
@@ -181,6 +184,14 @@ impl<C> Dispatcher<C> {
         id
     }
 
+    /// A connection was accepted that is one too many: it is told so, and ends.
+    pub fn turned_away(&mut self, payload: C, now: Time) -> ConnectionId {
+        let id = self.table.insert(payload);
+        self.chains.admit(id.index());
+        self.linger(id.index(), Some(Canned::Overloaded), now);
+        id
+    }
+
     /// The client of a parked connection has sent or taken something, or of a lingering one.
     pub fn readable(&mut self, id: ConnectionId, now: Time) {
         match self.table.get(id).map(|connection| connection.state) {
@@ -261,7 +272,7 @@ impl<C> Dispatcher<C> {
         if !end.carries || end.answered {
             connection.partial_since = None;
         }
-        connection.replayed = false;
+        (connection.replayed, connection.hung) = (false, false);
         connection.turns += end.turns.saturating_sub(1);
         let index = id.index();
         self.return_from(worker.index(), index, now);
@@ -367,6 +378,9 @@ impl<C> Dispatcher<C> {
             return;
         }
         match verdict {
+            Verdict::Untouched | Verdict::Consumed if connection.hung => {
+                self.linger(id.index(), Some(Canned::TimedOut), now);
+            }
             Verdict::Untouched if !connection.replayed => {
                 connection.replayed = true;
                 connection.turns -= 1;
@@ -400,6 +414,7 @@ impl<C> Dispatcher<C> {
         {
             self.deadline_passed(index, now);
         }
+        self.end_hung(now);
         self.shed(now);
         self.schedule(now);
     }
@@ -418,7 +433,7 @@ impl<C> Dispatcher<C> {
         });
         let pardon = self.workers.next_pardon();
         let pardon = pardon.map(|time| self.overdue().map_or(time, |overdue| overdue.min(time)));
-        [stale, shed, self.wheel.next(), pardon]
+        [stale, shed, self.wheel.next(), pardon, self.next_look()]
             .into_iter()
             .flatten()
             .min()

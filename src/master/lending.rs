@@ -307,6 +307,21 @@ impl Master<'_> {
         self.dispatcher.examined(id, verdict, now);
     }
 
+    /// Ends a worker that hangs.
+    pub(super) fn end_worker(&mut self, worker: WorkerId, signal: Signal) {
+        let Some(process) = self.pool.get(worker) else {
+            return;
+        };
+        let (slot, pid) = (process.slot, process.pid);
+        let limit = self.settings.turn_timeout.unwrap_or_default().as_secs_f64();
+        log::warn!(
+            "worker hangs slot={slot} pid={pid}: a turn takes longer than {limit} s; sending {signal}"
+        );
+        if let Err(error) = kill(pid, signal) {
+            log::error!("cannot end worker slot={slot} pid={pid}: {}", error.desc());
+        }
+    }
+
     pub(super) fn retire(&mut self, worker: WorkerId) {
         self.dispatcher.retire(worker);
         let Some(process) = self.pool.get_mut(worker) else {

@@ -4,6 +4,7 @@
 //! never runs service code and parses no protocol.
 
 pub mod chains;
+mod clients;
 pub mod connections;
 pub mod dispatch;
 mod ending;
@@ -20,6 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
@@ -28,6 +30,7 @@ use crate::error::{Error, Plain, Result};
 use crate::inbox::MessageBuffer;
 use crate::service::Conduct;
 use crate::sys;
+use clients::Clients;
 use connections::{ConnectionId, State};
 use dispatch::{Action, Canned, Dispatcher, Interest, WorkerId};
 use held::Held;
@@ -78,6 +81,7 @@ pub struct Master<'a> {
     main: &'a WorkerMain<'a>,
     dispatcher: Dispatcher<Held>,
     pool: Pool,
+    clients: Clients,
     listeners: Vec<Listener>,
     accepting: Accepting,
     epoll: OwnedFd,
@@ -101,7 +105,6 @@ pub struct Master<'a> {
 pub fn run(
     settings: &Settings,
     conduct: Conduct,
-    limits: dispatch::Limits,
     listeners: Vec<Listener>,
     main: &WorkerMain<'_>,
 ) -> Result<()> {
@@ -119,8 +122,9 @@ pub fn run(
         settings,
         conduct,
         main,
-        dispatcher: Dispatcher::new(limits),
+        dispatcher: Dispatcher::new(limits_of(settings)),
         pool: Pool::new(settings.workers),
+        clients: Clients::new(settings.per_client),
         listeners,
         accepting: Accepting::Yes,
         epoll,
@@ -277,8 +281,13 @@ impl Master<'_> {
                 Ok(Accepted::Connection(socket, peer)) => {
                     let held = Held::new(socket, peer);
                     let ready = self.conduct.speaks_first || held.has_input();
-                    self.dispatcher.accepted(held, ready, now);
-                    self.note_pause();
+                    if self.clients.enter(peer) {
+                        self.dispatcher.accepted(held, ready, now);
+                        self.note_pause();
+                    } else {
+                        log::debug!("{peer} has too many connections");
+                        self.dispatcher.turned_away(held, now);
+                    }
                 }
                 Ok(Accepted::Lost) => {}
                 Ok(Accepted::Nobody) => return,
@@ -355,7 +364,10 @@ impl Master<'_> {
             }
             Action::Examine(id, worker) => self.examine(id, worker, now),
             Action::Retire(worker) => self.retire(worker),
+            Action::Terminate(worker) => self.end_worker(worker, Signal::SIGTERM),
+            Action::Kill(worker) => self.end_worker(worker, Signal::SIGKILL),
             Action::Close(_, held) => {
+                self.clients.leave(held.peer());
                 drop(held);
                 if matches!(self.accepting, Accepting::Exhausted { .. }) {
                     self.resume();
@@ -395,6 +407,7 @@ impl Master<'_> {
         let last_words = match reply {
             None => &[][..],
             Some(Canned::Crashed) => &self.conduct.crashed,
+            Some(Canned::TimedOut) => &self.conduct.timed_out,
             Some(Canned::Overloaded) => &self.conduct.overloaded,
             Some(Canned::RequestTimeout) => &self.conduct.request_timeout,
         };
@@ -409,5 +422,18 @@ impl Master<'_> {
         if wordless || ended.is_err() {
             self.dispatcher.broken(id);
         }
+    }
+}
+
+fn limits_of(settings: &Settings) -> dispatch::Limits {
+    dispatch::Limits {
+        patience: settings.patience,
+        connections: settings.max_connections,
+        queue: settings.queue,
+        queue_wait: settings.queue_wait,
+        idle: settings.idle_timeout,
+        head: settings.head_timeout,
+        linger: settings.linger,
+        turn: settings.turn_timeout,
     }
 }

@@ -43,6 +43,8 @@ struct World {
     dice: u64,
     paused: bool,
     examined_this_turn: BTreeMap<u64, u32>,
+    /// Killed, and not reaped yet.
+    doomed: Vec<WorkerId>,
 }
 
 impl World {
@@ -58,6 +60,7 @@ impl World {
             dice: 1,
             paused: false,
             examined_this_turn: BTreeMap::new(),
+            doomed: Vec::new(),
         }
     }
 
@@ -107,6 +110,12 @@ impl World {
             _ => self.pass(Duration::from_secs(u64::from(choice % 20))),
         }
         self.settle();
+        while let Some(worker) = self.doomed.pop() {
+            if self.fellows.contains_key(&worker.into()) {
+                self.crash_of(worker, choice);
+                self.settle();
+            }
+        }
         self.check();
     }
 
@@ -194,14 +203,17 @@ impl World {
 
     /// As the master reaps: the inbox is taken back first.
     fn crash(&mut self, choice: u16) {
-        let Some(worker) = self.some_fellow(choice) else {
-            return;
-        };
+        if let Some(worker) = self.some_fellow(choice) {
+            self.crash_of(worker, choice);
+        }
+    }
+
+    fn crash_of(&mut self, worker: WorkerId, choice: u16) {
         self.dispatcher.worker_died(worker);
         self.settle();
         if choice.is_multiple_of(2) {
             // Its last report was already under way.
-            self.finish_turn(choice);
+            self.finish_turn_of(worker, choice);
         }
         let fellow = self
             .fellows
@@ -344,6 +356,19 @@ impl World {
                 );
                 assert!(!fellow.told_to_retire, "retires a worker once");
                 fellow.told_to_retire = true;
+            }
+            Action::Terminate(worker) => {
+                assert!(
+                    self.fellows.contains_key(&worker.into()),
+                    "ends a worker that exists"
+                );
+            }
+            Action::Kill(worker) => {
+                assert!(
+                    self.fellows.contains_key(&worker.into()),
+                    "kills a worker that exists"
+                );
+                self.doomed.push(worker);
             }
             Action::Close(id, _) => {
                 assert!(
@@ -493,9 +518,10 @@ fn limits() -> impl Strategy<Value = Limits> {
         seconds(1..30),
         seconds(1..30),
         0u64..5,
+        seconds(1..30),
     )
         .prop_map(
-            |(connections, queue, queue_wait, idle, head, linger)| Limits {
+            |(connections, queue, queue_wait, idle, head, linger, turn)| Limits {
                 patience: PATIENCE,
                 connections,
                 queue,
@@ -503,6 +529,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                 idle,
                 head,
                 linger: Duration::from_secs(linger),
+                turn,
             },
         )
 }
@@ -745,5 +772,57 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     assert_eq!(
         world.dispatcher.take_actions(),
         [Action::Linger(id, Some(Canned::RequestTimeout))]
+    );
+}
+
+#[test]
+fn a_turn_that_takes_too_long_costs_its_worker_and_the_client_is_told() {
+    let limits = Limits {
+        turn: Some(Duration::from_secs(5)),
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    world.hire(1);
+    let worker = world.some_fellow(0).expect("one");
+    let id = world.dispatcher.accepted(0, true, world.now);
+    let mut said = Vec::new();
+    for _ in 0..70 {
+        world.pass(Duration::from_millis(100));
+        said.extend(
+            world
+                .dispatcher
+                .take_actions()
+                .into_iter()
+                .filter(|action| matches!(action, Action::Terminate(_) | Action::Kill(_))),
+        );
+    }
+    assert_eq!(said, [Action::Terminate(worker), Action::Kill(worker)]);
+    world.dispatcher.worker_died(worker);
+    world.dispatcher.inbox_empty(worker, world.now);
+    world.dispatcher.worker_gone(worker, world.now);
+    let _ = world.dispatcher.take_actions();
+    world.dispatcher.examined(id, Verdict::Consumed, world.now);
+    let expected = [Action::Linger(id, Some(Canned::TimedOut))];
+    assert_eq!(world.dispatcher.take_actions(), expected);
+}
+
+#[test]
+fn a_master_that_was_suspended_takes_nobody_for_hung() {
+    let limits = Limits {
+        turn: Some(Duration::from_secs(5)),
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    world.hire(1);
+    world.dispatcher.accepted(0, true, world.now);
+    world.pass(Duration::from_millis(700));
+    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_secs(2));
+    let actions = world.dispatcher.take_actions();
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::Terminate(_))),
+        "{actions:?}"
     );
 }

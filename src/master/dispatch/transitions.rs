@@ -158,6 +158,7 @@ impl<C> Dispatcher<C> {
         let connection = self.table.at_mut(index);
         connection.state = State::Lent(worker);
         connection.started = now;
+        connection.hung = false;
         connection.turns += 1;
         let chains = &mut self.chains;
         let add = |worker: &mut workers::Worker| {

@@ -23,6 +23,8 @@ pub struct Limits {
     pub head: Option<Duration>,
     /// How long a finished connection is drained.
     pub linger: Duration,
+    /// How long a turn may take before its worker is taken for hung and killed.
+    pub turn: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -35,6 +37,7 @@ impl Default for Limits {
             idle: None,
             head: None,
             linger: Duration::from_secs(2),
+            turn: None,
         }
     }
 }
@@ -55,6 +58,8 @@ pub enum Interest {
 pub enum Canned {
     /// The worker died after it had read the request.
     Crashed,
+    /// The turn took longer than it may, and its worker was killed.
+    TimedOut,
     /// There is no room, or no worker came in time.
     Overloaded,
     /// The client did not complete its request in time.
@@ -92,6 +97,10 @@ pub enum Action<C> {
     Examine(ConnectionId, WorkerId),
     /// Tell the worker to exit.
     Retire(WorkerId),
+    /// The worker hangs: ask it to end (SIGTERM).
+    Terminate(WorkerId),
+    /// The worker did not end when asked to: kill it.
+    Kill(WorkerId),
     /// The connection is over, and this is what the master held for it. Dropping it closes it.
     Close(ConnectionId, C),
     /// Stop accepting connections.

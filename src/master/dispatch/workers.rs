@@ -72,7 +72,7 @@ pub enum Tenure {
     Stopped,
     /// It is not, and it exits when nothing is lent to it any more.
     Retiring,
-    /// Its process has ended; what it left behind is being settled.
+    /// Its process has ended, or is being ended; what it leaves behind is being settled.
     Dead,
 }
 
@@ -85,6 +85,8 @@ pub struct Worker {
     pub tenure: Tenure,
     /// How many turns it serves at the same time.
     pub capacity: usize,
+    /// It was asked to end because it hangs, and is killed at this time.
+    pub condemned: Option<Time>,
     /// The kernel took no more for its inbox. It gets nothing more until it has made progress.
     pub full: bool,
     /// What is lent to it, in the order of lending.
@@ -150,6 +152,7 @@ impl Workers {
         self.places[place] = Some(Worker {
             pace: Pace::Starting,
             tenure: Tenure::Serving,
+            condemned: None,
             full: false,
             capacity,
             lent: List::default(),
@@ -275,6 +278,14 @@ impl Workers {
         worker.progress = now;
         self.set_pace(index, Pace::Moving);
         true
+    }
+
+    /// The places of all workers to which something is lent.
+    pub fn busy(&self) -> impl Iterator<Item = u32> + '_ {
+        (0u32..).zip(&self.places).filter_map(|(index, place)| {
+            let worker = place.as_ref()?;
+            (!worker.lent.is_empty()).then_some(index)
+        })
     }
 
     /// The moving workers.

@@ -1,0 +1,96 @@
+//! Turns that take longer than they may. Pure.
+//!
+//! The clock of a hang runs only while the master runs: a master that was suspended, and finds that much time has
+//! passed at once, takes nobody for hung on that account.
+
+use std::time::Duration;
+
+use super::workers::Tenure;
+use super::{Action, Dispatcher};
+use crate::master::connections::State;
+use crate::master::time::Time;
+
+/// How long a hung worker has to end by itself before it is killed.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
+
+/// The longest and the shortest time between two looks.
+const SELDOM: Duration = Duration::from_secs(1);
+const OFTEN: Duration = Duration::from_millis(20);
+
+/// When there was a look at the turns under way, and when the next one is due.
+#[derive(Debug, Default)]
+pub struct Watch {
+    last: Time,
+}
+
+impl<C> Dispatcher<C> {
+    /// How long to wait between two looks, if there is a limit at all.
+    fn interval(&self) -> Option<Duration> {
+        self.limits
+            .turn
+            .map(|limit| (limit / 8).clamp(OFTEN, SELDOM))
+    }
+
+    /// When to look next.
+    pub(super) fn next_look(&self) -> Option<Time> {
+        let interval = self.interval()?;
+        self.workers.busy().next()?;
+        Some(self.hang.last.after(interval))
+    }
+
+    /// Asks workers to end whose turn takes too long, and kills those that were asked in vain.
+    pub(super) fn end_hung(&mut self, now: Time) {
+        let (Some(limit), Some(interval)) = (self.limits.turn, self.interval()) else {
+            return;
+        };
+        let passed = now.since(self.hang.last);
+        if passed < interval {
+            return;
+        }
+        self.hang.last = now;
+        let busy: Vec<u32> = self.workers.busy().collect();
+        if passed > 3 * interval {
+            // Either nobody was busy, or the master did not run for a while: the turns get that time back.
+            self.forgive(&busy, passed - interval);
+        }
+        for worker in busy {
+            match self.workers.at(worker).condemned {
+                Some(until) if until <= now => {
+                    self.workers.at_mut(worker).condemned = Some(now.after(LAST_CHANCE));
+                    self.actions.push(Action::Kill(self.workers.id(worker)));
+                }
+                Some(_) => {}
+                None => self.condemn_if_hung(worker, limit, now),
+            }
+        }
+    }
+
+    fn forgive(&mut self, busy: &[u32], time: Duration) {
+        for worker in busy {
+            let mut next = self.workers.at(*worker).lent.first();
+            while let Some(index) = next {
+                next = self.chains.after(index);
+                let connection = self.table.at_mut(index);
+                connection.started = connection.started.after(time).min(self.hang.last);
+            }
+        }
+    }
+
+    fn condemn_if_hung(&mut self, worker: u32, limit: Duration, now: Time) {
+        // The first one lent is the one that has been under service for longest.
+        let Some(first) = self.workers.at(worker).lent.first() else {
+            return;
+        };
+        let connection = self.table.at_mut(first);
+        if connection.started.after(limit) > now {
+            return;
+        }
+        debug_assert_eq!(connection.state, State::Lent(worker));
+        connection.hung = true;
+        let id = self.workers.id(worker);
+        self.workers.at_mut(worker).condemned = Some(now.after(LAST_CHANCE));
+        self.workers.dismiss(worker, Tenure::Dead);
+        self.actions.push(Action::TakeBack(id));
+        self.actions.push(Action::Terminate(id));
+    }
+}
