@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::fdpass::{self, Wait};
-use crate::scoreboard::Publisher;
 use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
 
 /// The master's end, and its copy of the worker's.
@@ -24,17 +23,6 @@ pub struct MasterEnd {
 #[derive(Debug)]
 pub struct WorkerEnd {
     socket: OwnedFd,
-}
-
-/// What a worker process is given at its start.
-#[derive(Debug)]
-pub struct Seat<'a> {
-    /// Its place in the pool, from 0.
-    pub slot: u32,
-    /// Its end of the socketpair.
-    pub inbox: WorkerEnd,
-    /// Its half of its scoreboard.
-    pub board: Publisher<'a>,
 }
 
 /// A buffer that takes any message.

@@ -151,6 +151,7 @@ mod inbox;
 mod logging;
 mod master;
 mod scoreboard;
+mod seat;
 mod server;
 pub mod service;
 mod services;

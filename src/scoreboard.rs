@@ -161,7 +161,8 @@ impl Board {
 
     fn publish(&self, entry: &Entry, urgency: Urgency) -> Published {
         let published = self.worker.0.published.load(Ordering::Relaxed);
-        if published - self.master.0.collected.load(Ordering::Acquire) >= RING as u64 {
+        let collected = self.master.0.collected.load(Ordering::Acquire);
+        if published.wrapping_sub(collected) >= RING as u64 {
             return Published::Full;
         }
         let cell = &self.ring[published as usize % RING];
@@ -177,7 +178,7 @@ impl Board {
         self.worker
             .0
             .published
-            .store(published + 1, Ordering::Release);
+            .store(published.wrapping_add(1), Ordering::Release);
         // Between this store and that load: the master must see the report, or the worker must see it asleep.
         fence(Ordering::SeqCst);
         let asleep = &self.master.0.asleep;
@@ -199,6 +200,10 @@ impl Board {
         if published == collected {
             return None;
         }
+        if published.wrapping_sub(collected) > RING as u64 {
+            self.master.0.collected.store(published, Ordering::Release);
+            return Some(Err(Malformed));
+        }
         let cell = &self.ring[collected as usize % RING];
         let word = cell.id_and_outcome.load(Ordering::Relaxed);
         let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize);
@@ -214,7 +219,7 @@ impl Board {
         self.master
             .0
             .collected
-            .store(collected + 1, Ordering::Release);
+            .store(collected.wrapping_add(1), Ordering::Release);
         Some(entry.ok_or(Malformed))
     }
 
@@ -224,7 +229,8 @@ impl Board {
             Sleep::Deep => DEEP,
             Sleep::Light => DEEP | LIGHT,
         };
-        self.master.0.asleep.store(asleep, Ordering::Relaxed);
+        // A read-modify-write, so that it has its place behind the worker's own in everybody's order of events.
+        self.master.0.asleep.swap(asleep, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let collected = self.master.0.collected.load(Ordering::Relaxed);
         if self.worker.0.published.load(Ordering::Relaxed) == collected {
@@ -399,6 +405,9 @@ mod tests {
             .store(u64::MAX, Ordering::Relaxed);
         assert_eq!(board.collect(), Some(Err(Malformed)));
         assert_eq!(board.collect(), None);
+        board.worker.0.published.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(board.collect(), Some(Err(Malformed)));
+        assert_eq!(board.collect(), None, "the master does not chase a number");
     }
 
     #[test]

@@ -9,9 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
-use crate::inbox::Seat;
 use crate::logging::{self, Role};
 use crate::master::{self, dispatch, listener};
+use crate::seat::Seat;
 use crate::service::Service;
 use crate::worker;
 

@@ -10,7 +10,8 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use rustix::io::writev;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::wire::{Lend, MAX_CARRY, Outcome, Traffic};
 
@@ -429,11 +430,9 @@ impl Write for Connection {
 
     /// Sends the parts as one piece: a head and a body in one packet, with neither copied.
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.transmit_with(|socket| {
-            let mut nothing = SendAncillaryBuffer::default();
-            sendmsg(socket, parts, &mut nothing, SendFlags::NOSIGNAL)
-        })
-        .map_err(slept_too_long)
+        // There is no flag against SIGPIPE here, but Rust programs ignore that signal.
+        self.transmit_with(|socket| writev(socket, parts))
+            .map_err(slept_too_long)
     }
 
     fn flush(&mut self) -> io::Result<()> {

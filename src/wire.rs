@@ -296,7 +296,11 @@ fn split(message: &[u8]) -> Result<(&str, &[u8]), Malformed> {
         .ok_or(Malformed("no header line"))?;
     let header =
         std::str::from_utf8(&message[..end]).map_err(|_| Malformed("header is not ASCII"))?;
-    Ok((header, &message[end + 1..]))
+    let carry = &message[end + 1..];
+    if carry.len() > MAX_CARRY {
+        return Err(Malformed("more carry than a connection may have"));
+    }
+    Ok((header, carry))
 }
 
 fn number(word: Option<&str>) -> Result<u64, Malformed> {

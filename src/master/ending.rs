@@ -54,7 +54,7 @@ impl Master<'_> {
                     until,
                     interrupts: u32::from(interrupt),
                 };
-                self.close_listeners();
+                self.listeners.clear();
                 self.keep_what_has_input(now);
                 self.dispatcher.stop();
             }
@@ -72,12 +72,6 @@ impl Master<'_> {
             {
                 self.dispatcher.readable(id, now);
             }
-        }
-    }
-
-    fn close_listeners(&mut self) {
-        for listener in self.listeners.drain(..) {
-            listener.close();
         }
     }
 
@@ -120,7 +114,7 @@ impl Master<'_> {
 
     /// Kills and reaps what workers there are.
     fn end_workers(&mut self) {
-        self.close_listeners();
+        self.listeners.clear();
         for process in self.pool.processes() {
             log::debug!("killing worker slot={} pid={}", process.slot, process.pid);
         }

@@ -92,11 +92,16 @@ impl Held {
         }
     }
 
-    /// Whether the client has sent something that nobody has read yet.
+    /// Whether there is something for a turn: bytes that nobody has read, or that were not consumed.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        !self.carry.is_empty()
-            || rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
+        !self.carry.is_empty() || self.has_unread()
+    }
+
+    /// Whether the client has sent something that nobody has read yet.
+    #[must_use]
+    pub fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
     }
 
     /// Watches for the client. While it waits for input, the connection stays watched when it is lent, so that the
@@ -182,7 +187,7 @@ impl Held {
             Ok(now) if now.read != self.total.read => Verdict::Consumed,
             Ok(_) => Verdict::Untouched,
             // No TCP: nobody has counted.
-            Err(_) => Verdict::Sent,
+            Err(_) => Verdict::Unknown,
         }
     }
 

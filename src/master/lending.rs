@@ -3,19 +3,19 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::connections::ConnectionId;
 use super::dispatch::{Dispatcher, Stray, TurnEnd, Verdict, WorkerId};
 use super::held::Held;
-use super::pool::{self, Process};
+use super::pool::{self, Change, End, Process};
 use super::time::Time;
 use super::token::Token;
 use super::{Master, Phase};
 use crate::error::Plain;
 use crate::inbox::Lent;
-use crate::scoreboard::{Entry, Sleep};
+use crate::scoreboard::{Entry, RING, Sleep};
 use crate::wire::{FromWorker, Lend, Report};
 
 impl Master<'_> {
@@ -59,13 +59,17 @@ impl Master<'_> {
                     self.announce();
                 }
                 Ok(None) => return,
-                Err(error) => {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    let (slot, pid) = (process.slot, process.pid);
                     log::error!(
-                        "bad message from worker slot={} pid={}: {}",
-                        process.slot,
-                        process.pid,
-                        Plain(&error)
+                        "bad message from worker slot={slot} pid={pid}: {error}; killing it"
                     );
+                    // What it has now is settled as after any other death.
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+                Err(error) => {
+                    let slot = process.slot;
+                    log::error!("cannot hear worker slot={slot}: {}", Plain(&error));
                     return;
                 }
             }
@@ -84,7 +88,11 @@ impl Master<'_> {
 
     /// Takes the reports that a worker has published.
     fn collect(&mut self, worker: WorkerId, now: Time) {
-        while let Some(process) = self.pool.get(worker) {
+        // A rogue that publishes without end gets no more attention than one that works.
+        for _ in 0..RING {
+            let Some(process) = self.pool.get(worker) else {
+                return;
+            };
             let Some(entry) = process.board.collect() else {
                 return;
             };
@@ -198,35 +206,50 @@ impl Master<'_> {
         self.dispatcher.inbox_empty(worker, now);
     }
 
+    /// Looks which workers have ended, were stopped or go on.
     pub(super) fn reap(&mut self, now: Time) {
-        while let Some((pid, end)) = pool::reap() {
+        while let Some((pid, change)) = pool::next_change() {
             let Some(worker) = self.pool.worker(pid) else {
                 continue;
             };
-            // What it said before it died counts, and what it never took up was never lent.
-            self.dispatcher.worker_died(worker);
-            self.carry_out(now);
-            self.on_worker(worker, now);
-            self.collect(worker, now);
-            self.take_back(worker, now);
-            self.dispatcher.worker_gone(worker, now);
-            if let Some(process) = self.pool.get(worker) {
-                let (slot, expected) = (
-                    process.slot,
-                    process.retiring || self.phase != Phase::Serving,
-                );
-                if end == pool::End::Exited(0)
-                    || expected && end == pool::End::Killed(Signal::SIGKILL)
-                {
-                    log::info!("worker retired slot={slot} pid={pid}");
-                } else {
-                    log::warn!("worker died slot={slot} pid={pid}: {end}");
+            let slot = self.pool.get(worker).map_or(0, |process| process.slot);
+            match change {
+                Change::Ended(end) => self.settle(worker, end, now),
+                Change::Stopped => {
+                    log::warn!(
+                        "worker stopped slot={slot} pid={pid}: others get what it has not begun"
+                    );
+                    self.dispatcher.worker_stopped(worker);
+                }
+                Change::Continued => {
+                    log::info!("worker continued slot={slot} pid={pid}");
+                    self.dispatcher.worker_continued(worker, now);
                 }
             }
-            // Its connections are examined while its process is still known by slot and pid.
-            self.carry_out(now);
-            self.pool.bury(worker, now);
         }
+    }
+
+    /// A worker has ended: its last words, its connections, its successor.
+    fn settle(&mut self, worker: WorkerId, end: End, now: Time) {
+        self.dispatcher.worker_died(worker);
+        self.carry_out(now);
+        // What it said before it died counts, and what it never took up was never lent.
+        self.on_worker(worker, now);
+        self.collect(worker, now);
+        self.take_back(worker, now);
+        self.dispatcher.worker_gone(worker, now);
+        if let Some(process) = self.pool.get(worker) {
+            let (slot, pid) = (process.slot, process.pid);
+            let expected = process.retiring || self.phase != Phase::Serving;
+            if end == End::Exited(0) || expected && end == End::Killed(Signal::SIGKILL) {
+                log::info!("worker retired slot={slot} pid={pid}");
+            } else {
+                log::warn!("worker died slot={slot} pid={pid}: {end}");
+            }
+        }
+        // Its connections are examined while its process is still known by slot and pid.
+        self.carry_out(now);
+        self.pool.bury(worker, now);
     }
 
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
@@ -272,6 +295,7 @@ impl Master<'_> {
                 Verdict::Untouched => "nothing was read, so another worker gets it",
                 Verdict::Consumed => "nothing was sent, so the client gets an error reply",
                 Verdict::Sent => "something was sent, so it is closed",
+                Verdict::Unknown => "what was sent is not known, so it is closed",
             };
             log::warn!(
                 "worker slot={} pid={} died in turn {turn} of {}: {consequence}",

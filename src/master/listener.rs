@@ -17,7 +17,7 @@ use rustix::net::{
 };
 
 use crate::config::Address;
-use crate::error::{Error, Result};
+use crate::error::{Error, Plain, Result};
 use crate::service::Peer;
 use crate::sys::tcp;
 
@@ -36,7 +36,8 @@ enum Bound {
     Unix(SocketFile),
 }
 
-/// The file of a Unix socket. It is removed by [`Listener::close`] if it still is the one that was made.
+/// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A worker process drops
+/// nothing of the master's.)
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -248,16 +249,15 @@ impl Listener {
             Bound::Unix(_) => None,
         }
     }
+}
 
-    /// Stops listening, and removes the file of a Unix socket if it still is this one's. Dropping a listener does not:
-    /// another process may be using the same socket.
-    pub fn close(self) {
-        if let Bound::Unix(file) = &self.bound
-            && let Ok(metadata) = fs::symlink_metadata(&file.path)
-            && (metadata.dev(), metadata.ino()) == file.device_and_inode
-            && let Err(error) = fs::remove_file(&file.path)
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Ok(metadata) = fs::symlink_metadata(&self.path)
+            && (metadata.dev(), metadata.ino()) == self.device_and_inode
+            && let Err(error) = fs::remove_file(&self.path)
         {
-            log::warn!("cannot remove {}: {error}", file.path.display());
+            log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));
         }
     }
 }

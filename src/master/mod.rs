@@ -367,10 +367,20 @@ impl Master<'_> {
     }
 
     fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
-        let epoll = self.epoll.as_fd();
+        let (epoll, state) = (self.epoll.as_fd(), self.dispatcher.state(id));
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
+        let stopping = matches!(self.phase, Phase::Stopping { .. });
+        if stopping && interest != Interest::Output && state == Some(State::Parked) {
+            // The server goes, and takes only what had come before it said so.
+            if held.has_unread() {
+                self.dispatcher.readable(id, now);
+            } else {
+                self.dispatcher.hung_up(id);
+            }
+            return;
+        }
         match held.watch(epoll, interest, Token::Connection(id).encode()) {
             Ok(noticed) if noticed.is_empty() => {}
             Ok(noticed) => self.on_connection(id, noticed, now),

@@ -15,8 +15,9 @@ use nix::unistd::Pid;
 use super::dispatch::WorkerId;
 use super::time::Time;
 use crate::error::{Error, Result};
-use crate::inbox::{self, MasterEnd, Seat, WorkerEnd};
+use crate::inbox::{self, MasterEnd, WorkerEnd};
 use crate::scoreboard::Scoreboard;
+use crate::seat::Seat;
 use crate::sys;
 
 /// A worker that lives for less than this died young: its replacement waits.
@@ -249,13 +250,31 @@ impl Pool {
     }
 }
 
-/// Reaps one process that has ended: which, and how.
+/// What the kernel says of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It has ended, and is reaped.
+    Ended(End),
+    /// A signal has stopped it.
+    Stopped,
+    /// It goes on after a stop.
+    Continued,
+}
+
+/// The next process of which something has changed, and what.
 #[must_use]
-pub fn reap() -> Option<(Pid, End)> {
+pub fn next_change() -> Option<(Pid, Change)> {
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) => return Some((pid, End::Exited(status))),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => return Some((pid, End::Killed(signal))),
+        match waitpid(None, Some(flags)) {
+            Ok(WaitStatus::Exited(pid, status)) => {
+                return Some((pid, Change::Ended(End::Exited(status))));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                return Some((pid, Change::Ended(End::Killed(signal))));
+            }
+            Ok(WaitStatus::Stopped(pid, _)) => return Some((pid, Change::Stopped)),
+            Ok(WaitStatus::Continued(pid)) => return Some((pid, Change::Continued)),
             Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return None,
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => {

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::inbox::{Assignment, MessageBuffer, Seat};
+use crate::inbox::{Assignment, MessageBuffer};
 use crate::scoreboard::{Entry, Urgency};
+use crate::seat::Seat;
 use crate::service::{Buffer, Connection, Service, Turn};
 use crate::wire::{FromWorker, Outcome, Report};
 

@@ -2,11 +2,13 @@
 //! refuse. After every step the whole state is compared and the promises of the module are checked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
+use crate::wire::Outcome;
 
 const PATIENCE: Duration = Duration::from_micros(500);
 
@@ -112,7 +114,7 @@ impl World {
         if !self.paused {
             let id = self
                 .dispatcher
-                .accepted(self.accepted, choice % 2 == 0, self.now);
+                .accepted(self.accepted, choice.is_multiple_of(2), self.now);
             self.accepted += 1;
             self.watched.entry(id.into()).or_insert(Watch::Nothing);
         }
@@ -176,8 +178,8 @@ impl World {
         let end = TurnEnd {
             outcome,
             turns: 1,
-            carries: outcome.keeps() && choice % 5 == 0,
-            answered: choice % 3 == 0,
+            carries: outcome.keeps() && choice.is_multiple_of(5),
+            answered: choice.is_multiple_of(3),
         };
         self.examined_this_turn.remove(&id.into());
         assert_eq!(self.dispatcher.report(worker, id, end, self.now), Ok(()));
@@ -197,7 +199,7 @@ impl World {
         };
         self.dispatcher.worker_died(worker);
         self.settle();
-        if choice % 2 == 0 {
+        if choice.is_multiple_of(2) {
             // Its last report was already under way.
             self.finish_turn(choice);
         }
@@ -219,12 +221,18 @@ impl World {
                 .get_mut(&worker.into())
                 .expect("chosen from the map");
             fellow.stalled = !fellow.stalled;
+            // The kernel tells of some stalls, and not of others.
+            match (fellow.stalled, choice % 3) {
+                (true, 0) => self.dispatcher.worker_stopped(worker),
+                (false, _) => self.dispatcher.worker_continued(worker, self.now),
+                (true, _) => {}
+            }
         }
     }
 
     fn hire(&mut self, choice: u16) {
         if self.fellows.len() < 12 {
-            let capacity = if choice % 4 == 0 { 3 } else { 1 };
+            let capacity = if choice.is_multiple_of(4) { 3 } else { 1 };
             let worker = self.dispatcher.worker_started(capacity);
             self.fellows.insert(
                 worker.into(),
@@ -292,6 +300,13 @@ impl World {
                 }
                 self.dispatcher.inbox_empty(worker, self.now);
             }
+            Action::Arm(id, _) if self.dispatcher.stopping && self.is_parked(id) => {
+                if self.roll(4) == 0 {
+                    self.dispatcher.readable(id, self.now);
+                } else {
+                    self.dispatcher.hung_up(id);
+                }
+            }
             Action::Arm(id, _) | Action::Linger(id, _) => {
                 let watch = self
                     .watched
@@ -341,6 +356,10 @@ impl World {
             Action::PauseAccepting => self.paused = true,
             Action::ResumeAccepting => self.paused = false,
         }
+    }
+
+    fn is_parked(&self, id: ConnectionId) -> bool {
+        self.dispatcher.state(id) == Some(State::Parked)
     }
 
     fn check(&self) {
@@ -438,8 +457,9 @@ impl World {
         self.refuse_lends = 0;
         self.dispatcher.stop();
         self.settle();
-        for fellow in self.fellows.values_mut() {
+        for (id, fellow) in &mut self.fellows {
             fellow.stalled = false;
+            self.dispatcher.worker_continued((*id).into(), self.now);
         }
         for round in 0u16..5000 {
             if self.dispatcher.is_empty() {
@@ -649,6 +669,7 @@ fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
     world.accept(0);
     world.accept(0);
     world.settle();
+    world.check();
     assert!(
         world.fellows[&stopped].inbox.is_empty(),
         "it is not idle, it is suspect"
@@ -695,7 +716,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     let worker = world.some_fellow(0).expect("one");
     let id = world.dispatcher.accepted(0, true, world.now);
     for _ in 0..9 {
-        world.dispatcher.take_actions();
+        let _ = world.dispatcher.take_actions();
         let part = TurnEnd {
             outcome: Outcome::Park,
             turns: 1,
@@ -719,7 +740,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
         .dispatcher
         .report(worker, id, part, world.now)
         .unwrap();
-    world.dispatcher.take_actions();
+    let _ = world.dispatcher.take_actions();
     world.pass(Duration::from_millis(1200));
     assert_eq!(
         world.dispatcher.take_actions(),

@@ -68,6 +68,8 @@ pub enum Pace {
 pub enum Tenure {
     /// It is.
     Serving,
+    /// It is not for now: its process is stopped (SIGSTOP).
+    Stopped,
     /// It is not, and it exits when nothing is lent to it any more.
     Retiring,
     /// Its process has ended; what it left behind is being settled.
@@ -124,7 +126,8 @@ pub struct Workers {
     /// Moving workers by [`Worker::key`].
     room: Chains,
     room_lists: [List; MAX_DEPTH + 1],
-    suspects: usize,
+    /// Workers put aside, in the order of that.
+    suspects: List,
     /// How many moving workers have connections waiting behind a turn.
     crowded: usize,
 }
@@ -259,10 +262,13 @@ impl Workers {
     }
 
     /// Lets a slow worker count as moving for another while: it has been woken, but has not run yet. False when that
-    /// has lasted for too long.
-    pub fn excuse(&mut self, index: u32, now: Time) -> bool {
+    /// has lasted for too long, unless `always`.
+    pub fn excuse(&mut self, index: u32, now: Time, always: bool) -> bool {
         let worker = self.at_mut(index);
-        if worker.excuses >= MAX_EXCUSES || worker.pace != Pace::Slow {
+        if worker.excuses >= MAX_EXCUSES && !always
+            || worker.pace != Pace::Slow
+            || worker.tenure == Tenure::Stopped
+        {
             return false;
         }
         worker.excuses += 1;
@@ -285,19 +291,17 @@ impl Workers {
             .map(|index| (index, self.at(index).progress))
     }
 
-    /// Suspects whose time is over are idle again, the last in line.
-    pub fn pardon(&mut self, now: Time) {
-        if self.suspects == 0 {
-            return;
-        }
-        for index in 0..self.places.len() {
-            let due = matches!(&self.places[index], Some(Worker { pace: Pace::Suspect(at), .. }) if *at <= now);
-            if due {
-                let index = index as u32;
+    /// Suspects whose time is over are idle again, the last in line. With `early`, so is one whose time is not.
+    pub fn pardon(&mut self, now: Time, early: bool) {
+        let mut early = early;
+        let mut next = self.suspects.first();
+        while let Some(index) = next {
+            next = self.idle.after(index);
+            let due = matches!(self.at(index).pace, Pace::Suspect(until) if until <= now);
+            if due || std::mem::take(&mut early) {
                 self.unlink(index);
-                let worker = self.at_mut(index);
-                worker.pace = Pace::Idle;
-                if worker.tenure == Tenure::Serving {
+                self.at_mut(index).pace = Pace::Idle;
+                if self.at(index).tenure == Tenure::Serving {
                     self.idle.push_back(&mut self.idle_list, index);
                 }
             }
@@ -307,17 +311,12 @@ impl Workers {
     /// When the next suspect is to be pardoned.
     #[must_use]
     pub fn next_pardon(&self) -> Option<Time> {
-        if self.suspects == 0 {
-            return None;
-        }
-        let times = self
-            .places
-            .iter()
-            .flatten()
-            .filter_map(|worker| match worker.pace {
-                Pace::Suspect(at) => Some(at),
-                _ => None,
-            });
+        let suspects =
+            std::iter::successors(self.suspects.first(), |index| self.idle.after(*index));
+        let times = suspects.filter_map(|index| match self.at(index).pace {
+            Pace::Suspect(until) => Some(until),
+            _ => None,
+        });
         times.min()
     }
 
@@ -332,7 +331,7 @@ impl Workers {
                 self.age.push_back(&mut self.age_list, index);
                 self.link_room(index);
             }
-            Pace::Suspect(_) => self.suspects += 1,
+            Pace::Suspect(_) => self.idle.push_back(&mut self.suspects, index),
             Pace::Starting | Pace::Slow | Pace::Idle => {}
         }
     }
@@ -348,7 +347,7 @@ impl Workers {
                 self.unlink_room(index);
                 self.age.remove(&mut self.age_list, index);
             }
-            Pace::Suspect(_) => self.suspects -= 1,
+            Pace::Suspect(_) => self.idle.remove(&mut self.suspects, index),
             Pace::Starting | Pace::Slow | Pace::Idle => {}
         }
     }

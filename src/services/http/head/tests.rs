@@ -1,3 +1,5 @@
+//! The head parser against requests that are right, wrong, split and made up.
+
 use super::*;
 use proptest::prelude::*;
 

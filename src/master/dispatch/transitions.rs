@@ -1,0 +1,234 @@
+//! What the dispatcher's events have in common: a connection goes from one state into another. Pure.
+
+use std::time::Duration;
+
+use super::workers::{self, Pace, Tenure};
+use super::{Action, Canned, Dispatcher, Interest, MAX_DEPTH, RELAXED, TurnEnd};
+use crate::master::chains::Chains;
+use crate::master::connections::State;
+use crate::master::time::Time;
+use crate::wire::Outcome;
+
+impl<C> Dispatcher<C> {
+    pub(super) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
+        match end.outcome {
+            Outcome::Again => self.make_ready(index, now),
+            Outcome::Park | Outcome::ParkDrained => {
+                let limit = if end.carries {
+                    self.owed(index, now)
+                } else {
+                    self.limits.idle
+                };
+                let interest = match end.outcome {
+                    Outcome::ParkDrained => Interest::NewInput,
+                    _ => Interest::Input,
+                };
+                self.park(index, interest, limit, now);
+            }
+            Outcome::ParkWrite => self.park(index, Interest::Output, self.limits.idle, now),
+            Outcome::Close => self.close(index),
+            Outcome::Linger => self.linger(index, None, now),
+        }
+    }
+
+    /// How much longer the client may take for the rest of the request that it has begun.
+    pub(super) fn owed(&mut self, index: u32, now: Time) -> Option<Duration> {
+        let connection = self.table.at_mut(index);
+        let since = *connection.partial_since.get_or_insert(connection.ready_at);
+        self.limits
+            .head
+            .map(|limit| limit.saturating_sub(now.since(since)))
+    }
+
+    pub(super) fn deadline_passed(&mut self, index: u32, now: Time) {
+        let connection = self.table.at(index);
+        match connection.state {
+            State::Parked if connection.partial_since.is_some() => {
+                self.linger(index, Some(Canned::RequestTimeout), now);
+            }
+            _ => self.close(index),
+        }
+    }
+
+    pub(super) fn park(
+        &mut self,
+        index: u32,
+        interest: Interest,
+        limit: Option<Duration>,
+        now: Time,
+    ) {
+        // Without a limit the deadline is never: the wheel sees it once a round.
+        let deadline = limit.map_or(Time(u64::MAX / 2), |limit| now.after(limit));
+        self.wait(index, State::Parked, deadline, now);
+        self.actions
+            .push(Action::Arm(self.table.id(index), interest));
+    }
+
+    pub(super) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
+        self.wait(index, State::Lingering, now.after(self.limits.linger), now);
+        self.actions
+            .push(Action::Linger(self.table.id(index), reply));
+    }
+
+    pub(super) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
+        let deadline = deadline.max(self.wheel.earliest(now));
+        let connection = self.table.at_mut(index);
+        connection.state = state;
+        connection.deadline = deadline;
+        self.wheel.add(&mut self.chains, index, deadline);
+    }
+
+    pub(super) fn unpark(&mut self, index: u32) {
+        self.wheel
+            .remove(&mut self.chains, index, self.table.at(index).deadline);
+    }
+
+    /// Puts the connection at the end of the ready queue, or turns it away if that is full.
+    pub(super) fn make_ready(&mut self, index: u32, now: Time) {
+        if self.ready.len() >= self.limits.queue && self.workers.next(self.depth()).is_none() {
+            self.linger(index, Some(Canned::Overloaded), now);
+            return;
+        }
+        let connection = self.table.at_mut(index);
+        connection.state = State::Ready;
+        connection.ready_at = now;
+        connection.order = self.next_order;
+        self.next_order += 1;
+        self.chains.push_back(&mut self.ready, index);
+        self.schedule(now);
+    }
+
+    /// Puts the connection back to its place in the ready queue: before all that came after it. Only others that were
+    /// put back can be before it, so the search is short.
+    pub(super) fn requeue(&mut self, index: u32) {
+        let order = self.table.at(index).order;
+        self.table.at_mut(index).state = State::Ready;
+        let mut next = self.ready.first();
+        while let Some(other) = next.filter(|other| self.table.at(*other).order < order) {
+            next = self.chains.after(other);
+        }
+        match next {
+            Some(next) => self.chains.insert_before(&mut self.ready, next, index),
+            None => self.chains.push_back(&mut self.ready, index),
+        }
+    }
+
+    /// Turns away what has waited for too long.
+    pub(super) fn shed(&mut self, now: Time) {
+        let Some(bound) = self.limits.queue_wait else {
+            return;
+        };
+        while let Some(first) = self.ready.first() {
+            if self.table.at(first).ready_at.after(bound) > now {
+                break;
+            }
+            self.chains.remove(&mut self.ready, first);
+            self.linger(first, Some(Canned::Overloaded), now);
+        }
+    }
+
+    /// When the first ready connection has waited for so long that even a suspect worker is tried.
+    pub(super) fn overdue(&self) -> Option<Time> {
+        let first = self.ready.first()?;
+        Some(
+            self.table
+                .at(first)
+                .ready_at
+                .after(self.limits.patience * RELAXED),
+        )
+    }
+
+    /// How many connections a worker may have before it is passed over: as many average turns as fit into the
+    /// patience.
+    pub(super) fn depth(&self) -> usize {
+        self.turn.fit_into(self.limits.patience).clamp(1, MAX_DEPTH)
+    }
+
+    pub(super) fn schedule(&mut self, now: Time) {
+        while let Some(index) = self.ready.first() {
+            let Some(worker) = self.workers.next(self.depth()) else {
+                break;
+            };
+            self.chains.remove(&mut self.ready, index);
+            self.lend(worker, index, now);
+        }
+    }
+
+    pub(super) fn lend(&mut self, worker: u32, index: u32, now: Time) {
+        let connection = self.table.at_mut(index);
+        connection.state = State::Lent(worker);
+        connection.started = now;
+        connection.turns += 1;
+        let chains = &mut self.chains;
+        let add = |worker: &mut workers::Worker| {
+            if worker.lent.len() >= worker.capacity && worker.waiting.is_none() {
+                worker.waiting = Some(index);
+            }
+            chains.push_back(&mut worker.lent, index);
+        };
+        if self.workers.at(worker).pace == Pace::Idle {
+            self.workers.moved(worker, now, add);
+        } else {
+            self.workers.changed(worker, add);
+        }
+        self.actions
+            .push(Action::Lend(self.workers.id(worker), self.table.id(index)));
+    }
+
+    /// Takes a connection out of what is lent to a worker, because the worker has reported it.
+    pub(super) fn return_from(&mut self, worker: u32, index: u32, now: Time) {
+        let (chains, table) = (&mut self.chains, &mut self.table);
+        self.workers.moved(worker, now, |worker| {
+            if let Some(next) = take_out(chains, worker, index) {
+                table.at_mut(next).started = now;
+            }
+        });
+        self.retire_if_done(worker);
+    }
+
+    /// Takes a connection out of what is lent to a worker, without the worker's doing.
+    pub(super) fn unlend(&mut self, worker: u32, index: u32) {
+        let chains = &mut self.chains;
+        self.workers.changed(worker, |worker| {
+            take_out(chains, worker, index);
+        });
+    }
+
+    /// A worker from which connections were taken: if it has none left, it did not take up a single one.
+    pub(super) fn settle_untouched(&mut self, worker: u32, now: Time) {
+        let state = self.workers.at(worker);
+        if state.lent.is_empty() && matches!(state.pace, Pace::Moving | Pace::Slow) {
+            self.workers.suspect(worker, now);
+            self.retire_if_done(worker);
+        }
+    }
+
+    pub(super) fn retire_if_done(&mut self, worker: u32) {
+        let state = self.workers.at(worker);
+        if state.tenure == Tenure::Retiring && state.lent.is_empty() {
+            self.actions.push(Action::Retire(self.workers.id(worker)));
+        }
+    }
+
+    pub(super) fn close(&mut self, index: u32) {
+        let id = self.table.id(index);
+        let payload = self.table.remove(index);
+        self.actions.push(Action::Close(id, payload));
+        if self.paused && !self.stopping && self.table.len() < self.limits.connections {
+            self.paused = false;
+            self.actions.push(Action::ResumeAccepting);
+        }
+    }
+}
+
+/// Takes a connection out of what is lent to a worker. The first one that waited can be taken up in its place, and is
+/// returned, unless it was waiting itself.
+fn take_out(chains: &mut Chains, worker: &mut workers::Worker, index: u32) -> Option<u32> {
+    let waiting = worker.waiting;
+    let waited = waiting.is_some_and(|first| chains.is_at_or_after(first, index));
+    if waiting == Some(index) || !waited {
+        worker.waiting = waiting.and_then(|first| chains.after(first));
+    }
+    chains.remove(&mut worker.lent, index);
+    waiting.filter(|_| !waited)
+}

@@ -1,0 +1,118 @@
+//! The words between the dispatcher and the master: bounds, actions, verdicts. Pure.
+
+use std::time::Duration;
+
+use super::WorkerId;
+use crate::master::connections::ConnectionId;
+use crate::wire::Outcome;
+
+/// The bounds within which the dispatcher works.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How long a lent connection may wait behind another one.
+    pub patience: Duration,
+    /// The most connections at a time; accepting pauses there.
+    pub connections: usize,
+    /// The most connections in the ready queue; more are answered as overload.
+    pub queue: usize,
+    /// The longest time in the ready queue, if there is a bound.
+    pub queue_wait: Option<Duration>,
+    /// How long a client may be silent between requests.
+    pub idle: Option<Duration>,
+    /// How long a client may take for the head of a request, from its first byte.
+    pub head: Option<Duration>,
+    /// How long a finished connection is drained.
+    pub linger: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_micros(500),
+            connections: usize::MAX,
+            queue: usize::MAX,
+            queue_wait: None,
+            idle: None,
+            head: None,
+            linger: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a parked connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// There is something to read.
+    Input,
+    /// There is something to read that had not come when the turn ended.
+    NewInput,
+    /// The client takes something.
+    Output,
+}
+
+/// A reply that the master sends in the service's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Canned {
+    /// The worker died after it had read the request.
+    Crashed,
+    /// There is no room, or no worker came in time.
+    Overloaded,
+    /// The client did not complete its request in time.
+    RequestTimeout,
+}
+
+/// What the kernel says of a turn whose worker died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing was read and nothing was sent.
+    Untouched,
+    /// Something was read, nothing was sent.
+    Consumed,
+    /// Something was sent.
+    Sent,
+    /// Nobody has counted.
+    Unknown,
+}
+
+/// What the master is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<C> {
+    /// Lend the connection to the worker.
+    Lend(WorkerId, ConnectionId),
+    /// Receive back what still is in the worker's inbox; say so with [`Dispatcher::taken_back`], and at the end with
+    /// [`Dispatcher::inbox_empty`].
+    TakeBack(WorkerId),
+    /// Watch for the client.
+    Arm(ConnectionId, Interest),
+    /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
+    Linger(ConnectionId, Option<Canned>),
+    /// Discard what the client has sent; say with [`Dispatcher::drained`] whether that was all.
+    Drain(ConnectionId),
+    /// Its worker died during the turn: ask the kernel what came of it, say so with [`Dispatcher::examined`].
+    Examine(ConnectionId, WorkerId),
+    /// Tell the worker to exit.
+    Retire(WorkerId),
+    /// The connection is over, and this is what the master held for it. Dropping it closes it.
+    Close(ConnectionId, C),
+    /// Stop accepting connections.
+    PauseAccepting,
+    /// Accept connections again.
+    ResumeAccepting,
+}
+
+/// A report that names what the worker does not have: it is ignored, and the worker is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stray;
+
+/// What a report says, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnEnd {
+    /// What is to become of the connection.
+    pub outcome: Outcome,
+    /// How many turns the worker served in a row, at least one.
+    pub turns: u64,
+    /// It has bytes that were read and not consumed.
+    pub carries: bool,
+    /// Something was sent to the client, so that what is carried belongs to a new request.
+    pub answered: bool,
+}
