@@ -102,8 +102,8 @@ pub struct Pool {
     /// By the worker's place in the dispatcher's table.
     processes: Vec<Option<Process>>,
     slots: Vec<Slot>,
-    /// How long the next replacement of a worker that died young waits.
-    delay: Option<Duration>,
+    /// By slot: how long the successor of a worker that dies young waits.
+    delays: Vec<Duration>,
 }
 
 impl Pool {
@@ -129,6 +129,7 @@ impl Pool {
                 from: Time::default(),
             },
         );
+        self.delays.resize(size, Duration::ZERO);
         let beyond = self
             .processes()
             .filter(|process| process.slot as usize >= size && !process.retiring);
@@ -198,7 +199,7 @@ impl Pool {
     ) -> Result<&Process> {
         let started = fork_worker(slot, keep, detach, main);
         let (pid, end, board) = started.map_err(|error| {
-            let from = now.after(self.grow_delay());
+            let from = now.after(self.grow_delay(slot));
             self.slots[slot as usize] = Slot::Vacant { from };
             Error::new(format!("start a worker for slot {slot}"), error)
         })?;
@@ -232,9 +233,9 @@ impl Pool {
         if matches!(slot, Slot::Taken) {
             let young = now.since(process.born) < YOUNG && !process.retiring;
             let from = if young {
-                now.after(self.grow_delay())
+                now.after(self.grow_delay(process.slot))
             } else {
-                self.delay = None;
+                self.delays[process.slot as usize] = Duration::ZERO;
                 now
             };
             self.slots[process.slot as usize] = Slot::Vacant { from };
@@ -242,12 +243,10 @@ impl Pool {
         Some(process)
     }
 
-    fn grow_delay(&mut self) -> Duration {
-        let delay = self
-            .delay
-            .map_or(FIRST_DELAY, |delay| (delay * 2).min(LAST_DELAY));
-        self.delay = Some(delay);
-        delay
+    fn grow_delay(&mut self, slot: u32) -> Duration {
+        let delay = &mut self.delays[slot as usize];
+        *delay = (*delay * 2).clamp(FIRST_DELAY, LAST_DELAY);
+        *delay
     }
 
     /// Kills every process at once, and reaps it.
