@@ -107,12 +107,18 @@ impl Address {
     }
 }
 
+/// The most threads that a worker may have. All the connections that it can have at a time must fit into the ring of
+/// its scoreboard.
+pub const MAX_THREADS: usize = 64;
+
 /// How a server runs, apart from where it listens and what it serves. Where a bound is an `Option`, `None` means that
 /// there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How many workers there are; at least one.
     pub workers: usize,
+    /// How many turns each worker serves at the same time, a thread each; from 1 to [`MAX_THREADS`].
+    pub threads: usize,
     /// How long a graceful stop may take.
     pub grace: Duration,
     /// How long a lent connection may wait behind another one before it is lent elsewhere.
@@ -147,6 +153,7 @@ impl Settings {
     pub fn for_processors(processors: usize) -> Self {
         Self {
             workers: (2 * processors).max(4),
+            threads: 1,
             grace: Duration::from_secs(30),
             patience: Duration::from_micros(500),
             turn_timeout: None,

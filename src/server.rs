@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::config::{Address, Settings};
+use crate::config::{Address, MAX_THREADS, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::master::{self, listener};
@@ -48,15 +48,15 @@ impl Server {
     where
         A: TryInto<Address, Error: Display>,
     {
-        Self::unbound().and(address)
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::with(Settings::for_processors(processors)).and(address)
     }
 
     /// A server that listens nowhere yet.
-    pub(crate) fn unbound() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    pub(crate) fn with(settings: Settings) -> Self {
         Self {
             listeners: Vec::new(),
-            settings: Settings::for_processors(processors),
+            settings,
         }
     }
 
@@ -81,6 +81,35 @@ impl Server {
     pub fn workers(mut self, count: usize) -> Self {
         self.settings.workers = count.max(1);
         self
+    }
+
+    /// How many turns each worker serves at the same time, a thread each, from 1 to 64; one, unless told. Each thread
+    /// makes a service of its own.
+    #[must_use]
+    pub fn threads(mut self, count: usize) -> Self {
+        self.settings.threads = count.clamp(1, MAX_THREADS);
+        self
+    }
+
+    /// Changes any of the settings.
+    ///
+    /// ```no_run
+    /// # fn main() -> batond::Result<()> {
+    /// let server = batond::Server::bind("127.0.0.1:8080")?.settings(|settings| {
+    ///     settings.idle_timeout = None;
+    ///     settings.max_connections = 1000;
+    /// });
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self.workers_and_threads_within_bounds()
+    }
+
+    fn workers_and_threads_within_bounds(self) -> Self {
+        let (workers, threads) = (self.settings.workers, self.settings.threads);
+        self.workers(workers).threads(threads)
     }
 
     /// How long a graceful stop may take; 30 seconds, unless told.
@@ -115,11 +144,16 @@ impl Server {
     ///
     /// # Errors
     /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
-    pub fn run<S: Service>(self, make: impl Fn() -> S) -> Result<()> {
+    pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
         raise_descriptor_limit();
-        let main = |mut seat: Seat<'_>| {
+        let threads = self.settings.threads;
+        let main = |seat: Seat<'_>| {
             logging::set_role(Role::Worker { slot: seat.slot });
-            exit_status(worker::serve(&mut seat, &mut make()))
+            let served = match threads {
+                1 => worker::serve(seat, &mut make()),
+                count => worker::serve_in_threads(seat, count, &make),
+            };
+            exit_status(served)
         };
         master::run(&self.settings, S::conduct(), self.listeners, &main)
     }

@@ -2,13 +2,14 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 
 use super::refuse;
-use crate::config::Address;
+use crate::config::{Address, MAX_THREADS, Settings};
 use crate::error::Result;
 use crate::logging::{self, Role};
 use crate::server::Server;
@@ -29,9 +30,47 @@ pub(super) struct ServeArgs {
     /// Run this many worker processes. [default: two for each processor, at least 4]
     #[arg(short, long, value_name = "N", value_parser = worker_count)]
     workers: Option<NonZeroUsize>,
+    /// Let each worker serve this many turns at the same time, in threads.
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN, value_parser = thread_count)]
+    threads: NonZeroUsize,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+/// The bounds within which it serves. 0 stands for no bound, where that makes sense.
+#[derive(Debug, Args, PartialEq, Eq)]
+#[command(next_help_heading = "Limits")]
+struct Limits {
     /// When stopping, give requests this many seconds to finish.
     #[arg(long, value_name = "SECS", default_value = "30", value_parser = seconds)]
     grace: Duration,
+    /// Let a connection wait this many microseconds behind another one before it goes elsewhere.
+    #[arg(long, value_name = "US", default_value = "500", value_parser = patience)]
+    patience: Duration,
+    /// Kill a worker whose turn takes longer than this many seconds. 0: never.
+    #[arg(long, value_name = "SECS", default_value = "0", value_parser = seconds)]
+    turn_timeout: Duration,
+    /// Stop accepting while there are this many connections. 0: as many as descriptors allow.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_connections: usize,
+    /// Turn away whoever has this many connections already (IPv6: by /64). 0: nobody.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    per_client: u32,
+    /// Turn requests away while this many wait for a worker.
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = queue_length)]
+    queue: usize,
+    /// Turn a request away when it has waited this many milliseconds for a worker. 0: never.
+    #[arg(long, value_name = "MS", default_value = "30000", value_parser = milliseconds)]
+    queue_wait: Duration,
+    /// Close a connection that was idle for this many seconds. 0: never. [default: 75, echo: 0]
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    idle_timeout: Option<Duration>,
+    /// Give a client this many seconds to send the head of a request. 0: for ever.
+    #[arg(long, value_name = "SECS", default_value = "30", value_parser = seconds)]
+    head_timeout: Duration,
+    /// Drain a finished connection for this many seconds at most.
+    #[arg(long, value_name = "SECS", default_value = "2", value_parser = seconds)]
+    linger: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,7 +89,8 @@ pub(super) struct Serve {
     service: Service,
     listen: Vec<Address>,
     workers: Option<NonZeroUsize>,
-    grace: Duration,
+    threads: NonZeroUsize,
+    limits: Limits,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -82,7 +122,8 @@ impl ServeArgs {
             service,
             listen: self.listen,
             workers: self.workers,
-            grace: self.grace,
+            threads: self.threads,
+            limits: self.limits,
         }
     }
 }
@@ -96,10 +137,37 @@ fn worker_count(text: &str) -> Result<NonZeroUsize, &'static str> {
         .ok_or("expected a number from 1 to 10000")
 }
 
+fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse::<NonZeroUsize>()
+        .ok()
+        .filter(|count| count.get() <= MAX_THREADS)
+        .ok_or(format!("expected a number from 1 to {MAX_THREADS}"))
+}
+
+fn queue_length(text: &str) -> Result<usize, &'static str> {
+    text.parse::<NonZeroUsize>()
+        .map(NonZeroUsize::get)
+        .map_err(|_| "expected a number from 1 on")
+}
+
 fn seconds(text: &str) -> Result<Duration, &'static str> {
     text.parse::<u32>()
         .map(|seconds| Duration::from_secs(seconds.into()))
         .map_err(|_| "expected a whole number of seconds")
+}
+
+fn milliseconds(text: &str) -> Result<Duration, &'static str> {
+    text.parse::<u32>()
+        .map(|count| Duration::from_millis(count.into()))
+        .map_err(|_| "expected a whole number of milliseconds")
+}
+
+fn patience(text: &str) -> Result<Duration, &'static str> {
+    text.parse::<u32>()
+        .ok()
+        .filter(|count| (1..=10_000_000).contains(count))
+        .map(|count| Duration::from_micros(count.into()))
+        .ok_or("expected a number of microseconds from 1 to 10000000")
 }
 
 /// Serves until it is told to stop.
@@ -117,13 +185,41 @@ pub(super) fn serve(serve: Serve) -> Result<()> {
 
 impl Serve {
     fn bind(&self) -> Result<Server> {
-        let mut server = Server::unbound().grace(self.grace);
-        if let Some(workers) = self.workers {
-            server = server.workers(workers.get());
-        }
+        let unbound = Server::with(self.settings());
         self.listen
             .iter()
-            .try_fold(server, |server, address| server.and(address.clone()))
+            .try_fold(unbound, |server, address| server.and(address.clone()))
+    }
+
+    fn settings(&self) -> Settings {
+        let processors = available_parallelism().map_or(1, usize::from);
+        let mut settings = Settings::for_processors(processors);
+        if let Some(workers) = self.workers {
+            settings.workers = workers.get();
+        }
+        let bound = |limit: Duration| Some(limit).filter(|limit| !limit.is_zero());
+        let limits = &self.limits;
+        if limits.max_connections > 0 {
+            settings.max_connections = limits.max_connections;
+        }
+        Settings {
+            threads: self.threads.get(),
+            grace: limits.grace,
+            patience: limits.patience,
+            turn_timeout: bound(limits.turn_timeout),
+            per_client: Some(limits.per_client).filter(|limit| *limit > 0),
+            queue: limits.queue,
+            queue_wait: bound(limits.queue_wait),
+            idle_timeout: match (limits.idle_timeout, &self.service) {
+                (Some(limit), _) => bound(limit),
+                // Who talks to an echo by hand thinks between two lines.
+                (None, Service::Echo) => None,
+                (None, _) => settings.idle_timeout,
+            },
+            head_timeout: bound(limits.head_timeout),
+            linger: limits.linger,
+            ..settings
+        }
     }
 }
 
@@ -148,7 +244,7 @@ mod tests {
         assert_eq!(before.service, Service::Echo);
         assert_eq!(before.listen.len(), 2);
         assert_eq!(before.workers.map(NonZeroUsize::get), Some(2));
-        assert_eq!(before.grace, Duration::from_secs(5));
+        assert_eq!(before.limits.grace, Duration::from_secs(5));
     }
 
     #[test]
@@ -156,7 +252,9 @@ mod tests {
         let serve = parse_serve("serve");
         assert_eq!(serve.service, Service::Demo);
         assert_eq!(serve.listen, ["127.0.0.1:8080".parse().unwrap()]);
-        assert_eq!(serve.grace, Duration::from_secs(30));
+        assert_eq!(serve.limits.grace, Duration::from_secs(30));
+        let processors = available_parallelism().map_or(1, usize::from);
+        assert_eq!(serve.settings(), Settings::for_processors(processors));
         let http = parse_serve("serve -w 1 http some/dir");
         let directory = PathBuf::from("some/dir");
         assert_eq!(http.service, Service::Http { directory });

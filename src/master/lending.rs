@@ -23,7 +23,7 @@ impl Master<'_> {
         while matches!(self.phase, Phase::Serving | Phase::Stopping { .. })
             && let Some(slot) = self.pool.due(now)
         {
-            let worker = self.dispatcher.worker_started(1);
+            let worker = self.dispatcher.worker_started(self.settings.threads);
             let (signals, main) = (&mut self.signals, self.main);
             let detach = || drop(signals.take());
             match self

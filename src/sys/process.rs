@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// The exit status of a process whose main function panicked; the one that Rust gives a panicking program.
-const PANICKED: u8 = 101;
+pub const PANICKED: u8 = 101;
 
 /// Forks a process that runs `main` and exits with what it returns, or with 101 if it panics.
 ///
@@ -46,7 +46,7 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
 }
 
 /// Ends this process without running destructors or flushing the buffers that it shares with its parent.
-fn exit_now(status: u8) -> ! {
+pub fn exit_now(status: u8) -> ! {
     // SAFETY: _exit(2) is always safe to call.
     unsafe { libc::_exit(i32::from(status)) }
 }
