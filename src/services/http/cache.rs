@@ -10,6 +10,9 @@
 //! read could change again and look the same, so it is not kept (git's racily clean entries). And a
 //! write through a mapping may leave the time stamps alone, as does a move of a directory above
 //! the file: hence nothing is sent for longer than [`TRUSTED`] after it was read.
+//!
+//! To keep a file that is not asked for again in that time costs more than it saves, so a file is
+//! kept when it is opened for the second time within it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,6 +37,9 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// How long after its reading a file is sent from memory.
 const TRUSTED: Duration = Duration::from_secs(1);
 
+/// How many files that were opened are remembered, by their inodes.
+const OPENED: usize = 1024;
+
 /// What tells one state of one file from any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -56,7 +62,7 @@ impl Identity {
     }
 
     /// A change from now on would show.
-    pub(super) fn is_settled(&self, now: SystemTime) -> bool {
+    fn is_settled(&self, now: SystemTime) -> bool {
         let age = |time| now.duration_since(time).unwrap_or(Duration::ZERO);
         age(self.modified) >= SETTLED && age(self.changed) >= SETTLED
     }
@@ -88,13 +94,13 @@ pub(super) struct About {
     pub(super) fields: Vec<u8>,
 }
 
-impl Kept {
-    fn is_trusted(&self, now: SystemTime) -> bool {
-        // A clock that was set back says nothing about the age.
-        now.duration_since(self.read_at)
-            .is_ok_and(|age| age < TRUSTED)
-    }
+/// Whether what was read at `then` is trusted still. A clock that was set back says nothing about
+/// the age.
+fn is_trusted(then: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(then).is_ok_and(|age| age < TRUSTED)
+}
 
+impl Kept {
     fn cost(&self, path: &[u8]) -> usize {
         let about = self.about.date.capacity() + self.about.fields.capacity();
         OVERHEAD + path.len() + about + self.body.len()
@@ -112,10 +118,23 @@ impl fmt::Debug for Kept {
 
 /// Files by the path that led to them, in two generations: one that is used moves to the young, and
 /// when those have taken half of the memory, they are the old and the old are forgotten.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Cache {
     young: Generation,
     old: Generation,
+    /// Inodes, each at its remainder, and when they were last opened: a hint, so that two files may
+    /// share a place.
+    opened: Box<[(u64, SystemTime)]>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            young: Generation::default(),
+            old: Generation::default(),
+            opened: vec![(0, UNIX_EPOCH); OPENED].into(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -145,11 +164,18 @@ impl Cache {
             self.insert(path, kept);
         }
         let kept = Arc::clone(self.young.files.get(path)?);
-        if kept.is_trusted(now) && look() == Some(kept.identity) {
+        if is_trusted(kept.read_at, now) && look() == Some(kept.identity) {
             return Some(kept);
         }
         self.young.remove(path);
         None
+    }
+
+    /// Whether to keep a file that was just opened: it pays, and a later change would show.
+    pub(super) fn wants(&mut self, identity: &Identity, now: SystemTime) -> bool {
+        let place = &mut self.opened[identity.inode as usize % OPENED];
+        let (inode, opened) = std::mem::replace(place, (identity.inode, now));
+        inode == identity.inode && is_trusted(opened, now) && identity.is_settled(now)
     }
 
     /// Keeps a file that `path` has led to.
@@ -316,6 +342,31 @@ mod tests {
         cache.keep(b"a", kept(2, 10));
         assert_eq!(bytes(&cache), before);
         assert!(is_kept(&mut cache, b"a", 2));
+    }
+
+    #[test]
+    fn a_file_is_wanted_when_it_is_opened_again_soon() {
+        let mut cache = Cache::default();
+        let start = NOW + SETTLED;
+        let soon = TRUSTED - Duration::from_nanos(1);
+        for (inode, now, wanted) in [
+            (1, start, false),
+            (2, start, false),
+            (1, start + soon, true),
+            (1, start + soon + TRUSTED, false),
+            (1, start + soon, false),
+            (1, start + soon, true),
+            (1 + OPENED as u64, start + soon, false),
+            (1, start + soon, false),
+            (2, NOW, false),
+            (2, NOW, false),
+        ] {
+            assert_eq!(
+                cache.wants(&identity(inode), now),
+                wanted,
+                "{inode} {now:?}"
+            );
+        }
     }
 
     #[test]

@@ -128,11 +128,11 @@ impl Files {
         }
     }
 
-    /// Takes a small file into the memory, if a later change of it would show.
+    /// Takes a small file into the memory, if the cache wants it.
     fn keep(&mut self, file: OwnedFd, stat: Stat, now: SystemTime) -> Found {
         let identity = Identity::of(&stat);
         let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        if length > MAX_FILE || !identity.is_settled(now) {
+        if length > MAX_FILE || !self.cache.wants(&identity, now) {
             return Found::Open(file, stat);
         }
         let mut body = Vec::new();
