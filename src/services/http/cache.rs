@@ -94,7 +94,8 @@ pub(super) struct About {
     pub(super) fields: Vec<u8>,
 }
 
-/// Whether what was read at `then` is trusted. A clock that was set back says nothing about the age.
+/// Whether what was read at `then` is trusted still. A clock that was set back says nothing about
+/// the age.
 fn is_trusted(then: SystemTime, now: SystemTime) -> bool {
     now.duration_since(then).is_ok_and(|age| age < TRUSTED)
 }
