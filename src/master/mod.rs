@@ -280,7 +280,8 @@ impl Master<'_> {
             match listener.accept() {
                 Ok(Accepted::Connection(socket, peer)) => {
                     let held = Held::new(socket, peer);
-                    let ready = self.conduct.speaks_first || held.has_input();
+                    let likely = listener.is_deferred() && self.conduct.tolerates_empty_turns;
+                    let ready = likely || self.conduct.speaks_first || held.has_input();
                     if self.clients.enter(peer) {
                         self.dispatcher.accepted(held, ready, now);
                         self.note_pause();

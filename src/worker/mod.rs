@@ -66,8 +66,13 @@ impl Reporter<'_> {
         };
         let urgency = match outcome {
             Outcome::ParkDrained if connection.is_watched() => Urgency::None,
+            // The client has been told already; the master's descriptor can wait a little.
+            Outcome::Close => Urgency::None,
             _ => Urgency::Urgent,
         };
+        if !outcome.keeps() {
+            connection.finish();
+        }
         let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
         drop(socket);
         let carry = if outcome.keeps() { buffer.bytes() } else { &[] };
