@@ -369,6 +369,12 @@ impl Connection {
         Ok(())
     }
 
+    /// The next turn begins without a report in between.
+    pub(crate) fn next_turn(&mut self) {
+        self.turn += 1;
+        self.drained = false;
+    }
+
     /// Tells the client that nothing more follows. Closing would not, for the master has a descriptor of its own. An
     /// error means that the client knows.
     pub(crate) fn finish(&self) {
