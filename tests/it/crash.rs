@@ -90,6 +90,23 @@ fn a_crash_under_a_kept_connection_is_answered_in_the_service_s_name() {
 }
 
 #[test]
+fn a_request_that_was_carried_along_is_not_begun_twice() {
+    let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
+    let mut client = server.connect();
+    // One more than a turn answers, so that the last one is all that the next turn gets.
+    let answered = 32;
+    let mut requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(answered);
+    requests.push_str("GET /crash HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.send(requests);
+    for _ in 0..answered {
+        assert_eq!(client.reply().status, 200);
+    }
+    assert_eq!(client.reply().status, 502);
+    assert!(client.is_closed());
+    assert_eq!(server.log_lines("killed by SIGABRT").len(), 1);
+}
+
+#[test]
 fn an_idle_worker_is_killed_and_no_connection_notices() {
     let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
     let workers = server.workers(2);

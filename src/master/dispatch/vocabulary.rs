@@ -71,7 +71,7 @@ pub enum Canned {
 pub enum Verdict {
     /// Nothing was read and nothing was sent.
     Untouched,
-    /// Something was read, nothing was sent.
+    /// Something was read, or had been before and came along; nothing was sent.
     Consumed,
     /// Something was sent.
     Sent,
