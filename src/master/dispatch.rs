@@ -43,6 +43,8 @@ pub struct Dispatcher<C> {
     workers: Workers,
     turn: Average,
     hang: hang::Watch,
+    /// When a suspect worker was last tried before its time.
+    tried: Time,
     next_order: u64,
     paused: bool,
     stopping: bool,
@@ -63,6 +65,7 @@ impl<C> Dispatcher<C> {
             workers: Workers::default(),
             turn,
             hang: hang::Watch::default(),
+            tried: Time::default(),
             next_order: 0,
             paused: false,
             stopping: false,
@@ -399,6 +402,9 @@ impl<C> Dispatcher<C> {
     /// Time has passed: notices whatever is due.
     pub fn tick(&mut self, now: Time) {
         let overdue = self.overdue().is_some_and(|time| time <= now);
+        if overdue {
+            self.tried = now;
+        }
         self.workers.pardon(now, overdue);
         while let Some((index, progress)) = self.workers.stalest() {
             if progress.after(self.limits.patience) > now {
