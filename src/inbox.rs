@@ -8,6 +8,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use crate::fdpass::{self, Wait};
 use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
@@ -132,21 +134,25 @@ impl MasterEnd {
         }
     }
 
-    /// Receives a lent connection back, if one is still in the inbox: its name. The descriptor that came along is
-    /// closed, for the master has its own.
+    /// Receives a lent connection back, if one is still in the inbox: its name. The master has a
+    /// descriptor of its own, so there is no room for the one that came along, and the kernel
+    /// discards it (unix(7)): this works at the limit of open files too.
     ///
     /// # Errors
-    /// What recvmsg(2) fails with.
+    /// What recv(2) fails with.
     pub fn take_back(&self, buffer: &mut MessageBuffer) -> io::Result<Option<u64>> {
         loop {
-            let Some(message) = receive(&self.theirs, buffer, 1, Wait::Dont)? else {
-                return Ok(None);
+            let length = match recv(&self.theirs, &mut *buffer.0, RecvFlags::DONTWAIT) {
+                Ok((_, length)) => length,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
             };
-            match ToWorker::parse(&buffer.0[..message.length]) {
+            match ToWorker::parse(&buffer.0[..length]) {
                 Ok(ToWorker::Lend(lend)) => return Ok(Some(lend.id)),
                 // A worker is asked to retire when it has nothing; that message is of no more use to a dead one.
                 Ok(ToWorker::Retire) => {}
-                Err(_) if message.length == 0 => return Ok(None),
+                Err(_) if length == 0 => return Ok(None),
                 Err(error) => return Err(broken(&error.to_string())),
             }
         }
@@ -274,6 +280,21 @@ mod tests {
         assert_eq!(master.take_back(&mut buffer).unwrap(), Some(2));
         assert_eq!(master.take_back(&mut buffer).unwrap(), Some(3));
         assert_eq!(master.take_back(&mut buffer).unwrap(), None);
+    }
+
+    #[test]
+    fn a_descriptor_that_comes_back_with_its_connection_is_closed() {
+        let (master, _worker) = pair().unwrap();
+        let (kept, lent) = std::os::unix::net::UnixStream::pair().unwrap();
+        kept.set_nonblocking(true).unwrap();
+        assert_eq!(master.lend(lend(7, b""), lent.as_fd()).unwrap(), Lent::Sent);
+        drop(lent);
+        let read = || io::Read::read(&mut &kept, &mut [0]);
+        let in_flight = read().map_err(|error| error.kind());
+        assert_eq!(in_flight, Err(io::ErrorKind::WouldBlock));
+        let taken_back = master.take_back(&mut MessageBuffer::default());
+        assert_eq!(taken_back.unwrap(), Some(7));
+        assert_eq!(read().unwrap(), 0);
     }
 
     #[test]

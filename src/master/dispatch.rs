@@ -45,6 +45,8 @@ pub struct Dispatcher<C> {
     /// How many connections are lent.
     lent: usize,
     hang: hang::Watch,
+    /// When a suspect worker was last tried before its time.
+    tried: Time,
     next_order: u64,
     paused: bool,
     stopping: bool,
@@ -66,6 +68,7 @@ impl<C> Dispatcher<C> {
             turn,
             lent: 0,
             hang: hang::Watch::default(),
+            tried: Time::default(),
             next_order: 0,
             paused: false,
             stopping: false,
@@ -429,6 +432,9 @@ impl<C> Dispatcher<C> {
     /// Time has passed: notices whatever is due.
     pub fn tick(&mut self, now: Time) {
         let overdue = self.overdue().is_some_and(|time| time <= now);
+        if overdue {
+            self.tried = now;
+        }
         self.workers.pardon(now, overdue);
         while let Some((index, progress)) = self.workers.stalest() {
             if progress.after(self.limits.patience) > now {

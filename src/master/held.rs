@@ -195,6 +195,8 @@ impl Held {
             Ok(now) if now.written != self.total.written => Verdict::Sent,
             Ok(now) if now.read != self.total.read => Verdict::Consumed,
             Ok(_) if unreported.is_some() && !self.has_unread() => Verdict::Waited,
+            // The worker had it all without reading: whether it has begun on it, nobody can say.
+            Ok(_) if !self.carry.is_empty() => Verdict::Consumed,
             Ok(_) => Verdict::Untouched,
             // No TCP: nobody has counted.
             Err(_) => Verdict::Unknown,

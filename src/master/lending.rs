@@ -43,13 +43,19 @@ impl Master<'_> {
         }
     }
 
-    /// Takes everything that a worker has said.
+    /// Takes what a worker has said.
     pub(super) fn on_worker(&mut self, worker: WorkerId, now: Time) {
-        while let Some(process) = self.pool.get_mut(worker) {
+        // No honest worker has more to say at a time than fits on its board; a rogue that talks
+        // without end must not keep the master from the others.
+        for _ in 0..=RING {
+            let Some(process) = self.pool.get_mut(worker) else {
+                return;
+            };
             match process.end.receive(&mut self.messages) {
                 Ok(Some(FromWorker::Report(report))) => {
                     if note_report(&mut self.dispatcher, worker, &report, 1, now).is_err() {
-                        warn_of_stray(process, report.id);
+                        let what = stray(report.id);
+                        return self.end_rogue(worker, &what);
                     }
                 }
                 Ok(Some(FromWorker::Ready)) => {
@@ -60,12 +66,7 @@ impl Master<'_> {
                 }
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    let (slot, pid) = (process.slot, process.pid);
-                    log::error!(
-                        "bad message from worker slot={slot} pid={pid}: {error}; killing it"
-                    );
-                    // What it has now is settled as after any other death.
-                    let _ = kill(pid, Signal::SIGKILL);
+                    return self.end_rogue(worker, &format!("bad message: {error}"));
                 }
                 Err(error) => {
                     let slot = process.slot;
@@ -103,10 +104,26 @@ impl Master<'_> {
             });
             match noted {
                 Ok(Ok(())) => {}
-                Ok(Err(id)) => warn_of_stray(process, id),
-                Err(_) => warn_of_stray(process, u64::MAX),
+                Ok(Err(id)) => return self.end_rogue(worker, &stray(id)),
+                Err(_) => return self.end_rogue(worker, "a malformed report"),
             }
         }
+    }
+
+    /// Kills a worker that says what no honest one does, and listens to it no more. What it has
+    /// now is settled as after any other death.
+    fn end_rogue(&mut self, worker: WorkerId, what: &str) {
+        let Some(process) = self.pool.get_mut(worker) else {
+            return;
+        };
+        if std::mem::replace(&mut process.ended, true) {
+            return;
+        }
+        let (slot, pid) = (process.slot, process.pid);
+        log::error!("worker slot={slot} pid={pid} broke the protocol: {what}; killing it");
+        let _ = kill(pid, Signal::SIGKILL);
+        // Its end of the pair may be readable without end.
+        let _ = epoll::delete(&self.epoll, &process.end);
     }
 
     /// A worker has rung. It is to ring again unless it is one of those at whose boards the master looks anyway.
@@ -117,7 +134,9 @@ impl Master<'_> {
 
     /// Asks a slow worker to ring for its next report, for the master no longer looks at its board by itself.
     fn attend(&mut self, worker: WorkerId, now: Time) {
-        while self.dispatcher.is_unhurried(worker)
+        // A single report makes it a moving worker again; one that publishes anything else is a
+        // rogue, and is not waited for.
+        if self.dispatcher.is_unhurried(worker)
             && let Some(process) = self.pool.get(worker)
             && !process.board.sleep(Sleep::Light)
         {
@@ -235,6 +254,9 @@ impl Master<'_> {
     fn settle(&mut self, worker: WorkerId, end: End, now: Time) {
         self.dispatcher.worker_died(worker);
         self.carry_out(now);
+        if let Some(process) = self.pool.get_mut(worker) {
+            process.ended = true;
+        }
         // What it said before it died counts, and what it never took up was never lent.
         self.on_worker(worker, now);
         self.collect(worker, now);
@@ -395,10 +417,6 @@ fn watch_worker(epoll: BorrowedFd<'_>, worker: WorkerId, process: &Process) -> i
     Ok(())
 }
 
-fn warn_of_stray(process: &Process, id: u64) {
-    log::warn!(
-        "worker slot={} pid={} reports connection {id}, which it does not have",
-        process.slot,
-        process.pid
-    );
+fn stray(id: u64) -> String {
+    format!("a report of connection {id}, which it does not have")
 }

@@ -45,6 +45,8 @@ pub struct Process {
     pub ready: bool,
     /// It was asked to exit.
     pub retiring: bool,
+    /// It has ended, or was killed because it broke the protocol.
+    pub ended: bool,
     worker: WorkerId,
     born: Time,
 }
@@ -216,6 +218,7 @@ impl Pool {
             sent: 0,
             ready: false,
             retiring: false,
+            ended: false,
             worker,
             born: now,
         };

@@ -90,6 +90,23 @@ fn a_crash_under_a_kept_connection_is_answered_in_the_service_s_name() {
 }
 
 #[test]
+fn a_request_that_was_carried_along_is_not_begun_twice() {
+    let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
+    let mut client = server.connect();
+    // One more than a turn answers, so that the last one is all that the next turn gets.
+    let answered = 32;
+    let mut requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(answered);
+    requests.push_str("GET /crash HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.send(requests);
+    for _ in 0..answered {
+        assert_eq!(client.reply().status, 200);
+    }
+    assert_eq!(client.reply().status, 502);
+    assert!(client.is_closed());
+    assert_eq!(server.log_lines("killed by SIGABRT").len(), 1);
+}
+
+#[test]
 fn an_idle_worker_is_killed_and_no_connection_notices() {
     let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
     let workers = server.workers(2);
@@ -224,4 +241,47 @@ fn the_master_outlives_many_crashes() {
     }
     assert_eq!(Served::of(&witness.get("/")).turn, 7);
     server.workers(4);
+}
+
+#[test]
+fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("broke the protocol")
+        .expect(" died ")
+        .start();
+    let rogue = server.workers(2)[0];
+    // From now on, the master can read the end of the stream there, again and again.
+    if !shut_inbox(rogue.pid) {
+        eprintln!("skipped: this user may not take a descriptor of another process");
+        return;
+    }
+    server.wait_for_log(&format!(
+        "worker died slot={} pid={}: killed by SIGKILL",
+        rogue.slot, rogue.pid
+    ));
+    assert_eq!(server.log_lines("broke the protocol").len(), 1);
+    server.replacement(rogue);
+    assert_eq!(server.get("/").status, 200);
+}
+
+/// Ends the sending side of a worker's inbox, as a worker gone wild could; false when that is not
+/// permitted (ptrace(2), Yama).
+fn shut_inbox(worker: nix::unistd::Pid) -> bool {
+    let script = "
+import ctypes, os, socket, sys
+pid = int(sys.argv[1])
+links = ((fd, os.readlink(f'/proc/{pid}/fd/{fd}')) for fd in os.listdir(f'/proc/{pid}/fd'))
+inbox = min(int(fd) for fd, link in links if link.startswith('socket:'))
+pidfd_getfd = 438
+fd = ctypes.CDLL(None).syscall(pidfd_getfd, os.pidfd_open(pid), inbox, 0)
+if fd < 0:
+    sys.exit(3)
+socket.socket(fileno=fd).shutdown(socket.SHUT_WR)
+";
+    let status = std::process::Command::new("python3")
+        .args(["-c", script, &worker.to_string()])
+        .status()
+        .expect("python3 runs");
+    assert!(status.success() || status.code() == Some(3), "{status}");
+    status.success()
 }

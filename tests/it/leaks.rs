@@ -105,6 +105,37 @@ fn the_master_keeps_one_blocking_descriptor_for_each_connection() {
 }
 
 #[test]
+fn a_master_without_a_free_descriptor_takes_connections_back() {
+    let server = Setup::new(&["demo", "-w", "1"]).start();
+    let mut clients = server.connect_all(8);
+    // Many short turns side by side, so that connections are lent ahead.
+    for _ in 0..200 {
+        clients.iter_mut().for_each(|client| client.send_get("/"));
+        for client in &mut clients {
+            assert_eq!(client.reply().status, 200);
+        }
+    }
+    allow_no_further_descriptor(server.master());
+    clients[0].send_get("/sleep/300");
+    for client in &mut clients[1..] {
+        client.send_get("/");
+    }
+    for client in &mut clients {
+        assert_eq!(client.reply().status, 200);
+    }
+}
+
+/// Lowers the limit of a process to what it has open.
+fn allow_no_further_descriptor(process: Pid) {
+    let limit = format!("--nofile={0}:{0}", open_descriptors(process).len());
+    let status = std::process::Command::new("prlimit")
+        .args(["--pid", &process.to_string(), &limit])
+        .status()
+        .expect("prlimit runs");
+    assert!(status.success(), "{status}");
+}
+
+#[test]
 fn a_replacement_has_the_descriptors_of_the_worker_before() {
     let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
     let of_workers = |open: &Open| {

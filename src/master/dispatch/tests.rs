@@ -733,6 +733,28 @@ fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
 }
 
 #[test]
+fn a_kernel_that_takes_no_descriptor_is_not_asked_without_end() {
+    let (mut world, _) = pool(4);
+    world.refuse_lends = u32::MAX;
+    world.accept(0);
+    world.settle();
+    let mut ticks = 0;
+    let end = world.now.after(Duration::from_secs(1));
+    while let Some(next) = world.dispatcher.next_tick().filter(|next| *next < end) {
+        let wait = next.since(world.now);
+        assert!(wait > Duration::ZERO, "a master that never sleeps");
+        world.pass(wait);
+        world.settle();
+        ticks += 1;
+    }
+    assert!(ticks < 500, "{ticks} in a second");
+    world.refuse_lends = 0;
+    world.pass(Duration::from_secs(1));
+    world.settle();
+    assert_eq!(loads(&world).iter().sum::<usize>(), 1);
+}
+
+#[test]
 fn a_full_queue_turns_away_what_comes_last() {
     let limits = Limits {
         queue: 2,

@@ -127,15 +127,12 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// When the first ready connection has waited for so long that even a suspect worker is tried.
+    /// When the first ready connection has waited for so long that even a suspect worker is tried,
+    /// or another one after the last was tried in vain.
     pub(super) fn overdue(&self) -> Option<Time> {
         let first = self.ready.first()?;
-        Some(
-            self.table
-                .at(first)
-                .ready_at
-                .after(self.limits.patience * RELAXED),
-        )
+        let since = self.table.at(first).ready_at.max(self.tried);
+        Some(since.after(self.limits.patience * RELAXED))
     }
 
     /// How many connections a worker may have before it is passed over: as many average turns as fit into the

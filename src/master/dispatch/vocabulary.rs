@@ -76,7 +76,7 @@ pub enum Verdict {
     Untouched,
     /// The worker had served it, and was waiting for the client's next request, which has not come.
     Waited,
-    /// Something was read, nothing was sent.
+    /// Something was read, or had been before and came along; nothing was sent.
     Consumed,
     /// Something was sent.
     Sent,
