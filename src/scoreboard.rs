@@ -61,6 +61,10 @@ struct ByWorker {
     published: AtomicU64,
     /// Connections that were taken out of the inbox since the start.
     taken: AtomicU64,
+    /// Whether the worker stays with its connection, waiting for the client's next request.
+    stays: AtomicU64,
+    /// The connection that it has served without a report so far, and what that moved; 0 for none.
+    unreported: Cell,
 }
 
 /// What the master writes; the worker clears `asleep` when it has rung.
@@ -70,6 +74,8 @@ struct ByMaster {
     collected: AtomicU64,
     /// Connections that were sent into the inbox since the start, less those that were taken back.
     sent: AtomicU64,
+    /// Whether there are so few connections that the worker may stay with the one it has.
+    spare: AtomicU64,
     asleep: AtomicU64,
 }
 
@@ -79,6 +85,45 @@ struct Cell {
     turns: AtomicU64,
     read: AtomicU64,
     written: AtomicU64,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self {
+            id_and_outcome: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Cell {
+    fn store(&self, entry: &Entry) {
+        let outcome = OUTCOMES
+            .iter()
+            .position(|outcome| *outcome == entry.outcome);
+        let outcome = outcome.unwrap_or_default() as u64;
+        self.turns.store(entry.turns, Ordering::Relaxed);
+        self.read.store(entry.traffic.read, Ordering::Relaxed);
+        self.written.store(entry.traffic.written, Ordering::Relaxed);
+        self.id_and_outcome
+            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Release);
+    }
+
+    fn load(&self) -> Option<Entry> {
+        let word = self.id_and_outcome.load(Ordering::Acquire);
+        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize)?;
+        Some(Entry {
+            id: word & ((1 << OUTCOME_SHIFT) - 1),
+            outcome: *outcome,
+            turns: self.turns.load(Ordering::Relaxed),
+            traffic: Traffic {
+                read: self.read.load(Ordering::Relaxed),
+                written: self.written.load(Ordering::Relaxed),
+            },
+        })
+    }
 }
 
 /// Names of connections leave these bits of their 64 free.
@@ -99,18 +144,16 @@ impl Default for Board {
             worker: Line(ByWorker {
                 published: AtomicU64::new(0),
                 taken: AtomicU64::new(0),
+                stays: AtomicU64::new(0),
+                unreported: Cell::default(),
             }),
             master: Line(ByMaster {
                 collected: AtomicU64::new(0),
                 sent: AtomicU64::new(0),
+                spare: AtomicU64::new(0),
                 asleep: AtomicU64::new(0),
             }),
-            ring: std::array::from_fn(|_| Cell {
-                id_and_outcome: AtomicU64::new(0),
-                turns: AtomicU64::new(0),
-                read: AtomicU64::new(0),
-                written: AtomicU64::new(0),
-            }),
+            ring: std::array::from_fn(|_| Cell::default()),
         }
     }
 }
@@ -162,16 +205,7 @@ impl Board {
         if published.wrapping_sub(collected) >= RING as u64 {
             return Published::Full;
         }
-        let cell = &self.ring[published as usize % RING];
-        let outcome = OUTCOMES
-            .iter()
-            .position(|outcome| *outcome == entry.outcome);
-        let outcome = outcome.unwrap_or_default() as u64;
-        cell.id_and_outcome
-            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Relaxed);
-        cell.turns.store(entry.turns, Ordering::Relaxed);
-        cell.read.store(entry.traffic.read, Ordering::Relaxed);
-        cell.written.store(entry.traffic.written, Ordering::Relaxed);
+        self.ring[published as usize % RING].store(entry);
         self.worker
             .0
             .published
@@ -216,18 +250,7 @@ impl Board {
             self.master.0.collected.store(published, Ordering::Release);
             return Some(Err(Malformed));
         }
-        let cell = &self.ring[collected as usize % RING];
-        let word = cell.id_and_outcome.load(Ordering::Relaxed);
-        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize);
-        let entry = outcome.map(|outcome| Entry {
-            id: word & ((1 << OUTCOME_SHIFT) - 1),
-            outcome: *outcome,
-            turns: cell.turns.load(Ordering::Relaxed),
-            traffic: Traffic {
-                read: cell.read.load(Ordering::Relaxed),
-                written: cell.written.load(Ordering::Relaxed),
-            },
-        });
+        let entry = self.ring[collected as usize % RING].load();
         self.master
             .0
             .collected
@@ -322,6 +345,29 @@ impl Scoreboard {
         self.board.master.0.sent.store(count, Ordering::Relaxed);
     }
 
+    /// Says whether there are so few connections that the worker may stay with the one it is lent.
+    pub fn spare(&self, spare: bool) {
+        self.board
+            .master
+            .0
+            .spare
+            .store(u64::from(spare), Ordering::Relaxed);
+    }
+
+    /// Whether the worker stays with its connection, waiting for the client's next request.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.board.worker.0.stays.load(Ordering::Relaxed) != 0
+    }
+
+    /// The turns of this connection that the worker has served and not reported. To be asked when the worker is dead:
+    /// before, the answer may change while it is given.
+    #[must_use]
+    pub fn unreported(&self, id: u64) -> Option<Entry> {
+        let entry = self.board.worker.0.unreported.load()?;
+        (entry.id == id && entry.turns > 0).then_some(entry)
+    }
+
     /// How many connections the worker has taken out of its inbox since its start.
     #[must_use]
     pub fn taken(&self) -> u64 {
@@ -344,6 +390,35 @@ impl Publisher<'_> {
                 true
             }
             Published::Full => false,
+        }
+    }
+
+    /// Whether there is nothing else to do: nothing in the inbox, and few connections altogether.
+    #[must_use]
+    pub fn has_spare_time(&self) -> bool {
+        let board = &self.0.board;
+        board.master.0.spare.load(Ordering::Relaxed) != 0
+            && board.master.0.sent.load(Ordering::Relaxed)
+                == board.worker.0.taken.load(Ordering::Relaxed)
+    }
+
+    /// Notes the turns that were served without a report, before the worker waits for the next one.
+    pub fn stay(&mut self, entry: &Entry) {
+        let worker = &self.0.board.worker.0;
+        worker.unreported.store(entry);
+        worker.stays.store(1, Ordering::Relaxed);
+    }
+
+    /// The wait is over.
+    pub fn go_on(&mut self) {
+        self.0.board.worker.0.stays.store(0, Ordering::Relaxed);
+    }
+
+    /// All turns are reported.
+    pub fn reported(&mut self) {
+        let unreported = &self.0.board.worker.0.unreported;
+        if unreported.turns.load(Ordering::Relaxed) != 0 {
+            unreported.turns.store(0, Ordering::Relaxed);
         }
     }
 

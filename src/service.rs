@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::writev;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use crate::wire::{Lend, MAX_CARRY, Outcome, Traffic};
 
@@ -296,7 +296,8 @@ impl Connection {
     }
 
     /// Sends all of `bytes` and lets the kernel hold back a last, short packet, for more follows at once (send(2),
-    /// MSG_MORE): a head in front of [`Connection::send_file`].
+    /// MSG_MORE): a head in front of [`Connection::send_file`], or the end of the connection behind its last bytes,
+    /// which [`Turn::Close`] and [`Turn::Linger`] send.
     ///
     /// # Errors
     /// What send(2) fails with, and [`TimedOut`](io::ErrorKind::TimedOut).
@@ -366,6 +367,18 @@ impl Connection {
         set_socket_timeout(&self.socket, Timeout::Recv, read)?;
         set_socket_timeout(&self.socket, Timeout::Send, write)?;
         Ok(())
+    }
+
+    /// The next turn begins without a report in between.
+    pub(crate) fn next_turn(&mut self) {
+        self.turn += 1;
+        self.drained = false;
+    }
+
+    /// Tells the client that nothing more follows. Closing would not, for the master has a descriptor of its own. An
+    /// error means that the client knows.
+    pub(crate) fn finish(&self) {
+        let _ = shutdown(&self.socket, Shutdown::Write);
     }
 
     /// The connection's name in the report.

@@ -105,7 +105,8 @@ impl Held {
     }
 
     /// Watches for the client. While it waits for input, the connection stays watched when it is lent, so that the
-    /// next time this costs no call; what the epoll set said in the meantime is returned.
+    /// next time this costs no call; what the epoll set said in the meantime is returned. Not when it is `calm`: then
+    /// the worker may stay with the connection, and the master is not to be woken by what comes.
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
@@ -113,11 +114,14 @@ impl Held {
         &mut self,
         epoll: BorrowedFd<'_>,
         interest: Interest,
+        calm: bool,
         token: u64,
     ) -> io::Result<EventFlags> {
         let noticed = std::mem::replace(&mut self.noticed, EventFlags::empty());
         let (mode, flags) = match interest {
-            Interest::Input if self.ending => (Watch::Once, INPUT | EventFlags::ONESHOT),
+            Interest::Input | Interest::NewInput if self.ending || calm => {
+                (Watch::Once, INPUT | EventFlags::ONESHOT)
+            }
             Interest::Input | Interest::NewInput => (Watch::Input, INPUT | EventFlags::ET),
             Interest::Output => (Watch::Once, EventFlags::OUT | EventFlags::ONESHOT),
         };
@@ -179,12 +183,18 @@ impl Held {
         }
     }
 
-    /// What came of a turn whose worker died, by the kernel's counters.
+    /// What came of a turn whose worker died, by the kernel's counters. `unreported` is what the worker had served
+    /// without a report.
     #[must_use]
-    pub fn examine(&self) -> Verdict {
+    pub fn examine(&mut self, unreported: Option<Traffic>) -> Verdict {
+        if let Some(traffic) = unreported {
+            self.total.read += traffic.read;
+            self.total.written += traffic.written;
+        }
         match tcp::progress(&self.socket) {
             Ok(now) if now.written != self.total.written => Verdict::Sent,
             Ok(now) if now.read != self.total.read => Verdict::Consumed,
+            Ok(_) if unreported.is_some() && !self.has_unread() => Verdict::Waited,
             Ok(_) => Verdict::Untouched,
             // No TCP: nobody has counted.
             Err(_) => Verdict::Unknown,

@@ -117,7 +117,7 @@ impl Master<'_> {
 
     /// Asks a slow worker to ring for its next report, for the master no longer looks at its board by itself.
     fn attend(&mut self, worker: WorkerId, now: Time) {
-        while self.dispatcher.is_slow(worker)
+        while self.dispatcher.is_unhurried(worker)
             && let Some(process) = self.pool.get(worker)
             && !process.board.sleep(Sleep::Light)
         {
@@ -171,7 +171,9 @@ impl Master<'_> {
             return;
         };
         let waiting = process.inbox_length();
-        if waiting == 0 {
+        if waiting == 0 && process.board.stays() {
+            self.dispatcher.worker_stays(worker, now);
+        } else if waiting == 0 {
             self.dispatcher.inbox_empty(worker, now);
         } else if waiting == self.dispatcher.lent(worker) as u64
             && self.dispatcher.excuse(worker, now)
@@ -253,7 +255,7 @@ impl Master<'_> {
     }
 
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
-        let turn = self.dispatcher.turn_number(id);
+        let (turn, calm) = (self.dispatcher.turn_number(id), self.dispatcher.is_calm());
         let (Some(process), Some(held)) = (self.pool.get_mut(worker), self.dispatcher.payload(id))
         else {
             return self.dispatcher.lend_refused(worker, id, now);
@@ -265,6 +267,7 @@ impl Master<'_> {
             watched: held.is_watched(),
             carry: held.carry(),
         };
+        process.board.spare(calm);
         match process.end.lend(lend, held.descriptor()) {
             Ok(Lent::Sent) => process.count_sent(),
             Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),
@@ -289,10 +292,13 @@ impl Master<'_> {
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
-        let verdict = held.examine();
-        if let Some(process) = self.pool.get(worker) {
+        let process = self.pool.get(worker);
+        let unreported = process.and_then(|process| process.board.unreported(id.into()));
+        let verdict = held.examine(unreported.map(|entry| entry.traffic));
+        if let Some(process) = process {
             let consequence = match verdict {
                 Verdict::Untouched => "nothing was read, so another worker gets it",
+                Verdict::Waited => "it was between two requests, so it is parked",
                 Verdict::Consumed => "nothing was sent, so the client gets an error reply",
                 Verdict::Sent => "something was sent, so it is closed",
                 Verdict::Unknown => "what was sent is not known, so it is closed",

@@ -27,6 +27,8 @@ pub struct Listener {
     socket: OwnedFd,
     bound: Bound,
     client_timeout: Duration,
+    /// The kernel holds connections back until their clients have sent something.
+    deferred: bool,
 }
 
 /// What a listener is bound to.
@@ -129,6 +131,7 @@ fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
         socket,
         bound,
         client_timeout: Duration::ZERO,
+        deferred: false,
     })
 }
 
@@ -146,6 +149,7 @@ fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
         socket,
         bound: Bound::Unix(file),
         client_timeout: Duration::ZERO,
+        deferred: false,
     })
 }
 
@@ -193,7 +197,14 @@ impl Listener {
             set_timeouts(&self.socket, client_timeout)?;
             tcp::defer_accept(&self.socket, defer.unwrap_or_default())
         };
+        self.deferred = defer.is_some_and(|wait| !wait.is_zero());
         options().map_err(|error| Error::new(format!("set the options of {self}"), error))
+    }
+
+    /// Whether a new connection most likely has something to read.
+    #[must_use]
+    pub fn is_deferred(&self) -> bool {
+        self.deferred
     }
 
     /// Takes one connection out of the backlog, without sleeping.

@@ -11,6 +11,8 @@ use crate::wire::Outcome;
 pub struct Limits {
     /// How long a lent connection may wait behind another one.
     pub patience: Duration,
+    /// Up to how many connections may be lent while a worker stays with one of them.
+    pub few: usize,
     /// The most connections at a time; accepting pauses there.
     pub connections: usize,
     /// The most connections in the ready queue; more are answered as overload.
@@ -31,6 +33,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             patience: Duration::from_micros(500),
+            few: 4,
             connections: usize::MAX,
             queue: usize::MAX,
             queue_wait: None,
@@ -71,6 +74,8 @@ pub enum Canned {
 pub enum Verdict {
     /// Nothing was read and nothing was sent.
     Untouched,
+    /// The worker had served it, and was waiting for the client's next request, which has not come.
+    Waited,
     /// Something was read, nothing was sent.
     Consumed,
     /// Something was sent.

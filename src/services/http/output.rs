@@ -67,12 +67,13 @@ impl Output {
             (true, Version::Http11) => {}
         }
         self.buffer.extend_from_slice(b"\r\n");
+        let last = !manner.keep_alive;
         if manner.head_only || !has_content {
-            return connection.write_all(&self.buffer);
+            return self.send_buffer(connection, last);
         }
         match response.content {
-            Content::Bytes(bytes) => self.send_bytes(connection, &bytes),
-            Content::Kept(file) => self.send_bytes(connection, &file.body),
+            Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last),
+            Content::Kept(file) => self.send_bytes(connection, &file.body, last),
             Content::Repeated { pattern, length } => {
                 self.send_repeated(connection, pattern, length)
             }
@@ -80,14 +81,29 @@ impl Output {
                 file,
                 offset,
                 length,
-            } => self.send_file(connection, file, offset, length),
+            } => self.send_file(connection, file, offset, length, last),
         }
     }
 
-    fn send_bytes(&mut self, connection: &mut Connection, bytes: &[u8]) -> io::Result<()> {
+    /// Sends what is in the buffer. What is `last` leaves together with the end of the connection,
+    /// one packet for both, when the turn is over.
+    fn send_buffer(&self, connection: &mut Connection, last: bool) -> io::Result<()> {
+        if last {
+            connection.write_more(&self.buffer)
+        } else {
+            connection.write_all(&self.buffer)
+        }
+    }
+
+    fn send_bytes(
+        &mut self,
+        connection: &mut Connection,
+        bytes: &[u8],
+        last: bool,
+    ) -> io::Result<()> {
         if bytes.len() <= INLINE {
             self.buffer.extend_from_slice(bytes);
-            return connection.write_all(&self.buffer);
+            return self.send_buffer(connection, last);
         }
         let mut parts = [IoSlice::new(&self.buffer), IoSlice::new(bytes)];
         let mut parts = &mut parts[..];
@@ -129,12 +145,13 @@ impl Output {
         file: impl AsFd,
         offset: u64,
         length: u64,
+        last: bool,
     ) -> io::Result<()> {
         match usize::try_from(length) {
             Ok(length) if length <= INLINE => {
                 let end = self.buffer.len() + length;
                 read_exactly(&mut self.buffer, file, offset, end)?;
-                connection.write_all(&self.buffer)
+                self.send_buffer(connection, last)
             }
             _ => {
                 connection.write_more(&self.buffer)?;
