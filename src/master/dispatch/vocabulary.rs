@@ -89,16 +89,16 @@ pub enum Verdict {
 pub enum Action<C> {
     /// Lend the connection to the worker.
     Lend(WorkerId, ConnectionId),
-    /// Receive back what still is in the worker's inbox; say so with [`Dispatcher::taken_back`], and at the end with
-    /// [`Dispatcher::inbox_empty`].
+    /// Receive back what still is in the worker's inbox; say so with `Dispatcher::taken_back`, and at the end with
+    /// `Dispatcher::inbox_empty`.
     TakeBack(WorkerId),
     /// Watch for the client.
     Arm(ConnectionId, Interest),
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
-    /// Discard what the client has sent; say with [`Dispatcher::drained`] whether that was all.
+    /// Discard what the client has sent; say with `Dispatcher::drained` whether that was all.
     Drain(ConnectionId),
-    /// Its worker died during the turn: ask the kernel what came of it, say so with [`Dispatcher::examined`].
+    /// Its worker died during the turn: ask the kernel what came of it, say so with `Dispatcher::examined`.
     Examine(ConnectionId, WorkerId),
     /// Tell the worker to exit.
     Retire(WorkerId),
