@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -65,6 +66,8 @@ struct ByWorker {
     stays: AtomicU64,
     /// The connection that it has served without a report so far, and what that moved; 0 for none.
     unreported: Cell,
+    /// What the report will be if the call that the worker is making does all that it is asked; no turns for nothing.
+    foreseen: Cell,
 }
 
 /// What the master writes; the worker clears `asleep` when it has rung.
@@ -111,6 +114,17 @@ impl Cell {
             .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Release);
     }
 
+    fn about(&self, id: u64) -> Option<Entry> {
+        let entry = self.load()?;
+        (entry.id == id && entry.turns > 0).then_some(entry)
+    }
+
+    fn clear(&self) {
+        if self.turns.load(Ordering::Relaxed) != 0 {
+            self.turns.store(0, Ordering::Release);
+        }
+    }
+
     fn load(&self) -> Option<Entry> {
         let word = self.id_and_outcome.load(Ordering::Acquire);
         let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize)?;
@@ -146,6 +160,7 @@ impl Default for Board {
                 taken: AtomicU64::new(0),
                 stays: AtomicU64::new(0),
                 unreported: Cell::default(),
+                foreseen: Cell::default(),
             }),
             master: Line(ByMaster {
                 collected: AtomicU64::new(0),
@@ -288,7 +303,7 @@ pub struct Malformed;
 /// other, through its [`Publisher`].
 #[derive(Debug)]
 pub struct Scoreboard {
-    board: Shared<Board>,
+    board: Arc<Shared<Board>>,
     doorbell: EventFd,
 }
 
@@ -299,7 +314,7 @@ impl Scoreboard {
     /// What mmap(2) and eventfd(2) fail with.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            board: Shared::new(Board::default())?,
+            board: Arc::new(Shared::new(Board::default())?),
             doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
@@ -364,8 +379,14 @@ impl Scoreboard {
     /// before, the answer may change while it is given.
     #[must_use]
     pub fn unreported(&self, id: u64) -> Option<Entry> {
-        let entry = self.board.worker.0.unreported.load()?;
-        (entry.id == id && entry.turns > 0).then_some(entry)
+        self.board.worker.0.unreported.about(id)
+    }
+
+    /// What the worker was about to report of this connection, if its last call did all that it was asked. To be asked
+    /// when the worker is dead, and held against what the kernel says.
+    #[must_use]
+    pub fn foreseen(&self, id: u64) -> Option<Entry> {
+        self.board.worker.0.foreseen.about(id)
     }
 
     /// How many connections the worker has taken out of its inbox since its start.
@@ -406,6 +427,7 @@ impl Publisher<'_> {
     pub fn stay(&mut self, entry: &Entry) {
         let worker = &self.0.board.worker.0;
         worker.unreported.store(entry);
+        worker.foreseen.clear();
         worker.stays.store(1, Ordering::Relaxed);
     }
 
@@ -416,16 +438,33 @@ impl Publisher<'_> {
 
     /// All turns are reported.
     pub fn reported(&mut self) {
-        let unreported = &self.0.board.worker.0.unreported;
-        if unreported.turns.load(Ordering::Relaxed) != 0 {
-            unreported.turns.store(0, Ordering::Relaxed);
-        }
+        let worker = &self.0.board.worker.0;
+        worker.unreported.clear();
+        worker.foreseen.clear();
+    }
+
+    /// The place for notes on what is about to be true, for whoever makes the calls.
+    #[must_use]
+    pub fn foresight(&self) -> Foresight {
+        Foresight(Arc::clone(&self.0.board))
     }
 
     /// Notes that a connection was taken out of the inbox.
     pub fn took(&mut self) {
         let taken = &self.0.board.worker.0.taken;
         taken.store(taken.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+/// Where a worker notes what its report will be, before the call that makes it true. If it dies in that call, the
+/// kernel's counters tell whether it became true, and the master goes on as if it had been reported.
+#[derive(Debug, Clone)]
+pub struct Foresight(Arc<Shared<Board>>);
+
+impl Foresight {
+    /// Notes what the report will be.
+    pub fn note(&self, entry: &Entry) {
+        self.0.worker.0.foreseen.store(entry);
     }
 }
 

@@ -418,10 +418,14 @@ impl<C> Dispatcher<C> {
             Verdict::Untouched | Verdict::Consumed => {
                 self.linger(id.index(), Some(Canned::Crashed), now)
             }
-            Verdict::Waited => {
-                // The turn was over, and not reported yet.
+            Verdict::Served(outcome) => {
                 (connection.replayed, connection.hung) = (false, false);
-                self.park(id.index(), Interest::Input, self.limits.idle, now);
+                connection.partial_since = None;
+                if outcome.keeps() {
+                    self.park(id.index(), Interest::Input, self.limits.idle, now);
+                } else {
+                    self.linger(id.index(), None, now);
+                }
             }
             Verdict::Sent | Verdict::Unknown => self.close(id.index()),
         }

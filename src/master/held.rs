@@ -8,6 +8,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::dispatch::{Interest, Verdict};
+use crate::scoreboard::Entry;
 use crate::service::Peer;
 use crate::sys::tcp;
 use crate::wire::{Report, Traffic};
@@ -184,22 +185,42 @@ impl Held {
     }
 
     /// What came of a turn whose worker died, by the kernel's counters. `unreported` is what the worker had served
-    /// without a report.
+    /// without a report, and `foreseen` what it would have reported if its last call came to its end.
     #[must_use]
-    pub fn examine(&mut self, unreported: Option<Traffic>) -> Verdict {
-        if let Some(traffic) = unreported {
-            self.total.read += traffic.read;
-            self.total.written += traffic.written;
+    pub fn examine(&mut self, unreported: Option<Entry>, foreseen: Option<Entry>) -> Verdict {
+        // No TCP: nobody has counted.
+        let Ok(now) = tcp::progress(&self.socket) else {
+            return Verdict::Unknown;
+        };
+        let now = Traffic {
+            read: now.read,
+            written: now.written,
+        };
+        if let Some(entry) = foreseen {
+            let then = sum(self.total, entry.traffic);
+            // The end of the sending side counts as one byte sent.
+            let end = u64::from(!entry.outcome.keeps() && now.written == then.written + 1);
+            if now.read == then.read && now.written == then.written + end {
+                self.total = then;
+                return Verdict::Served(entry.outcome);
+            }
         }
-        match tcp::progress(&self.socket) {
-            Ok(now) if now.written != self.total.written => Verdict::Sent,
-            Ok(now) if now.read != self.total.read => Verdict::Consumed,
-            Ok(_) if unreported.is_some() && !self.has_unread() => Verdict::Waited,
+        let before = sum(
+            self.total,
+            unreported.map(|e| e.traffic).unwrap_or_default(),
+        );
+        if now.written != before.written {
+            Verdict::Sent
+        } else if now.read != before.read {
+            Verdict::Consumed
+        } else if let Some(entry) = unreported {
+            self.total = before;
+            Verdict::Served(entry.outcome)
+        } else if !self.carry.is_empty() {
             // The worker had it all without reading: whether it has begun on it, nobody can say.
-            Ok(_) if !self.carry.is_empty() => Verdict::Consumed,
-            Ok(_) => Verdict::Untouched,
-            // No TCP: nobody has counted.
-            Err(_) => Verdict::Unknown,
+            Verdict::Consumed
+        } else {
+            Verdict::Untouched
         }
     }
 
@@ -207,5 +228,12 @@ impl Held {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+fn sum(one: Traffic, other: Traffic) -> Traffic {
+    Traffic {
+        read: one.read + other.read,
+        written: one.written + other.written,
     }
 }

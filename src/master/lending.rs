@@ -315,12 +315,14 @@ impl Master<'_> {
             return;
         };
         let process = self.pool.get(worker);
-        let unreported = process.and_then(|process| process.board.unreported(id.into()));
-        let verdict = held.examine(unreported.map(|entry| entry.traffic));
+        let board = process.map(|process| &process.board);
+        let unreported = board.and_then(|board| board.unreported(id.into()));
+        let foreseen = board.and_then(|board| board.foreseen(id.into()));
+        let verdict = held.examine(unreported, foreseen);
         if let Some(process) = process {
             let consequence = match verdict {
                 Verdict::Untouched => "nothing was read, so another worker gets it",
-                Verdict::Waited => "it was between two requests, so it is parked",
+                Verdict::Served(_) => "the turn was over, so nothing is lost",
                 Verdict::Consumed => "nothing was sent, so the client gets an error reply",
                 Verdict::Sent => "something was sent, so it is closed",
                 Verdict::Unknown => "what was sent is not known, so it is closed",

@@ -4,14 +4,15 @@ mod threads;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::inbox::{Assignment, MessageBuffer, WorkerEnd};
-use crate::scoreboard::{Entry, Publisher, Urgency};
+use crate::scoreboard::{Entry, Foresight, Publisher, Urgency};
 use crate::seat::Seat;
-use crate::service::{Buffer, Connection, Service, Turn};
-use crate::wire::{FromWorker, Outcome, Report};
+use crate::service::{Buffer, Connection, Foresee, Service, Turn};
+use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
 pub use threads::serve as serve_in_threads;
 
@@ -31,6 +32,7 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
         inbox: &inbox,
         board,
     };
+    let foresight: Arc<dyn Foresee> = Arc::new(reporter.board.foresight());
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
     inbox.send(&FromWorker::Ready)?;
@@ -38,7 +40,8 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
         match inbox.receive(&mut messages)? {
             Assignment::Serve(lend, socket) => {
                 reporter.board.took();
-                let mut connection = Connection::lent(socket, &lend, slot, buffer);
+                let mut connection = Connection::lent(socket, &lend, slot, buffer)
+                    .with_foresight(Some(Arc::clone(&foresight)));
                 let mut turns = 1;
                 let outcome = loop {
                     let outcome = turn(service, &mut connection);
@@ -62,6 +65,17 @@ fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
             log::debug!("{}: turn {}: {error}", connection.peer(), connection.turn());
             Turn::Close.outcome()
         }
+    }
+}
+
+impl Foresee for Foresight {
+    fn foresee(&self, id: u64, outcome: Outcome, traffic: Traffic) {
+        self.note(&Entry {
+            id,
+            outcome,
+            turns: 1,
+            traffic,
+        });
     }
 }
 
@@ -117,6 +131,9 @@ impl Reporter<'_> {
             Outcome::Close => Urgency::None,
             _ => Urgency::Urgent,
         };
+        if connection.buffer().is_empty() {
+            connection.foresee(outcome);
+        }
         if !outcome.keeps() {
             connection.finish();
         }

@@ -356,13 +356,13 @@ impl World {
                 let verdict = match self.roll(5) {
                     0 => Verdict::Sent,
                     1 => Verdict::Consumed,
-                    2 => Verdict::Waited,
+                    2 => Verdict::Served(Outcome::Park),
                     _ => Verdict::Untouched,
                 };
                 let times = self.examined_this_turn.entry(id.into()).or_default();
                 *times += 1;
                 assert!(*times <= 2, "one turn was replayed twice");
-                if verdict == Verdict::Waited {
+                if verdict == Verdict::Served(Outcome::Park) {
                     self.examined_this_turn.remove(&id.into());
                 }
                 self.dispatcher.examined(id, verdict, self.now);

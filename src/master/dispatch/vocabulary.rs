@@ -74,8 +74,8 @@ pub enum Canned {
 pub enum Verdict {
     /// Nothing was read and nothing was sent.
     Untouched,
-    /// The worker had served it, and was waiting for the client's next request, which has not come.
-    Waited,
+    /// The turn was over, with this outcome, and had not been reported yet; nothing has happened since.
+    Served(Outcome),
     /// Something was read, or had been before and came along; nothing was sent.
     Consumed,
     /// Something was sent.
