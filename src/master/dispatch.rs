@@ -180,10 +180,7 @@ impl<C> Dispatcher<C> {
         } else {
             self.park(id.index(), Interest::Input, self.limits.idle, now);
         }
-        if !self.paused && self.table.len() >= self.limits.connections {
-            self.paused = true;
-            self.actions.push(Action::PauseAccepting);
-        }
+        self.pause_if_full();
         id
     }
 
@@ -192,6 +189,7 @@ impl<C> Dispatcher<C> {
         let id = self.table.insert(payload);
         self.chains.admit(id.index());
         self.linger(id.index(), Some(Canned::Overloaded), now);
+        self.pause_if_full();
         id
     }
 

@@ -284,11 +284,11 @@ impl Master<'_> {
                     let ready = likely || self.conduct.speaks_first || held.has_input();
                     if self.clients.enter(peer) {
                         self.dispatcher.accepted(held, ready, now);
-                        self.note_pause();
                     } else {
                         log::debug!("{peer} has too many connections");
                         self.dispatcher.turned_away(held, now);
                     }
+                    self.note_pause();
                 }
                 Ok(Accepted::Lost) => {}
                 Ok(Accepted::Nobody) => return,

@@ -121,9 +121,12 @@ impl World {
 
     fn accept(&mut self, choice: u16) {
         if !self.paused {
-            let id = self
-                .dispatcher
-                .accepted(self.accepted, choice.is_multiple_of(2), self.now);
+            let id = if choice % 16 == 15 {
+                self.dispatcher.turned_away(self.accepted, self.now)
+            } else {
+                self.dispatcher
+                    .accepted(self.accepted, choice.is_multiple_of(2), self.now)
+            };
             self.accepted += 1;
             self.watched.entry(id.into()).or_insert(Watch::Nothing);
         }
@@ -395,6 +398,10 @@ impl World {
             "a connection is lost or made up"
         );
         assert_eq!(d.table.len(), self.watched.len());
+        assert!(
+            d.table.len() <= d.limits.connections.max(1),
+            "more connections than there may be"
+        );
         let ready: Vec<u32> =
             std::iter::successors(d.ready.first(), |index| d.chains.after(*index)).collect();
         let orders: Vec<u64> = ready.iter().map(|index| d.table.at(*index).order).collect();
