@@ -313,12 +313,12 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// A worker is to finish what it has, then exit.
+    /// A worker is to finish what it has, then exit; a stopped one when it goes on.
     pub fn retire(&mut self, worker: WorkerId) {
         if self
             .workers
             .get(worker)
-            .is_some_and(|w| w.tenure == Tenure::Serving)
+            .is_some_and(|w| matches!(w.tenure, Tenure::Serving | Tenure::Stopped))
         {
             self.workers.dismiss(worker.index(), Tenure::Retiring);
             self.retire_if_done(worker.index());

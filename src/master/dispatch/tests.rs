@@ -718,6 +718,20 @@ fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
 }
 
 #[test]
+fn a_stopped_worker_can_be_retired() {
+    let (mut world, workers) = pool(1);
+    world.dispatcher.worker_stopped(workers[0]);
+    world.settle();
+    world.dispatcher.retire(workers[0]);
+    let actions = world.dispatcher.take_actions();
+    assert_eq!(actions, [Action::Retire(workers[0])]);
+    world.dispatcher.worker_continued(workers[0], world.now);
+    world.accept(0);
+    world.settle();
+    assert_eq!(loads(&world), [0]);
+}
+
+#[test]
 fn a_kernel_that_takes_no_descriptor_is_not_asked_without_end() {
     let (mut world, _) = pool(4);
     world.refuse_lends = u32::MAX;
