@@ -17,6 +17,8 @@ impl Master<'_> {
                 Request::Reap => self.reap(now),
                 Request::Stop { interrupt } => self.stop(interrupt, now),
                 Request::Quit => self.quit("SIGQUIT"),
+                // A server that stops has no use for more, and lets all of them go anyway.
+                Request::Grow | Request::Shrink if self.phase != Phase::Serving => {}
                 Request::Grow => self.resize(self.pool.size() + 1, now),
                 Request::Shrink => self.resize(self.pool.size().saturating_sub(1), now),
             }
