@@ -274,7 +274,11 @@ impl<C> Dispatcher<C> {
             connection.partial_since = None;
         }
         (connection.replayed, connection.hung) = (false, false);
-        connection.turns += end.turns.saturating_sub(1);
+        // The worker's word: whatever it claims, the count stays one.
+        connection.turns = connection
+            .turns
+            .saturating_add(end.turns.saturating_sub(1))
+            .min(u64::MAX - 1);
         let index = id.index();
         self.return_from(worker.index(), index, now);
         self.end_turn(index, end, now);

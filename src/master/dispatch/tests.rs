@@ -718,6 +718,25 @@ fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
 }
 
 #[test]
+fn a_worker_may_claim_any_number_of_turns() {
+    let (mut world, _) = pool(1);
+    world.accept(0);
+    world.settle();
+    for turns in [0, u64::MAX, u64::MAX] {
+        let (worker, fellow) = world.fellows.first_key_value().expect("one worker");
+        let (worker, id) = (WorkerId::from(*worker), fellow.inbox[0]);
+        let end = TurnEnd {
+            outcome: Outcome::Again,
+            turns,
+            ..done()
+        };
+        world.fellows.get_mut(&worker.into()).unwrap().inbox.clear();
+        world.dispatcher.report(worker, id, end, world.now).unwrap();
+        world.settle();
+    }
+}
+
+#[test]
 fn a_stopped_worker_can_be_retired() {
     let (mut world, workers) = pool(1);
     world.dispatcher.worker_stopped(workers[0]);
