@@ -88,7 +88,7 @@ impl Master<'_> {
         if let Accepting::Exhausted { until } = self.accepting
             && until <= now
         {
-            self.resume();
+            self.try_again(now);
         }
         match self.phase {
             Phase::Stopping { until, interrupts } if self.dispatcher.is_empty() || until <= now => {

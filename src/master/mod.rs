@@ -320,6 +320,16 @@ impl Master<'_> {
         self.listen_for(EventFlags::empty());
     }
 
+    /// Accepts again after it ran out of descriptors, if there are some.
+    fn try_again(&mut self, now: Time) {
+        if self.pool.hold_reserve() {
+            self.resume();
+        } else {
+            let until = now.after(EXHAUSTED_PAUSE);
+            self.accepting = Accepting::Exhausted { until };
+        }
+    }
+
     fn resume(&mut self) {
         self.accepting = Accepting::Yes;
         self.listen_for(EventFlags::IN);
@@ -371,7 +381,7 @@ impl Master<'_> {
                 self.clients.leave(held.peer());
                 drop(held);
                 if matches!(self.accepting, Accepting::Exhausted { .. }) {
-                    self.resume();
+                    self.try_again(now);
                 }
             }
             Action::PauseAccepting => self.pause(Accepting::Full),
