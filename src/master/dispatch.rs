@@ -205,10 +205,7 @@ impl<C> Dispatcher<C> {
         } else {
             self.park(id.index(), Interest::Input, self.limits.idle, now);
         }
-        if !self.paused && self.table.len() >= self.limits.connections {
-            self.paused = true;
-            self.actions.push(Action::PauseAccepting);
-        }
+        self.pause_if_full();
         id
     }
 
@@ -217,6 +214,7 @@ impl<C> Dispatcher<C> {
         let id = self.table.insert(payload);
         self.chains.admit(id.index());
         self.linger(id.index(), Some(Canned::Overloaded), now);
+        self.pause_if_full();
         id
     }
 
@@ -301,7 +299,11 @@ impl<C> Dispatcher<C> {
             connection.partial_since = None;
         }
         (connection.replayed, connection.hung) = (false, false);
-        connection.turns += end.turns.saturating_sub(1);
+        // The worker's word: whatever it claims, the count stays one.
+        connection.turns = connection
+            .turns
+            .saturating_add(end.turns.saturating_sub(1))
+            .min(u64::MAX - 1);
         let index = id.index();
         self.return_from(worker.index(), index, now);
         self.end_turn(index, end, now);
@@ -340,12 +342,12 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// A worker is to finish what it has, then exit.
+    /// A worker is to finish what it has, then exit; a stopped one when it goes on.
     pub fn retire(&mut self, worker: WorkerId) {
         if self
             .workers
             .get(worker)
-            .is_some_and(|w| w.tenure == Tenure::Serving)
+            .is_some_and(|w| matches!(w.tenure, Tenure::Serving | Tenure::Stopped))
         {
             self.workers.dismiss(worker.index(), Tenure::Retiring);
             self.retire_if_done(worker.index());

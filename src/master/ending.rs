@@ -17,6 +17,8 @@ impl Master<'_> {
                 Request::Reap => self.reap(now),
                 Request::Stop { interrupt } => self.stop(interrupt, now),
                 Request::Quit => self.quit("SIGQUIT"),
+                // A server that stops has no use for more, and lets all of them go anyway.
+                Request::Grow | Request::Shrink if self.phase != Phase::Serving => {}
                 Request::Grow => self.resize(self.pool.size() + 1, now),
                 Request::Shrink => self.resize(self.pool.size().saturating_sub(1), now),
             }
@@ -86,7 +88,7 @@ impl Master<'_> {
         if let Accepting::Exhausted { until } = self.accepting
             && until <= now
         {
-            self.resume();
+            self.try_again(now);
         }
         match self.phase {
             Phase::Stopping { until, interrupts } if self.dispatcher.is_empty() || until <= now => {

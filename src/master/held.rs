@@ -75,8 +75,9 @@ impl Held {
     pub fn note(&mut self, report: &Report<'_>) {
         match report.traffic {
             Some(traffic) => {
-                self.total.read += traffic.read;
-                self.total.written += traffic.written;
+                // The worker's word: only its own connection suffers if it is wrong.
+                self.total.read = self.total.read.wrapping_add(traffic.read);
+                self.total.written = self.total.written.wrapping_add(traffic.written);
             }
             // An external worker that does not count: the kernel does.
             None => {

@@ -284,11 +284,11 @@ impl Master<'_> {
                     let ready = likely || self.conduct.speaks_first || held.has_input();
                     if self.clients.enter(peer) {
                         self.dispatcher.accepted(held, ready, now);
-                        self.note_pause();
                     } else {
                         log::debug!("{peer} has too many connections");
                         self.dispatcher.turned_away(held, now);
                     }
+                    self.note_pause();
                 }
                 Ok(Accepted::Lost) => {}
                 Ok(Accepted::Nobody) => return,
@@ -318,6 +318,16 @@ impl Master<'_> {
     fn pause(&mut self, why: Accepting) {
         self.accepting = why;
         self.listen_for(EventFlags::empty());
+    }
+
+    /// Accepts again after it ran out of descriptors, if there are some.
+    fn try_again(&mut self, now: Time) {
+        if self.pool.hold_reserve() {
+            self.resume();
+        } else {
+            let until = now.after(EXHAUSTED_PAUSE);
+            self.accepting = Accepting::Exhausted { until };
+        }
     }
 
     fn resume(&mut self) {
@@ -371,7 +381,7 @@ impl Master<'_> {
                 self.clients.leave(held.peer());
                 drop(held);
                 if matches!(self.accepting, Accepting::Exhausted { .. }) {
-                    self.resume();
+                    self.try_again(now);
                 }
             }
             Action::PauseAccepting => self.pause(Accepting::Full),

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -25,6 +26,9 @@ use crate::sys;
 const YOUNG: Duration = Duration::from_secs(1);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
+
+/// How many descriptors it takes to start a worker: the socketpair and a copy, the doorbell.
+const RESERVE: usize = 4;
 
 /// The main function of a worker process: what it runs, and the exit status.
 pub type WorkerMain<'a> = dyn Fn(Seat<'_>) -> u8 + 'a;
@@ -107,6 +111,8 @@ pub struct Pool {
     slots: Vec<Slot>,
     /// By slot: how long the successor of a worker that dies young waits.
     delays: Vec<Duration>,
+    /// Descriptors that stand for nothing, given up for a worker that is to be started.
+    reserve: Vec<EventFd>,
 }
 
 impl Pool {
@@ -186,6 +192,18 @@ impl Pool {
         times.min()
     }
 
+    /// Keeps descriptors back, so that a worker can be started when clients have taken all others.
+    /// False when there are too few left for that.
+    pub fn hold_reserve(&mut self) -> bool {
+        while self.reserve.len() < RESERVE {
+            match EventFd::from_flags(EfdFlags::EFD_CLOEXEC) {
+                Ok(descriptor) => self.reserve.push(descriptor),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
     /// Starts a process for `slot`. `keep` are the descriptors that it keeps besides its inbox; `detach` is run first
     /// in it, to drop what of the master's must not live on.
     ///
@@ -200,7 +218,9 @@ impl Pool {
         main: &WorkerMain<'_>,
         now: Time,
     ) -> Result<&Process> {
+        self.reserve.clear();
         let started = fork_worker(slot, keep, detach, main);
+        self.hold_reserve();
         let (pid, end, board) = started.map_err(|error| {
             let from = now.after(self.grow_delay(slot));
             self.slots[slot as usize] = Slot::Vacant { from };

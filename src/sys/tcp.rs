@@ -38,20 +38,26 @@ pub struct Progress {
 /// what other processes did with it.
 ///
 /// # Errors
-/// What getsockopt(2) and ioctl(2) fail with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP connection.
+/// What getsockopt(2) and ioctl(2) fail with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP connection;
+/// `WouldBlock` when it did not stand still for long enough to be counted.
 pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
-    let info = tcp_info(&socket)?;
-    let unread = rustix::io::ioctl_fionread(&socket)?;
-    // The kernel counts the client's FIN as one byte received, but not as one to be read.
-    let fin = match info.state {
-        CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT => 1,
-        _ => 0,
-    };
-    Ok(Progress {
-        read: info.bytes_received.saturating_sub(unread + fin),
-        written: info.bytes_acked + unacknowledged(&socket)?,
-    })
+    // One call does not tell all, and the client goes on meanwhile: the counts belong together only
+    // if nothing has come in between the first call and the last.
+    let mut before = tcp_info(&socket)?;
+    for _ in 0..ATTEMPTS {
+        let unread = rustix::io::ioctl_fionread(&socket)?;
+        let unacknowledged = unacknowledged(&socket)?;
+        let after = tcp_info(&socket)?;
+        if after.received_as_much_as(&before) {
+            return Ok(after.progress(unread, unacknowledged));
+        }
+        before = after;
+    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
+
+/// How often [`progress`] tries to count.
+const ATTEMPTS: u32 = 100;
 
 /// The part of the kernel's `struct tcp_info` (linux/tcp.h) up to the last field used here. The kernel only ever
 /// appends to it, and fills as much as it is given room for.
@@ -64,6 +70,25 @@ struct TcpInfo {
     max_pacing_rate: u64,
     bytes_acked: u64,
     bytes_received: u64,
+}
+
+impl TcpInfo {
+    fn received_as_much_as(&self, other: &Self) -> bool {
+        let counts = |info: &Self| (info.state, info.bytes_received, info.bytes_acked);
+        counts(self) == counts(other)
+    }
+
+    fn progress(&self, unread: u64, unacknowledged: u64) -> Progress {
+        // The kernel counts the client's FIN as one byte received, but not as one to be read.
+        let fin = match self.state {
+            CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT => 1,
+            _ => 0,
+        };
+        Progress {
+            read: self.bytes_received.saturating_sub(unread + fin),
+            written: self.bytes_acked + unacknowledged,
+        }
+    }
 }
 
 // enum in linux/tcp_states.h
@@ -129,6 +154,39 @@ mod tests {
         client.shutdown(Shutdown::Write).unwrap();
         server.read_to_end(&mut Vec::new()).unwrap();
         assert_eq!(progress(&server).unwrap(), counted(12, 4));
+    }
+
+    #[test]
+    fn a_client_that_goes_on_sending_and_receiving_changes_no_count() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"read").unwrap();
+        server.read_exact(&mut [0; 4]).unwrap();
+        // More than a send buffer takes at once, so that it is acknowledged bit by bit.
+        server.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(count) = server.write(&[0; 65536]) {
+            written += count as u64;
+        }
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.set_nonblocking(true).unwrap();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = client.write(b"!");
+                    let _ = client.read(&mut [0; 1500]);
+                }
+            });
+            let counted: Vec<_> = (0..5_000).map(|_| progress(&server)).collect();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            for count in counted {
+                match count {
+                    Ok(now) => assert_eq!(now, Progress { read: 4, written }),
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
+        });
     }
 
     #[test]

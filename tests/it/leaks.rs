@@ -125,6 +125,25 @@ fn a_master_without_a_free_descriptor_takes_connections_back() {
     }
 }
 
+#[test]
+fn workers_are_replaced_when_clients_have_all_descriptors() {
+    let server = Setup::new(&["demo", "-w", "2"])
+        .expect("cannot accept")
+        .expect(" died ")
+        .start();
+    let workers = server.workers(2);
+    allow_no_further_descriptor(server.master());
+    let mut clients = server.connect_all(10);
+    clients.iter_mut().for_each(|client| client.send_get("/"));
+    server.wait_for_log("cannot accept");
+    for worker in &workers {
+        crate::harness::process::signal(worker.pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    for worker in workers {
+        server.replacement(worker);
+    }
+}
+
 /// Lowers the limit of a process to what it has open.
 fn allow_no_further_descriptor(process: Pid) {
     let limit = format!("--nofile={0}:{0}", open_descriptors(process).len());

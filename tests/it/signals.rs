@@ -3,7 +3,9 @@
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
-use crate::harness::{DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep};
+use crate::harness::{
+    DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep, wait_until_idle,
+};
 
 #[test]
 fn ttin_adds_a_worker_and_ttou_retires_one() {
@@ -96,4 +98,23 @@ fn a_hangup_of_a_client_s_terminal_is_no_reason_to_stop() {
     let watched = Watched::new(worker.pid);
     drop(server);
     assert!(watched.wait(DEADLINE));
+}
+
+#[test]
+fn a_server_that_stops_does_not_grow() {
+    let mut server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker stopped")
+        .start();
+    let worker = server.workers(2)[0];
+    // It keeps the master from its end for as long as the test needs.
+    process::signal(worker.pid, Signal::SIGSTOP);
+    server.wait_for_log("worker stopped");
+    server.signal(Signal::SIGTERM);
+    server.wait_for_lines("worker retired", 1);
+    server.signal(Signal::SIGTTIN);
+    server.signal(Signal::SIGTTOU);
+    wait_until_idle(server.master());
+    process::signal(worker.pid, Signal::SIGCONT);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(server.log_lines("pool size").is_empty());
 }

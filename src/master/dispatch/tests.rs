@@ -128,9 +128,12 @@ impl World {
 
     fn accept(&mut self, choice: u16) {
         if !self.paused {
-            let id = self
-                .dispatcher
-                .accepted(self.accepted, choice.is_multiple_of(2), self.now);
+            let id = if choice % 16 == 15 {
+                self.dispatcher.turned_away(self.accepted, self.now)
+            } else {
+                self.dispatcher
+                    .accepted(self.accepted, choice.is_multiple_of(2), self.now)
+            };
             self.accepted += 1;
             self.watched.entry(id.into()).or_insert(Watch::Nothing);
         }
@@ -415,6 +418,10 @@ impl World {
             "a connection is lost or made up"
         );
         assert_eq!(d.table.len(), self.watched.len());
+        assert!(
+            d.table.len() <= d.limits.connections.max(1),
+            "more connections than there may be"
+        );
         let ready: Vec<u32> =
             std::iter::successors(d.ready.first(), |index| d.chains.after(*index)).collect();
         let orders: Vec<u64> = ready.iter().map(|index| d.table.at(*index).order).collect();
@@ -730,6 +737,39 @@ fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
         1,
         "it is given another chance"
     );
+}
+
+#[test]
+fn a_worker_may_claim_any_number_of_turns() {
+    let (mut world, _) = pool(1);
+    world.accept(0);
+    world.settle();
+    for turns in [0, u64::MAX, u64::MAX] {
+        let (worker, fellow) = world.fellows.first_key_value().expect("one worker");
+        let (worker, id) = (WorkerId::from(*worker), fellow.inbox[0]);
+        let end = TurnEnd {
+            outcome: Outcome::Again,
+            turns,
+            ..done()
+        };
+        world.fellows.get_mut(&worker.into()).unwrap().inbox.clear();
+        world.dispatcher.report(worker, id, end, world.now).unwrap();
+        world.settle();
+    }
+}
+
+#[test]
+fn a_stopped_worker_can_be_retired() {
+    let (mut world, workers) = pool(1);
+    world.dispatcher.worker_stopped(workers[0]);
+    world.settle();
+    world.dispatcher.retire(workers[0]);
+    let actions = world.dispatcher.take_actions();
+    assert_eq!(actions, [Action::Retire(workers[0])]);
+    world.dispatcher.worker_continued(workers[0], world.now);
+    world.accept(0);
+    world.settle();
+    assert_eq!(loads(&world), [0]);
 }
 
 #[test]

@@ -211,6 +211,14 @@ impl<C> Dispatcher<C> {
         }
     }
 
+    /// Whoever is turned away takes up a descriptor too, until it is told so.
+    pub(super) fn pause_if_full(&mut self) {
+        if !self.paused && self.table.len() >= self.limits.connections {
+            self.paused = true;
+            self.actions.push(Action::PauseAccepting);
+        }
+    }
+
     pub(super) fn close(&mut self, index: u32) {
         let id = self.table.id(index);
         let payload = self.table.remove(index);
