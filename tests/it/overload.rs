@@ -167,7 +167,6 @@ fn without_descriptors_a_dead_worker_is_replaced() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a take-back takes a descriptor, and loses the connection without"]
 fn without_descriptors_what_waits_behind_a_slow_turn_goes_elsewhere() {
     let (_server, mut inside, _outside) = exhausted(Setup::new(&["demo", "-w", "2"]), 2);
     for round in 0..3 {
@@ -189,7 +188,6 @@ fn without_descriptors_what_waits_behind_a_slow_turn_goes_elsewhere() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a take-back takes a descriptor, and loses the connection without"]
 fn without_descriptors_what_lies_in_a_stopped_worker_s_inbox_is_served_by_the_other() {
     let setup = Setup::new(&["demo", "-w", "2"]).expect("worker stopped");
     let (server, mut inside, _outside) = exhausted(setup, 2);
