@@ -103,7 +103,7 @@ fn a_request_that_was_carried_along_is_not_begun_twice() {
     }
     assert_eq!(client.reply().status, 502);
     assert!(client.is_closed());
-    assert_eq!(server.log_lines("killed by SIGABRT").len(), 1);
+    assert_eq!(server.wait_for_lines("killed by SIGABRT", 1).len(), 1);
 }
 
 #[test]

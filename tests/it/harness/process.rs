@@ -204,7 +204,7 @@ pub fn sleeping_threads(pid: Pid) -> usize {
     };
     threads
         .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("syscall")).ok())
-        .filter(|text| is_sleep(text))
+        .filter(|text| is_call(text, libc::SYS_clock_nanosleep))
         .count()
 }
 
@@ -215,24 +215,29 @@ pub fn wait_until_asleep(pid: Pid) {
 }
 
 /// Waits until a worker waits for its next turn, having reported the one before. That the client has
-/// its answer does not say so yet.
+/// its answer does not say so yet, nor that the worker sleeps: it may stay with its connection.
 #[track_caller]
 pub fn wait_until_idle(pid: Pid) {
     eventually(&format!("process {pid} waits for a turn"), || {
-        stat(pid).is_some_and(|stat| stat.state == 'S') && !sleeps(pid)
+        calls(pid, libc::SYS_recvmsg)
     });
 }
 
 /// Whether a process is in clock_nanosleep(2), which is what [`std::thread::sleep`] calls.
 pub fn sleeps(pid: Pid) -> bool {
-    let path = format!("/proc/{pid}/syscall");
-    is_sleep(&fs::read_to_string(path).unwrap_or_default())
+    calls(pid, libc::SYS_clock_nanosleep)
 }
 
-/// Whether this line of /proc/PID/syscall says clock_nanosleep(2).
-fn is_sleep(line: &str) -> bool {
-    let number = line.split_ascii_whitespace().next();
-    number.and_then(|number| number.parse().ok()) == Some(libc::SYS_clock_nanosleep)
+/// Whether a process sleeps in this system call.
+fn calls(pid: Pid, number: libc::c_long) -> bool {
+    let path = format!("/proc/{pid}/syscall");
+    is_call(&fs::read_to_string(path).unwrap_or_default(), number)
+}
+
+/// Whether this line of /proc/PID/syscall names this system call.
+fn is_call(line: &str, number: libc::c_long) -> bool {
+    let word = line.split_ascii_whitespace().next();
+    word.and_then(|word| word.parse().ok()) == Some(number)
 }
 
 /// Sends a signal to a process that is there.
