@@ -113,7 +113,6 @@ fn a_server_that_stops_does_not_grow() {
     server.wait_for_lines("worker retired", 1);
     server.signal(Signal::SIGTTIN);
     server.signal(Signal::SIGTTOU);
-    wait_until_idle(server.master());
     process::signal(worker.pid, Signal::SIGCONT);
     assert_eq!(server.wait().code(), Some(0));
     assert!(server.log_lines("pool size").is_empty());
