@@ -14,6 +14,7 @@ mod limits;
 mod overload;
 mod serve;
 mod signals;
+mod staying;
 mod stop;
 mod storm;
 mod stuck;

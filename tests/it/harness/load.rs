@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Endpoint};
-use super::process::{eventually, eventually_within};
+use super::process::{DEADLINE, eventually, eventually_within};
 
 /// What became of the requests of a load.
 #[derive(Default, Clone)]
@@ -54,6 +54,12 @@ impl Tally {
         let rank = (self.latencies.len() * percent).div_ceil(100);
         let index = rank.max(1) - 1;
         self.latencies.get(index).copied().unwrap_or_default()
+    }
+
+    /// Panics unless each request that was made had the answer 200.
+    #[track_caller]
+    pub fn assert_all_ok_so_far(&self) {
+        self.assert_all_ok(self.answered());
     }
 
     /// Panics unless `count` requests were made and each had the answer 200.
@@ -213,15 +219,22 @@ impl Clients {
     #[track_caller]
     pub fn wait_for_each(&self, clients: usize, count: usize) {
         let before = self.progress();
-        let what = format!("{clients} clients have {count} further answers each");
-        eventually(&what, || {
-            let now = self.progress();
-            let moved = before
+        let further = || -> Vec<usize> {
+            let now = self.progress().into_iter();
+            now.zip(&before).map(|(now, before)| now - before).collect()
+        };
+        let in_time = eventually_within(DEADLINE, || {
+            further()
                 .iter()
-                .zip(now)
-                .filter(|(before, now)| now - *before >= count);
-            moved.count() >= clients
+                .filter(|answers| **answers >= count)
+                .count()
+                >= clients
         });
+        assert!(
+            in_time,
+            "waited {DEADLINE:?} in vain until {clients} clients had {count} further answers each: {:?}",
+            further()
+        );
     }
 
     /// Lets the clients go on for this long.
