@@ -239,6 +239,21 @@ impl<C> Dispatcher<C> {
         }
     }
 
+    /// The time of a parked connection is over, and its client has sent nothing: who owes the rest of a request is told
+    /// so, and who was idle is closed.
+    pub fn expired(&mut self, id: ConnectionId, now: Time) {
+        let Some(connection) = self.table.get(id).filter(|c| c.state == State::Parked) else {
+            return;
+        };
+        let owes = connection.partial_since.is_some();
+        self.unpark(id.index());
+        if owes {
+            self.linger(id.index(), Some(Canned::RequestTimeout), now);
+        } else {
+            self.close(id.index());
+        }
+    }
+
     /// A lingering connection was drained; `ended` says that the client has sent its last byte.
     pub fn drained(&mut self, id: ConnectionId, ended: bool) {
         if self
@@ -336,7 +351,12 @@ impl<C> Dispatcher<C> {
 
     /// The inbox of a worker holds nothing more that can be taken back.
     pub fn inbox_empty(&mut self, worker: WorkerId, now: Time) {
-        if self.workers.get(worker).is_some() {
+        if let Some(state) = self.workers.get(worker) {
+            let free = !state.lent.is_empty() && state.lent.len() < state.capacity;
+            if free && state.pace == Pace::Slow {
+                // Some of its threads have a long turn, and others are free.
+                self.workers.moved(worker.index(), now, |_| {});
+            }
             self.settle_untouched(worker.index(), now);
             self.schedule(now);
         }

@@ -144,6 +144,15 @@ impl Master<'_> {
         }
     }
 
+    /// No worker may stay with its connection any more, for others wait.
+    fn spare_nobody(&mut self) {
+        if std::mem::take(&mut self.spared) {
+            for process in self.pool.processes() {
+                process.board.spare(false);
+            }
+        }
+    }
+
     /// Asks all moving workers to ring for their next report. False when one has reported in the meantime: then the
     /// master must not sleep.
     pub(super) fn fall_asleep(&mut self) -> bool {
@@ -151,6 +160,7 @@ impl Master<'_> {
         // With nobody waiting, a parked connection is no news: the client's next bytes wake the master, and then it
         // looks at the boards.
         let sleep = if self.dispatcher.wants_reports() {
+            self.spare_nobody();
             Sleep::Light
         } else {
             Sleep::Deep
@@ -290,6 +300,7 @@ impl Master<'_> {
             carry: held.carry(),
         };
         process.board.spare(calm);
+        self.spared |= calm;
         match process.end.lend(lend, held.descriptor()) {
             Ok(Lent::Sent) => process.count_sent(),
             Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),

@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -45,6 +46,9 @@ const ACCEPT_BATCH: usize = 64;
 
 /// How many events are taken out of the epoll set at a time.
 const EVENTS: usize = 256;
+
+/// Descriptors that are kept back for the master itself.
+const SPARE_DESCRIPTORS: usize = 8;
 
 /// How long accepting pauses when no descriptor or no memory is left, unless a connection ends before.
 const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
@@ -84,11 +88,15 @@ pub struct Master<'a> {
     clients: Clients,
     listeners: Vec<Listener>,
     accepting: Accepting,
+    /// It was said that no descriptor is left, and that is still so.
+    warned: bool,
     epoll: OwnedFd,
     /// `None` in a worker process, which has detached itself from the master's signals.
     signals: Option<Signals>,
     /// Descriptors that were open before this master made its own; workers keep them.
     inherited: Vec<RawFd>,
+    /// Some worker was told that it may stay with its connection.
+    spared: bool,
     /// The workers at whose boards the master looks by itself.
     moving: Vec<WorkerId>,
     messages: MessageBuffer,
@@ -109,6 +117,7 @@ pub fn run(
     main: &WorkerMain<'_>,
 ) -> Result<()> {
     let mut inherited = sys::process::open_descriptors();
+    let room = room_for_connections(inherited.len(), settings.workers);
     inherited.retain(|fd| {
         listeners
             .iter()
@@ -122,7 +131,7 @@ pub fn run(
         settings,
         conduct,
         main,
-        dispatcher: Dispatcher::new(limits_of(settings)),
+        dispatcher: Dispatcher::new(limits_of(settings, room)),
         pool: Pool::new(settings.workers),
         clients: Clients::new(settings.per_client),
         listeners,
@@ -130,6 +139,8 @@ pub fn run(
         epoll,
         signals: Some(signals),
         inherited,
+        spared: false,
+        warned: false,
         moving: Vec::new(),
         messages: MessageBuffer::default(),
         scratch: vec![0; 64 * 1024],
@@ -291,9 +302,14 @@ impl Master<'_> {
                     self.note_pause();
                 }
                 Ok(Accepted::Lost) => {}
-                Ok(Accepted::Nobody) => return,
+                Ok(Accepted::Nobody) => {
+                    self.warned = false;
+                    return;
+                }
                 Ok(Accepted::Exhausted(error)) => {
-                    log::warn!("cannot accept on {listener}: {}; pausing", Plain(&error));
+                    if !std::mem::replace(&mut self.warned, true) {
+                        log::warn!("cannot accept on {listener}: {}; pausing", Plain(&error));
+                    }
                     self.pause(Accepting::Exhausted {
                         until: now.after(EXHAUSTED_PAUSE),
                     });
@@ -312,6 +328,12 @@ impl Master<'_> {
     fn note_pause(&mut self) {
         if self.dispatcher.is_full() {
             self.pause(Accepting::Full);
+            let count = self.dispatcher.connections();
+            if count < self.settings.max_connections && !std::mem::replace(&mut self.warned, true) {
+                log::warn!(
+                    "cannot accept more than {count} connections: that is what RLIMIT_NOFILE allows; pausing"
+                );
+            }
         }
     }
 
@@ -366,6 +388,15 @@ impl Master<'_> {
             Action::TakeBack(worker) => self.relieve(worker, now),
             Action::Arm(id, interest) => self.arm(id, interest, now),
             Action::Linger(id, reply) => self.linger(id, reply),
+            Action::Expire(id) => {
+                let held = self.dispatcher.payload(id);
+                // What the client has sent may lie behind other events that have not been looked at yet.
+                if held.is_some_and(|held| held.has_unread()) {
+                    self.dispatcher.readable(id, now);
+                } else {
+                    self.dispatcher.expired(id, now);
+                }
+            }
             Action::Drain(id) => {
                 let Some(held) = self.dispatcher.payload(id) else {
                     return;
@@ -437,13 +468,21 @@ impl Master<'_> {
     }
 }
 
-fn limits_of(settings: &Settings) -> dispatch::Limits {
+/// How many connections leave enough descriptors for the workers and their replacements.
+fn room_for_connections(open: usize, workers: usize) -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
+    // Both ends of a socketpair, the worker's copy of its own, and a doorbell.
+    let kept_back = 4 * (workers + 2) + SPARE_DESCRIPTORS;
+    limit.saturating_sub(open + kept_back).max(1)
+}
+
+fn limits_of(settings: &Settings, room: usize) -> dispatch::Limits {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     dispatch::Limits {
         // More workers that stay awake than processors only get into each other's way.
         few: processors,
         patience: settings.patience,
-        connections: settings.max_connections,
+        connections: settings.max_connections.min(room),
         queue: settings.queue,
         queue_wait: settings.queue_wait,
         idle: settings.idle_timeout,

@@ -5,6 +5,7 @@ mod threads;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -15,6 +16,10 @@ use crate::service::{Buffer, Connection, Foresee, Service, Turn};
 use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
 pub use threads::serve as serve_in_threads;
+
+/// How long a worker may keep a connection altogether, when it serves several turns without a report in between. Others
+/// may have come to wait for it meanwhile.
+const KEEP: Duration = Duration::from_millis(20);
 
 /// How long a worker with nothing else to do waits for its client's next request before it gives the connection back.
 const STAY: Timespec = Timespec {
@@ -43,9 +48,10 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
                 let mut connection = Connection::lent(socket, &lend, slot, buffer)
                     .with_foresight(Some(Arc::clone(&foresight)));
                 let mut turns = 1;
+                let lent = Instant::now();
                 let outcome = loop {
                     let outcome = turn(service, &mut connection);
-                    if !reporter.stay(&connection, outcome, turns) {
+                    if lent.elapsed() >= KEEP || !reporter.stay(&connection, outcome, turns) {
                         break outcome;
                     }
                     connection.next_turn();

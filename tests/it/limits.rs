@@ -135,7 +135,6 @@ fn every_head_has_its_own_time() {
 }
 
 #[test]
-#[ignore = "does not hold yet: it counts from the begin of the turn before"]
 fn the_time_of_a_turn_is_no_part_of_the_next_head_s() {
     let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
     let mut client = server.connect();
@@ -204,7 +203,6 @@ fn without_a_drain_the_reply_still_arrives() {
 }
 
 #[test]
-#[ignore = "does not hold yet: deadlines are looked at before all events are"]
 fn a_request_that_came_while_the_master_was_suspended_is_answered() {
     // More than the master takes out of its epoll set at a time.
     const CLIENTS: usize = 600;

@@ -138,7 +138,6 @@ fn without_descriptors_it_pauses_and_does_not_spin() {
 }
 
 #[test]
-#[ignore = "does not hold yet: each end is followed by a warning"]
 fn without_descriptors_a_few_connections_that_end_are_no_flood_of_warnings() {
     let (server, mut inside, mut outside) = exhausted(Setup::new(&["demo", "-w", "2"]), 2);
     let before = server.log_lines("cannot accept").len();
@@ -154,7 +153,6 @@ fn without_descriptors_a_few_connections_that_end_are_no_flood_of_warnings() {
 }
 
 #[test]
-#[ignore = "does not hold yet: its socketpair takes descriptors that nobody keeps back"]
 fn without_descriptors_a_dead_worker_is_replaced() {
     let setup = Setup::new(&["demo", "-w", "1"]).expect(" died ");
     let (server, mut inside, _outside) = exhausted(setup, 1);

@@ -15,7 +15,6 @@ fn busy_client(server: &Server) -> Clients {
 }
 
 #[test]
-#[ignore = "does not hold yet: a worker that was told to stay is not told otherwise"]
 fn a_busy_client_keeps_its_worker_from_nobody() {
     let server = Server::start(&["demo", "-w", "2"]);
     let workers = server.workers(2);
@@ -35,7 +34,6 @@ fn a_busy_client_keeps_its_worker_from_nobody() {
 }
 
 #[test]
-#[ignore = "does not hold yet: the turns of a worker that stays count as one"]
 fn many_short_turns_are_never_taken_for_a_long_one() {
     let server = Server::start(&["demo", "-w", "2", "--turn-timeout", "1"]);
     let workers = server.workers(2);
@@ -58,7 +56,6 @@ fn a_graceful_stop_reaches_a_busy_client() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a worker that was told to stay is not told otherwise"]
 fn a_worker_with_a_busy_client_retires() {
     let server = Server::start(&["demo", "-w", "2"]);
     server.workers(2);

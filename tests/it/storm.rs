@@ -176,7 +176,6 @@ fn workers_killed_for_a_minute_are_noticed_by_their_turns_only() {
 }
 
 #[test]
-#[ignore = "does not hold yet: killed between its last byte and its report, a worker costs the connection"]
 fn no_client_of_a_killed_worker_sees_its_connection_broken() {
     let Outcome {
         kills,

@@ -32,7 +32,6 @@ fn begin_sleeps(server: &Server, worker: Worker, count: usize, milliseconds: u32
 }
 
 #[test]
-#[ignore = "does not hold yet: a slow worker is lent nothing for its free threads"]
 fn four_turns_at_once_take_as_long_as_one() {
     let server = Server::start(&ONE_OF_FOUR);
     let [worker] = server.workers(1)[..] else {
@@ -54,7 +53,6 @@ fn four_turns_at_once_take_as_long_as_one() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a slow worker is lent nothing for its free threads"]
 fn a_turn_that_came_later_begins_beside_the_slow_ones() {
     let server = Server::start(&ONE_OF_FOUR);
     let worker = server.workers(1)[0];
@@ -72,7 +70,6 @@ fn a_turn_that_came_later_begins_beside_the_slow_ones() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a slow worker is lent nothing for its free threads"]
 fn threads_are_filled_before_anyone_waits() {
     let server = Server::start(&["demo", "-w", "2", "--threads", "3"]);
     let workers = server.workers(2);
@@ -116,7 +113,6 @@ fn a_crash_in_one_thread_costs_turns_of_that_worker_only() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a slow worker is lent nothing for its free threads"]
 fn a_killed_worker_costs_the_turns_in_its_threads_and_no_others() {
     let arguments = ["demo", "-w", "2", "--threads", "4"];
     let server = Setup::new(&arguments).expect(" died ").start();

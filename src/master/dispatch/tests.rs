@@ -347,6 +347,15 @@ impl World {
                     .expect("watches what exists");
                 *watch = Watch::Client;
             }
+            Action::Expire(id) => {
+                assert!(self.is_parked(id), "expires what is parked");
+                if self.roll(4) == 0 {
+                    self.watched.insert(id.into(), Watch::Nothing);
+                    self.dispatcher.readable(id, self.now);
+                } else {
+                    self.dispatcher.expired(id, self.now);
+                }
+            }
             Action::Drain(id) => {
                 let ended = self.roll(2) == 0;
                 self.dispatcher.drained(id, ended);
@@ -853,6 +862,8 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
         .unwrap();
     let _ = world.dispatcher.take_actions();
     world.pass(Duration::from_millis(1200));
+    assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
+    world.dispatcher.expired(id, world.now);
     assert_eq!(
         world.dispatcher.take_actions(),
         [Action::Linger(id, Some(Canned::RequestTimeout))]

@@ -7,6 +7,7 @@ use super::{Action, Canned, Dispatcher, Interest, MAX_DEPTH, RELAXED, TurnEnd};
 use crate::master::chains::Chains;
 use crate::master::connections::State;
 use crate::master::time::Time;
+use crate::master::wheel::TICK;
 use crate::wire::Outcome;
 
 impl<C> Dispatcher<C> {
@@ -15,7 +16,7 @@ impl<C> Dispatcher<C> {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkDrained => {
                 let limit = if end.carries {
-                    self.owed(index, now)
+                    self.owed(index, end.answered, now)
                 } else {
                     self.limits.idle
                 };
@@ -32,21 +33,24 @@ impl<C> Dispatcher<C> {
     }
 
     /// How much longer the client may take for the rest of the request that it has begun.
-    pub(super) fn owed(&mut self, index: u32, now: Time) -> Option<Duration> {
+    /// What came along with a request that was answered in this turn is counted from the end of the turn on, for the
+    /// client could not know that it is awaited.
+    pub(super) fn owed(&mut self, index: u32, answered: bool, now: Time) -> Option<Duration> {
         let connection = self.table.at_mut(index);
-        let since = *connection.partial_since.get_or_insert(connection.ready_at);
+        let begin = if answered { now } else { connection.ready_at };
+        let since = *connection.partial_since.get_or_insert(begin);
         self.limits
             .head
             .map(|limit| limit.saturating_sub(now.since(since)))
     }
 
     pub(super) fn deadline_passed(&mut self, index: u32, now: Time) {
-        let connection = self.table.at(index);
-        match connection.state {
-            State::Parked if connection.partial_since.is_some() => {
-                self.linger(index, Some(Canned::RequestTimeout), now);
-            }
-            _ => self.close(index),
+        if self.table.at(index).state == State::Parked {
+            // It stays parked until the master has looked.
+            self.wait(index, State::Parked, now.after(TICK), now);
+            self.actions.push(Action::Expire(self.table.id(index)));
+        } else {
+            self.close(index);
         }
     }
 

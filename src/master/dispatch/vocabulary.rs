@@ -96,6 +96,10 @@ pub enum Action<C> {
     Arm(ConnectionId, Interest),
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
+    /// The parked connection's time is over: look whether the client has sent something all the same, then say
+    /// [`Dispatcher::readable`](super::Dispatcher::readable) or
+    /// [`Dispatcher::expired`](super::Dispatcher::expired).
+    Expire(ConnectionId),
     /// Discard what the client has sent; say with `Dispatcher::drained` whether that was all.
     Drain(ConnectionId),
     /// Its worker died during the turn: ask the kernel what came of it, say so with `Dispatcher::examined`.
