@@ -331,7 +331,7 @@ impl Master<'_> {
             let count = self.dispatcher.connections();
             if count < self.settings.max_connections && !std::mem::replace(&mut self.warned, true) {
                 log::warn!(
-                    "cannot accept more than {count} connections: that is what RLIMIT_NOFILE allows; pausing"
+                    "cannot accept more than {count} connections: the limit of open files; pausing"
                 );
             }
         }
