@@ -212,7 +212,7 @@ fn strace_shows_one_descriptor_sent_and_received_for_each_turn() {
         return;
     }
     let mut strace = strace.to_vec();
-    strace.push("trace=sendmsg,recvmsg");
+    strace.push("trace=sendmsg,recvmsg,recvfrom");
     let mut server = Setup::new(&["demo", "-w", "2"]).under(&strace).start();
     let mut turns = 0;
     // One client after the other, so that no worker has spare time to stay with one of them.
@@ -243,7 +243,7 @@ fn strace_shows_one_descriptor_sent_and_received_for_each_turn() {
     let taken_back = trace
         .lines()
         .filter(|line| line.split(' ').next() == Some(&master))
-        .filter(|line| line.contains("recvmsg") && line.contains("LEND "))
+        .filter(|line| line.contains("recvfrom") && line.contains("LEND "))
         .count();
     assert_eq!(
         rights("sendmsg", true),

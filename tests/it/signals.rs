@@ -3,9 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
-use crate::harness::{
-    DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep, wait_until_idle,
-};
+use crate::harness::{DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep};
 
 #[test]
 fn ttin_adds_a_worker_and_ttou_retires_one() {
