@@ -139,9 +139,12 @@ impl Held {
         self.watch == Watch::Input
     }
 
-    /// Keeps an event that came while the connection was lent.
-    pub fn notice(&mut self, flags: EventFlags) {
+    /// Keeps an event that came while the connection was lent. True when it is the first to say
+    /// that the client has sent something.
+    pub fn notice(&mut self, flags: EventFlags) -> bool {
+        let news = flags - self.noticed;
         self.noticed |= flags;
+        news.contains(EventFlags::IN)
     }
 
     /// Sends the server's last words, as far as they fit without sleeping, and ends the sending side.
