@@ -12,7 +12,7 @@ use super::held::Held;
 use super::pool::{self, Change, End, Process};
 use super::time::Time;
 use super::token::Token;
-use super::{Master, Phase};
+use super::{Accepting, Master, Phase};
 use crate::error::Plain;
 use crate::inbox::Lent;
 use crate::scoreboard::{Entry, RING, Sleep};
@@ -154,6 +154,8 @@ impl Master<'_> {
             _ => None,
         };
         self.awaited.retain(|id| holder(*id).is_some());
+        // Whoever waits in the backlog needs the descriptor of a connection that has ended.
+        let wanted = dispatcher.wants_reports() || self.accepting != Accepting::Yes;
         let mut boards = self
             .moving
             .iter()
@@ -162,7 +164,7 @@ impl Master<'_> {
             // With nobody waiting, a parked connection is no news: the client's next bytes wake the
             // master, and then it looks at the boards. But they may have come already.
             let awaited = self.awaited.iter().any(|id| holder(*id) == Some(place));
-            board.sleep(if awaited || dispatcher.wants_reports() {
+            board.sleep(if awaited || wanted {
                 Sleep::Light
             } else {
                 Sleep::Deep
