@@ -163,3 +163,12 @@ pub use error::{Error, Result};
 pub use server::Server;
 pub use service::{Conduct, Connection, Fill, Peer, Service, Turn};
 pub use services::{Echo, http};
+
+/// What `tests/bench` measures: it sees the crate from outside, and these are private. No part of the interface.
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::master::connections::ConnectionId;
+    pub use crate::master::dispatch::{Action, Dispatcher, Limits, TurnEnd, WorkerId};
+    pub use crate::master::time::Time;
+    pub use crate::scoreboard::{Entry, Publisher, Scoreboard, Sleep, Urgency};
+}

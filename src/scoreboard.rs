@@ -8,8 +8,14 @@
 //! master says that it sleeps, then looks for reports. With a sequentially consistent fence between the two steps on
 //! either side, at least one of them sees the other (Dekker). The models below hold that under loom.
 
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -61,6 +67,12 @@ struct ByWorker {
     published: AtomicU64,
     /// Connections that were taken out of the inbox since the start.
     taken: AtomicU64,
+    /// Whether the worker stays with its connection, waiting for the client's next request.
+    stays: AtomicU64,
+    /// The connection that it has served without a report so far, and what that moved; 0 for none.
+    unreported: Cell,
+    /// What the report will be if the call that the worker is making does all that it is asked; no turns for nothing.
+    foreseen: Cell,
 }
 
 /// What the master writes; the worker clears `asleep` when it has rung.
@@ -70,6 +82,8 @@ struct ByMaster {
     collected: AtomicU64,
     /// Connections that were sent into the inbox since the start, less those that were taken back.
     sent: AtomicU64,
+    /// Whether there are so few connections that the worker may stay with the one it has.
+    spare: AtomicU64,
     asleep: AtomicU64,
 }
 
@@ -79,6 +93,56 @@ struct Cell {
     turns: AtomicU64,
     read: AtomicU64,
     written: AtomicU64,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self {
+            id_and_outcome: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Cell {
+    fn store(&self, entry: &Entry) {
+        let outcome = OUTCOMES
+            .iter()
+            .position(|outcome| *outcome == entry.outcome);
+        let outcome = outcome.unwrap_or_default() as u64;
+        self.turns.store(entry.turns, Ordering::Relaxed);
+        self.read.store(entry.traffic.read, Ordering::Relaxed);
+        self.written.store(entry.traffic.written, Ordering::Relaxed);
+        self.id_and_outcome
+            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Release);
+    }
+
+    fn about(&self, id: u64) -> Option<Entry> {
+        let entry = self.load()?;
+        (entry.id == id && entry.turns > 0).then_some(entry)
+    }
+
+    fn clear(&self) {
+        if self.turns.load(Ordering::Relaxed) != 0 {
+            self.turns.store(0, Ordering::Release);
+        }
+    }
+
+    fn load(&self) -> Option<Entry> {
+        let word = self.id_and_outcome.load(Ordering::Acquire);
+        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize)?;
+        Some(Entry {
+            id: word & ((1 << OUTCOME_SHIFT) - 1),
+            outcome: *outcome,
+            turns: self.turns.load(Ordering::Relaxed),
+            traffic: Traffic {
+                read: self.read.load(Ordering::Relaxed),
+                written: self.written.load(Ordering::Relaxed),
+            },
+        })
+    }
 }
 
 /// Names of connections leave these bits of their 64 free.
@@ -99,18 +163,17 @@ impl Default for Board {
             worker: Line(ByWorker {
                 published: AtomicU64::new(0),
                 taken: AtomicU64::new(0),
+                stays: AtomicU64::new(0),
+                unreported: Cell::default(),
+                foreseen: Cell::default(),
             }),
             master: Line(ByMaster {
                 collected: AtomicU64::new(0),
                 sent: AtomicU64::new(0),
+                spare: AtomicU64::new(0),
                 asleep: AtomicU64::new(0),
             }),
-            ring: std::array::from_fn(|_| Cell {
-                id_and_outcome: AtomicU64::new(0),
-                turns: AtomicU64::new(0),
-                read: AtomicU64::new(0),
-                written: AtomicU64::new(0),
-            }),
+            ring: std::array::from_fn(|_| Cell::default()),
         }
     }
 }
@@ -162,16 +225,7 @@ impl Board {
         if published.wrapping_sub(collected) >= RING as u64 {
             return Published::Full;
         }
-        let cell = &self.ring[published as usize % RING];
-        let outcome = OUTCOMES
-            .iter()
-            .position(|outcome| *outcome == entry.outcome);
-        let outcome = outcome.unwrap_or_default() as u64;
-        cell.id_and_outcome
-            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Relaxed);
-        cell.turns.store(entry.turns, Ordering::Relaxed);
-        cell.read.store(entry.traffic.read, Ordering::Relaxed);
-        cell.written.store(entry.traffic.written, Ordering::Relaxed);
+        self.ring[published as usize % RING].store(entry);
         self.worker
             .0
             .published
@@ -216,18 +270,7 @@ impl Board {
             self.master.0.collected.store(published, Ordering::Release);
             return Some(Err(Malformed));
         }
-        let cell = &self.ring[collected as usize % RING];
-        let word = cell.id_and_outcome.load(Ordering::Relaxed);
-        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize);
-        let entry = outcome.map(|outcome| Entry {
-            id: word & ((1 << OUTCOME_SHIFT) - 1),
-            outcome: *outcome,
-            turns: cell.turns.load(Ordering::Relaxed),
-            traffic: Traffic {
-                read: cell.read.load(Ordering::Relaxed),
-                written: cell.written.load(Ordering::Relaxed),
-            },
-        });
+        let entry = self.ring[collected as usize % RING].load();
         self.master
             .0
             .collected
@@ -265,7 +308,7 @@ pub struct Malformed;
 /// other, through its [`Publisher`].
 #[derive(Debug)]
 pub struct Scoreboard {
-    board: Shared<Board>,
+    board: Arc<Shared<Board>>,
     doorbell: EventFd,
 }
 
@@ -276,7 +319,7 @@ impl Scoreboard {
     /// What mmap(2) and eventfd(2) fail with.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            board: Shared::new(Board::default())?,
+            board: Arc::new(Shared::new(Board::default())?),
             doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
@@ -322,6 +365,35 @@ impl Scoreboard {
         self.board.master.0.sent.store(count, Ordering::Relaxed);
     }
 
+    /// Says whether there are so few connections that the worker may stay with the one it is lent.
+    pub fn spare(&self, spare: bool) {
+        self.board
+            .master
+            .0
+            .spare
+            .store(u64::from(spare), Ordering::Relaxed);
+    }
+
+    /// Whether the worker stays with its connection, waiting for the client's next request.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.board.worker.0.stays.load(Ordering::Relaxed) != 0
+    }
+
+    /// The turns of this connection that the worker has served and not reported. To be asked when the worker is dead:
+    /// before, the answer may change while it is given.
+    #[must_use]
+    pub fn unreported(&self, id: u64) -> Option<Entry> {
+        self.board.worker.0.unreported.about(id)
+    }
+
+    /// What the worker was about to report of this connection, if its last call did all that it was asked. To be asked
+    /// when the worker is dead, and held against what the kernel says.
+    #[must_use]
+    pub fn foreseen(&self, id: u64) -> Option<Entry> {
+        self.board.worker.0.foreseen.about(id)
+    }
+
     /// How many connections the worker has taken out of its inbox since its start.
     #[must_use]
     pub fn taken(&self) -> u64 {
@@ -347,6 +419,41 @@ impl Publisher<'_> {
         }
     }
 
+    /// Whether there is nothing else to do: nothing in the inbox, and few connections altogether.
+    #[must_use]
+    pub fn has_spare_time(&self) -> bool {
+        let board = &self.0.board;
+        board.master.0.spare.load(Ordering::Relaxed) != 0
+            && board.master.0.sent.load(Ordering::Relaxed)
+                == board.worker.0.taken.load(Ordering::Relaxed)
+    }
+
+    /// Notes the turns that were served without a report, before the worker waits for the next one.
+    pub fn stay(&mut self, entry: &Entry) {
+        let worker = &self.0.board.worker.0;
+        worker.unreported.store(entry);
+        worker.foreseen.clear();
+        worker.stays.store(1, Ordering::Relaxed);
+    }
+
+    /// The wait is over.
+    pub fn go_on(&mut self) {
+        self.0.board.worker.0.stays.store(0, Ordering::Relaxed);
+    }
+
+    /// All turns are reported.
+    pub fn reported(&mut self) {
+        let worker = &self.0.board.worker.0;
+        worker.unreported.clear();
+        worker.foreseen.clear();
+    }
+
+    /// The place for notes on what is about to be true, for whoever makes the calls.
+    #[must_use]
+    pub fn foresight(&self) -> Foresight {
+        Foresight(Arc::clone(&self.0.board))
+    }
+
     /// Notes that a connection was taken out of the inbox.
     pub fn took(&mut self) {
         let taken = &self.0.board.worker.0.taken;
@@ -354,172 +461,14 @@ impl Publisher<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// Where a worker notes what its report will be, before the call that makes it true. If it dies in that call, the
+/// kernel's counters tell whether it became true, and the master goes on as if it had been reported.
+#[derive(Debug, Clone)]
+pub struct Foresight(Arc<Shared<Board>>);
 
-    fn entry(id: u64) -> Entry {
-        Entry {
-            id,
-            outcome: OUTCOMES[id as usize % OUTCOMES.len()],
-            turns: 1 + id % 3,
-            traffic: Traffic {
-                read: id * 2,
-                written: id * 3,
-            },
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn reports_come_out_as_they_went_in(steps: Vec<bool>) {
-            let board = Board::default();
-            let (mut sent, mut got) = (0, 0);
-            for publish in steps {
-                if publish {
-                    let full = board.publish(&entry(sent), Urgency::Urgent) == Published::Full;
-                    prop_assert_eq!(full, sent - got == RING as u64);
-                    sent += u64::from(!full);
-                } else if sent == got {
-                    prop_assert_eq!(board.collect(), None);
-                } else {
-                    prop_assert_eq!(board.collect(), Some(Ok(entry(got))));
-                    got += 1;
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_doorbell_is_rung_once_and_only_for_a_sleeper() {
-        let board = Board::default();
-        assert_eq!(board.publish(&entry(1), Urgency::Urgent), Published::Seen);
-        assert!(!board.sleep(Sleep::Deep), "there is something to collect");
-        assert!(board.collect().is_some());
-        assert!(board.sleep(Sleep::Deep));
-        assert_eq!(board.publish(&entry(2), Urgency::Urgent), Published::Ring);
-        assert_eq!(board.publish(&entry(3), Urgency::Urgent), Published::Seen);
-    }
-
-    #[test]
-    fn a_deep_sleeper_is_rung_for_urgent_reports_only() {
-        let board = Board::default();
-        assert!(board.sleep(Sleep::Deep));
-        assert_eq!(board.publish(&entry(1), Urgency::None), Published::Seen);
-        assert_eq!(board.publish(&entry(2), Urgency::Urgent), Published::Ring);
-        let board = Board::default();
-        board.master.0.sent.store(LOW_WATER + 1, Ordering::Relaxed);
-        assert!(board.sleep(Sleep::Light));
-        assert_eq!(board.publish(&entry(1), Urgency::None), Published::Seen);
-        board.worker.0.taken.store(1, Ordering::Relaxed);
-        assert_eq!(board.publish(&entry(2), Urgency::None), Published::Ring);
-    }
-
-    #[test]
-    fn what_a_rogue_worker_writes_is_refused() {
-        let board = Board::default();
-        let _ = board.publish(&entry(1), Urgency::Urgent);
-        board.ring[0]
-            .id_and_outcome
-            .store(u64::MAX, Ordering::Relaxed);
-        assert_eq!(board.collect(), Some(Err(Malformed)));
-        assert_eq!(board.collect(), None);
-        board.worker.0.published.store(u64::MAX, Ordering::Relaxed);
-        assert_eq!(board.collect(), Some(Err(Malformed)));
-        assert_eq!(board.collect(), None, "the master does not chase a number");
-    }
-
-    #[test]
-    fn the_board_fits_into_a_page() {
-        assert!(size_of::<Board>() <= 4096);
-    }
-}
-
-/// All interleavings of one worker and the master, with the weak memory of any machine:
-/// `RUSTFLAGS="--cfg loom" cargo test --release --lib scoreboard`.
-#[cfg(all(test, loom))]
-mod models {
-    use super::*;
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicBool;
-    use loom::thread;
-
-    fn entry(id: u64) -> Entry {
-        Entry {
-            id,
-            outcome: Outcome::Park,
-            turns: 1,
-            traffic: Traffic {
-                read: id + 10,
-                written: id + 20,
-            },
-        }
-    }
-
-    /// A master that goes to sleep is rung, or had nothing to miss.
-    #[test]
-    fn no_report_is_slept_through() {
-        loom::model(|| {
-            let board = Arc::new(Board::default());
-            let bell = Arc::new(AtomicBool::new(false));
-            let worker = thread::spawn({
-                let (board, bell) = (board.clone(), bell.clone());
-                move || {
-                    for id in 0..2 {
-                        match board.publish(&entry(id), Urgency::Urgent) {
-                            Published::Ring => bell.store(true, Ordering::SeqCst),
-                            Published::Seen => {}
-                            Published::Full => unreachable!("two reports fit"),
-                        }
-                    }
-                }
-            });
-            let mut got = 0;
-            let mut slept = false;
-            for _ in 0..2 {
-                while let Some(report) = board.collect() {
-                    assert_eq!(report, Ok(entry(got)), "whole and in order");
-                    got += 1;
-                }
-                slept = board.sleep(Sleep::Deep);
-                if slept {
-                    break;
-                }
-            }
-            worker.join().expect("the worker does not panic");
-            let missed = board.collect().is_some();
-            assert!(
-                !(slept && missed) || bell.load(Ordering::SeqCst),
-                "slept through a report"
-            );
-        });
-    }
-
-    /// The ring is used again and again without one report overwriting another.
-    #[test]
-    fn a_full_ring_loses_nothing() {
-        loom::model(|| {
-            let board = Arc::new(Board::default());
-            let worker = thread::spawn({
-                let board = board.clone();
-                move || {
-                    (0..3)
-                        .filter(|id| board.publish(&entry(*id), Urgency::Urgent) == Published::Full)
-                        .count() as u64
-                }
-            });
-            let mut got = Vec::new();
-            for _ in 0..2 {
-                got.extend(board.collect());
-            }
-            let refused = worker.join().expect("the worker does not panic");
-            got.extend(std::iter::from_fn(|| board.collect()));
-            assert_eq!(got.len() as u64 + refused, 3);
-            for report in got {
-                let report = report.expect("well-formed");
-                assert_eq!(report, entry(report.id), "no report is torn");
-            }
-        });
+impl Foresight {
+    /// Notes what the report will be.
+    pub fn note(&self, entry: &Entry) {
+        self.0.worker.0.foreseen.store(entry);
     }
 }

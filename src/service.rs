@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::writev;
@@ -100,6 +101,12 @@ pub enum Fill {
     End,
 }
 
+/// Told what a turn will have moved, and what is to become of the connection, before the call that makes it true.
+pub(crate) trait Foresee: Send + Sync + std::fmt::Debug {
+    /// See the trait.
+    fn foresee(&self, id: u64, outcome: Outcome, traffic: Traffic);
+}
+
 /// A client's connection, borrowed from the master for one turn.
 ///
 /// Reading goes through a buffer, [`Connection::buffer`], that holds what was read and not yet consumed, first of all
@@ -117,6 +124,7 @@ pub struct Connection {
     slot: u32,
     buffer: Buffer,
     traffic: Traffic,
+    foresight: Option<Arc<dyn Foresee>>,
     /// The last read found less than it asked for, so nothing was left behind it (epoll(7), Q9).
     drained: bool,
 }
@@ -185,6 +193,7 @@ impl Connection {
             slot,
             buffer,
             traffic: Traffic::default(),
+            foresight: None,
             drained: false,
         }
     }
@@ -295,6 +304,39 @@ impl Connection {
         }
     }
 
+    /// Sends all of `bytes`, after which the service returns `then` without reading or writing more. Like
+    /// [`Write::write_all`], or [`Connection::write_more`] if the connection ends; and if the worker is killed before
+    /// it can report, the master can tell whether everything was sent, and the client loses nothing.
+    ///
+    /// # Errors
+    /// What send(2) fails with, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn write_last(&mut self, bytes: &[u8], then: Turn) -> io::Result<()> {
+        if let Some(foresight) = &self.foresight
+            && self.buffer().is_empty()
+        {
+            let mut traffic = self.traffic;
+            traffic.written += bytes.len() as u64;
+            foresight.foresee(self.id, then.outcome(), traffic);
+        }
+        match then {
+            Turn::Close | Turn::Linger => self.write_more(bytes),
+            Turn::Park | Turn::ParkForWriting | Turn::Again => self.write_all(bytes),
+        }
+    }
+
+    /// Notes that the turn is over with this outcome, though nobody has reported it yet.
+    pub(crate) fn foresee(&self, outcome: Outcome) {
+        if let Some(foresight) = &self.foresight {
+            foresight.foresee(self.id, outcome, self.traffic);
+        }
+    }
+
+    /// Has `foresight` told of the last calls of turns.
+    pub(crate) fn with_foresight(mut self, foresight: Option<Arc<dyn Foresee>>) -> Self {
+        self.foresight = foresight;
+        self
+    }
+
     /// Sends all of `bytes` and lets the kernel hold back a last, short packet, for more follows at once (send(2),
     /// MSG_MORE): a head in front of [`Connection::send_file`], or the end of the connection behind its last bytes,
     /// which [`Turn::Close`] and [`Turn::Linger`] send.
@@ -367,6 +409,12 @@ impl Connection {
         set_socket_timeout(&self.socket, Timeout::Recv, read)?;
         set_socket_timeout(&self.socket, Timeout::Send, write)?;
         Ok(())
+    }
+
+    /// The next turn begins without a report in between.
+    pub(crate) fn next_turn(&mut self) {
+        self.turn += 1;
+        self.drained = false;
     }
 
     /// Tells the client that nothing more follows. Closing would not, for the master has a descriptor of its own. An

@@ -42,6 +42,8 @@ pub struct Dispatcher<C> {
     wheel: Wheel,
     workers: Workers,
     turn: Average,
+    /// How many connections are lent.
+    lent: usize,
     hang: hang::Watch,
     /// When a suspect worker was last tried before its time.
     tried: Time,
@@ -64,6 +66,7 @@ impl<C> Dispatcher<C> {
             wheel: Wheel::default(),
             workers: Workers::default(),
             turn,
+            lent: 0,
             hang: hang::Watch::default(),
             tried: Time::default(),
             next_order: 0,
@@ -141,12 +144,34 @@ impl<C> Dispatcher<C> {
         workers.extend(self.workers.moving());
     }
 
-    /// Whether something is lent to the worker and it makes no progress.
+    /// Whether something is lent to the worker, and a report from it is not expected at any moment.
     #[must_use]
-    pub fn is_slow(&self, worker: WorkerId) -> bool {
+    pub fn is_unhurried(&self, worker: WorkerId) -> bool {
         self.workers
             .get(worker)
-            .is_some_and(|w| w.pace == Pace::Slow)
+            .is_some_and(|w| matches!(w.pace, Pace::Slow | Pace::Staying))
+    }
+
+    /// Whether there is so little to do that each busy connection can have a worker for itself.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        self.ready.is_empty() && self.lent <= self.limits.few && self.lent <= self.workers.idle()
+    }
+
+    /// A slow worker has served what it was lent, and stays with that connection to wait for its next request: it can
+    /// be lent more as if it were idle.
+    pub fn worker_stays(&mut self, worker: WorkerId, now: Time) {
+        let Some(state) = self.workers.get(worker) else {
+            return;
+        };
+        if state.pace == Pace::Slow
+            && state.lent.len() == 1
+            && let Some(index) = state.lent.first()
+        {
+            self.table.at_mut(index).started = now;
+            self.workers.set_pace(worker.index(), Pace::Staying);
+            self.schedule(now);
+        }
     }
 
     /// How many connections are lent to the worker.
@@ -394,6 +419,15 @@ impl<C> Dispatcher<C> {
             }
             Verdict::Untouched | Verdict::Consumed => {
                 self.linger(id.index(), Some(Canned::Crashed), now)
+            }
+            Verdict::Served(outcome) => {
+                (connection.replayed, connection.hung) = (false, false);
+                connection.partial_since = None;
+                if outcome.keeps() {
+                    self.park(id.index(), Interest::Input, self.limits.idle, now);
+                } else {
+                    self.linger(id.index(), None, now);
+                }
             }
             Verdict::Sent | Verdict::Unknown => self.close(id.index()),
         }

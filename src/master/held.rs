@@ -8,6 +8,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::dispatch::{Interest, Verdict};
+use crate::scoreboard::Entry;
 use crate::service::Peer;
 use crate::sys::tcp;
 use crate::wire::{Report, Traffic};
@@ -106,7 +107,8 @@ impl Held {
     }
 
     /// Watches for the client. While it waits for input, the connection stays watched when it is lent, so that the
-    /// next time this costs no call; what the epoll set said in the meantime is returned.
+    /// next time this costs no call; what the epoll set said in the meantime is returned. Not when it is `calm`: then
+    /// the worker may stay with the connection, and the master is not to be woken by what comes.
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
@@ -114,11 +116,14 @@ impl Held {
         &mut self,
         epoll: BorrowedFd<'_>,
         interest: Interest,
+        calm: bool,
         token: u64,
     ) -> io::Result<EventFlags> {
         let noticed = std::mem::replace(&mut self.noticed, EventFlags::empty());
         let (mode, flags) = match interest {
-            Interest::Input if self.ending => (Watch::Once, INPUT | EventFlags::ONESHOT),
+            Interest::Input | Interest::NewInput if self.ending || calm => {
+                (Watch::Once, INPUT | EventFlags::ONESHOT)
+            }
             Interest::Input | Interest::NewInput => (Watch::Input, INPUT | EventFlags::ET),
             Interest::Output => (Watch::Once, EventFlags::OUT | EventFlags::ONESHOT),
         };
@@ -183,17 +188,43 @@ impl Held {
         }
     }
 
-    /// What came of a turn whose worker died, by the kernel's counters.
+    /// What came of a turn whose worker died, by the kernel's counters. `unreported` is what the worker had served
+    /// without a report, and `foreseen` what it would have reported if its last call came to its end.
     #[must_use]
-    pub fn examine(&self) -> Verdict {
-        match tcp::progress(&self.socket) {
-            Ok(now) if now.written != self.total.written => Verdict::Sent,
-            Ok(now) if now.read != self.total.read => Verdict::Consumed,
+    pub fn examine(&mut self, unreported: Option<Entry>, foreseen: Option<Entry>) -> Verdict {
+        // No TCP: nobody has counted.
+        let Ok(now) = tcp::progress(&self.socket) else {
+            return Verdict::Unknown;
+        };
+        let now = Traffic {
+            read: now.read,
+            written: now.written,
+        };
+        if let Some(entry) = foreseen {
+            let then = sum(self.total, entry.traffic);
+            // The end of the sending side counts as one byte sent.
+            let end = u64::from(!entry.outcome.keeps() && now.written == then.written + 1);
+            if now.read == then.read && now.written == then.written + end {
+                self.total = then;
+                return Verdict::Served(entry.outcome);
+            }
+        }
+        let before = sum(
+            self.total,
+            unreported.map(|e| e.traffic).unwrap_or_default(),
+        );
+        if now.written != before.written {
+            Verdict::Sent
+        } else if now.read != before.read {
+            Verdict::Consumed
+        } else if let Some(entry) = unreported {
+            self.total = before;
+            Verdict::Served(entry.outcome)
+        } else if !self.carry.is_empty() {
             // The worker had it all without reading: whether it has begun on it, nobody can say.
-            Ok(_) if !self.carry.is_empty() => Verdict::Consumed,
-            Ok(_) => Verdict::Untouched,
-            // No TCP: nobody has counted.
-            Err(_) => Verdict::Unknown,
+            Verdict::Consumed
+        } else {
+            Verdict::Untouched
         }
     }
 
@@ -201,5 +232,12 @@ impl Held {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+fn sum(one: Traffic, other: Traffic) -> Traffic {
+    Traffic {
+        read: one.read + other.read,
+        written: one.written + other.written,
     }
 }

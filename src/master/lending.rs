@@ -136,7 +136,7 @@ impl Master<'_> {
     fn attend(&mut self, worker: WorkerId, now: Time) {
         // A single report makes it a moving worker again; one that publishes anything else is a
         // rogue, and is not waited for.
-        if self.dispatcher.is_slow(worker)
+        if self.dispatcher.is_unhurried(worker)
             && let Some(process) = self.pool.get(worker)
             && !process.board.sleep(Sleep::Light)
         {
@@ -198,7 +198,9 @@ impl Master<'_> {
             return;
         };
         let waiting = process.inbox_length();
-        if waiting == 0 {
+        if waiting == 0 && process.board.stays() {
+            self.dispatcher.worker_stays(worker, now);
+        } else if waiting == 0 {
             self.dispatcher.inbox_empty(worker, now);
         } else if waiting == self.dispatcher.lent(worker) as u64
             && self.dispatcher.excuse(worker, now)
@@ -283,7 +285,7 @@ impl Master<'_> {
     }
 
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
-        let turn = self.dispatcher.turn_number(id);
+        let (turn, calm) = (self.dispatcher.turn_number(id), self.dispatcher.is_calm());
         let (Some(process), Some(held)) = (self.pool.get_mut(worker), self.dispatcher.payload(id))
         else {
             return self.dispatcher.lend_refused(worker, id, now);
@@ -295,6 +297,7 @@ impl Master<'_> {
             watched: held.is_watched(),
             carry: held.carry(),
         };
+        process.board.spare(calm);
         match process.end.lend(lend, held.descriptor()) {
             Ok(Lent::Sent) => process.count_sent(),
             Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),
@@ -319,10 +322,15 @@ impl Master<'_> {
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
-        let verdict = held.examine();
-        if let Some(process) = self.pool.get(worker) {
+        let process = self.pool.get(worker);
+        let board = process.map(|process| &process.board);
+        let unreported = board.and_then(|board| board.unreported(id.into()));
+        let foreseen = board.and_then(|board| board.foreseen(id.into()));
+        let verdict = held.examine(unreported, foreseen);
+        if let Some(process) = process {
             let consequence = match verdict {
                 Verdict::Untouched => "nothing was read, so another worker gets it",
+                Verdict::Served(_) => "the turn was over, so nothing is lost",
                 Verdict::Consumed => "nothing was sent, so the client gets an error reply",
                 Verdict::Sent => "something was sent, so it is closed",
                 Verdict::Unknown => "what was sent is not known, so it is closed",

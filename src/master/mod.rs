@@ -399,6 +399,7 @@ impl Master<'_> {
 
     fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
         let (epoll, state) = (self.epoll.as_fd(), self.dispatcher.state(id));
+        let calm = self.dispatcher.is_calm();
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
@@ -412,7 +413,7 @@ impl Master<'_> {
             }
             return;
         }
-        match held.watch(epoll, interest, Token::Connection(id).encode()) {
+        match held.watch(epoll, interest, calm, Token::Connection(id).encode()) {
             Ok(noticed) if noticed.is_empty() => {}
             Ok(noticed) => self.on_connection(id, noticed, now),
             Err(error) => {
@@ -437,7 +438,7 @@ impl Master<'_> {
         let token = Token::Connection(id).encode();
         let ended = held
             .finish(last_words)
-            .and_then(|()| held.watch(self.epoll.as_fd(), Interest::Input, token));
+            .and_then(|()| held.watch(self.epoll.as_fd(), Interest::Input, true, token));
         if wordless || ended.is_err() {
             self.dispatcher.broken(id);
         }
@@ -445,7 +446,10 @@ impl Master<'_> {
 }
 
 fn limits_of(settings: &Settings) -> dispatch::Limits {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     dispatch::Limits {
+        // More workers that stay awake than processors only get into each other's way.
+        few: processors,
         patience: settings.patience,
         connections: settings.max_connections,
         queue: settings.queue,

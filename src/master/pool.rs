@@ -21,7 +21,8 @@ use crate::scoreboard::Scoreboard;
 use crate::seat::Seat;
 use crate::sys;
 
-/// A worker that lives for less than this died young: its replacement waits.
+/// A worker that lives for less than this and dies of its first connection, or before, died young: its replacement
+/// waits. One that has served others is no sign of a service that can't work, whatever killed it.
 const YOUNG: Duration = Duration::from_secs(1);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
@@ -254,7 +255,8 @@ impl Pool {
             return Some(process);
         };
         if matches!(slot, Slot::Taken) {
-            let young = now.since(process.born) < YOUNG && !process.retiring;
+            let served = process.board.taken() > 1;
+            let young = now.since(process.born) < YOUNG && !process.retiring && !served;
             let from = if young {
                 now.after(self.grow_delay(process.slot))
             } else {

@@ -4,14 +4,23 @@ mod threads;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::inbox::{Assignment, MessageBuffer, WorkerEnd};
-use crate::scoreboard::{Entry, Publisher, Urgency};
+use crate::scoreboard::{Entry, Foresight, Publisher, Urgency};
 use crate::seat::Seat;
-use crate::service::{Buffer, Connection, Service, Turn};
-use crate::wire::{FromWorker, Outcome, Report};
+use crate::service::{Buffer, Connection, Foresee, Service, Turn};
+use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
 pub use threads::serve as serve_in_threads;
+
+/// How long a worker with nothing else to do waits for its client's next request before it gives the connection back.
+const STAY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
 
 /// Serves until the master wants no more of this worker.
 ///
@@ -23,6 +32,7 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
         inbox: &inbox,
         board,
     };
+    let foresight: Arc<dyn Foresee> = Arc::new(reporter.board.foresight());
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
     inbox.send(&FromWorker::Ready)?;
@@ -30,9 +40,18 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
         match inbox.receive(&mut messages)? {
             Assignment::Serve(lend, socket) => {
                 reporter.board.took();
-                let mut connection = Connection::lent(socket, &lend, slot, buffer);
-                let outcome = turn(service, &mut connection);
-                buffer = reporter.give_back(connection, outcome)?;
+                let mut connection = Connection::lent(socket, &lend, slot, buffer)
+                    .with_foresight(Some(Arc::clone(&foresight)));
+                let mut turns = 1;
+                let outcome = loop {
+                    let outcome = turn(service, &mut connection);
+                    if !reporter.stay(&connection, outcome, turns) {
+                        break outcome;
+                    }
+                    connection.next_turn();
+                    turns += 1;
+                };
+                buffer = reporter.give_back(connection, outcome, turns)?;
             }
             Assignment::Retire => return Ok(()),
         }
@@ -49,6 +68,17 @@ fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
     }
 }
 
+impl Foresee for Foresight {
+    fn foresee(&self, id: u64, outcome: Outcome, traffic: Traffic) {
+        self.note(&Entry {
+            id,
+            outcome,
+            turns: 1,
+            traffic,
+        });
+    }
+}
+
 /// The two ways to report: the board, and for what does not fit there, the socketpair.
 struct Reporter<'a> {
     inbox: &'a WorkerEnd,
@@ -56,9 +86,40 @@ struct Reporter<'a> {
 }
 
 impl Reporter<'_> {
+    /// With nothing else to do, waits for the client's next request before it reports: whether it has come. Then the
+    /// next turn begins without the master's doing.
+    fn stay(&mut self, connection: &Connection, outcome: Outcome, turns: u64) -> bool {
+        let idle = outcome == Outcome::Park
+            && connection.is_drained()
+            && connection.buffer().is_empty()
+            && !connection.is_watched();
+        if !idle || !self.board.has_spare_time() {
+            return false;
+        }
+        self.board.stay(&Entry {
+            id: connection.id(),
+            outcome: Outcome::Park,
+            turns,
+            traffic: connection.traffic(),
+        });
+        let mut waits = [
+            PollFd::new(connection, PollFlags::IN | PollFlags::RDHUP),
+            PollFd::new(self.inbox, PollFlags::IN),
+        ];
+        let woken = poll(&mut waits, Some(&STAY)).is_ok_and(|count| count > 0);
+        let comes = woken && waits[0].revents() == PollFlags::IN && waits[1].revents().is_empty();
+        self.board.go_on();
+        comes
+    }
+
     /// Ends the borrow, then says so: the order matters, for the master closes its own descriptor at once, and the
     /// client sees the end of the connection only when the last one is closed. Returns the buffer to use next.
-    fn give_back(&mut self, connection: Connection, outcome: Outcome) -> io::Result<Buffer> {
+    fn give_back(
+        &mut self,
+        connection: Connection,
+        outcome: Outcome,
+        turns: u64,
+    ) -> io::Result<Buffer> {
         let (id, traffic) = (connection.id(), connection.traffic());
         let outcome = match outcome {
             Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
@@ -70,6 +131,9 @@ impl Reporter<'_> {
             Outcome::Close => Urgency::None,
             _ => Urgency::Urgent,
         };
+        if connection.buffer().is_empty() {
+            connection.foresee(outcome);
+        }
         if !outcome.keeps() {
             connection.finish();
         }
@@ -79,7 +143,7 @@ impl Reporter<'_> {
         let entry = Entry {
             id,
             outcome,
-            turns: 1,
+            turns,
             traffic,
         };
         if !carry.is_empty() || !self.board.publish(&entry, urgency) {
@@ -91,6 +155,7 @@ impl Reporter<'_> {
                 carry,
             }))?;
         }
+        self.board.reported();
         Ok(buffer)
     }
 }

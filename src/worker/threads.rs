@@ -84,7 +84,7 @@ fn serve_thread(
             return;
         };
         let outcome = turn(service, &mut connection);
-        match lock(reporter).give_back(connection, outcome) {
+        match lock(reporter).give_back(connection, outcome, 1) {
             Ok(spare) => buffer = spare,
             // The master is gone: the receiving thread finds out by itself.
             Err(_) => return,

@@ -103,7 +103,7 @@ fn a_request_that_was_carried_along_is_not_begun_twice() {
     }
     assert_eq!(client.reply().status, 502);
     assert!(client.is_closed());
-    assert_eq!(server.log_lines("killed by SIGABRT").len(), 1);
+    assert_eq!(server.wait_for_lines("killed by SIGABRT", 1).len(), 1);
 }
 
 #[test]
@@ -284,4 +284,62 @@ socket.socket(fileno=fd).shutdown(socket.SHUT_WR)
         .expect("python3 runs");
     assert!(status.success() || status.code() == Some(3), "{status}");
     status.success()
+}
+
+#[test]
+fn a_crash_under_a_unix_connection_closes_it_and_no_other() {
+    let setup = Setup::new(&["demo", "-w", "2"]).listen("unix:socket");
+    let server = setup.expect(" died ").start();
+    server.workers(2);
+    let mut others = server.connect_all(10);
+    for other in &mut others {
+        assert_eq!(Served::of(&other.get("/")).turn, 1);
+    }
+    let mut victim = server.connect();
+    assert_eq!(victim.get("/").status, 200);
+    victim.send_get("/crash");
+    // The kernel counts no bytes there, so nobody knows whether a reply had begun.
+    assert!(victim.read_until_close().is_empty());
+    for other in &mut others {
+        assert_eq!(Served::of(&other.get("/")).turn, 2);
+    }
+}
+
+#[test]
+fn what_a_dead_worker_had_not_begun_is_done_for_unix_clients_too() {
+    let setup = Setup::new(&["demo", "-w", "1"]).listen("unix:socket");
+    let server = setup.expect(" died ").expect("worker stopped").start();
+    let workers = server.workers(1);
+    let mut clients = server.connect_all(10);
+    for client in &mut clients {
+        assert_eq!(Served::of(&client.get("/")).turn, 1);
+    }
+    wait_until_idle(workers[0].pid);
+    process::signal(workers[0].pid, Signal::SIGSTOP);
+    for client in &mut clients {
+        client.send_get("/");
+    }
+    server.kill(workers[0]);
+    for client in &mut clients {
+        assert_eq!(Served::of(&client.reply()).turn, 2);
+    }
+}
+
+#[test]
+fn what_was_received_before_a_crash_is_not_forgotten() {
+    // Half a request is carry, which the worker that dies next has in its hands.
+    let server = Setup::new(&["demo", "-w", "1"]).expect(" died ").start();
+    let workers = server.workers(1);
+    let mut clients = server.connect_all(5);
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHo");
+        // Nothing announces that the half has come back from the worker, but a later turn does.
+        assert_eq!(server.get("/").status, 200);
+    }
+    wait_until_idle(workers[0].pid);
+    server.kill(workers[0]);
+    for client in &mut clients {
+        client.send("st: test\r\n\r\n");
+        assert_eq!(client.reply().status, 200);
+    }
 }

@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
-pub use load::{Clients, load};
+pub use load::{Clients, Habit, Tally, load};
 pub use process::{
     DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
 };
@@ -177,6 +177,14 @@ impl Setup {
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(OsString::from).collect();
         self
+    }
+
+    /// Starts the server with this hard limit of open files for the master and for each worker.
+    pub fn descriptor_limit(self, count: usize) -> Self {
+        // There is something behind the server, so that no shell takes it for its last command and
+        // runs it in its own place.
+        let script = format!("ulimit -n {count}; \"$@\"; exit $?");
+        self.under(&["sh", "-c", &script, "sh"])
     }
 
     /// Starts the server and waits until it listens.
@@ -338,6 +346,16 @@ impl Server {
         });
         workers.sort_unstable();
         workers
+    }
+
+    /// Kills a worker by a signal that it can't refuse, and waits until the master has seen it.
+    #[track_caller]
+    pub fn kill(&self, worker: Worker) {
+        let Worker { slot, pid } = worker;
+        process::signal(pid, Signal::SIGKILL);
+        self.wait_for_log(&format!(
+            "worker died slot={slot} pid={pid}: killed by SIGKILL"
+        ));
     }
 
     /// The worker that is ready in this slot, once it is another one than before.

@@ -157,10 +157,21 @@ fn allow_no_further_descriptor(process: Pid) {
 #[test]
 fn a_replacement_has_the_descriptors_of_the_worker_before() {
     let server = Setup::new(&["demo", "-w", "2"]).expect(" died ").start();
+    let of_workers = |open: &Open| {
+        let workers = open.iter().filter(|(pid, _)| **pid != server.master());
+        workers.map(|(_, open)| open.len()).collect::<Vec<_>>()
+    };
+    let fresh = of_workers(&open_now(&server, 2));
     let mut kept = server.connect_all(20);
     for client in &mut kept {
         assert_eq!(client.get("/").status, 200);
     }
+    // A worker may still stay with the connection that it served last.
+    let idle = || of_workers(&open_now(&server, 2)) == fresh;
+    assert!(
+        eventually_within(DEADLINE, idle),
+        "workers keep descriptors"
+    );
     let before = open_now(&server, 2);
     assert_eq!(server.get("/crash").status, 502);
     server.wait_for_lines("worker ready", 3);

@@ -118,3 +118,41 @@ fn a_server_that_stops_does_not_grow() {
     assert_eq!(server.wait().code(), Some(0));
     assert!(server.log_lines("pool size").is_empty());
 }
+
+#[test]
+fn a_worker_that_is_told_to_stop_finishes_its_turn_and_is_replaced() {
+    let server = Server::start(&["demo", "-w", "2"]);
+    let workers = server.workers(2);
+    let mut idle = server.connect_all(10);
+    for client in &mut idle {
+        assert_eq!(Served::of(&client.get("/")).turn, 1);
+    }
+    let mut sleeper = server.connect();
+    let busy = begin_sleep(&mut sleeper, 700, &workers);
+    process::signal(busy.pid, Signal::SIGTERM);
+    for client in &mut idle {
+        assert_eq!(Served::of(&client.get("/")).turn, 2);
+    }
+    assert_eq!(sleeper.reply().status, 200);
+    // With exit status 0: whatever else is logged as a death.
+    server.wait_for_log(&format!(
+        "worker retired slot={} pid={}",
+        busy.slot, busy.pid
+    ));
+    server.replacement(busy);
+    assert_eq!(Served::of(&sleeper.get("/")).turn, 2);
+    for client in &mut idle {
+        assert_eq!(Served::of(&client.get("/")).turn, 3);
+    }
+}
+
+#[test]
+fn an_idle_worker_that_is_told_to_stop_is_replaced() {
+    let server = Server::start(&["demo", "-w", "1"]);
+    for _ in 0..3 {
+        let worker = server.workers(1)[0];
+        process::signal(worker.pid, Signal::SIGTERM);
+        server.replacement(worker);
+        assert_eq!(server.get("/").status, 200);
+    }
+}

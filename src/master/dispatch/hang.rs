@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::workers::Tenure;
+use super::workers::{Pace, Tenure};
 use super::{Action, Dispatcher};
 use crate::master::connections::State;
 use crate::master::time::Time;
@@ -54,6 +54,11 @@ impl<C> Dispatcher<C> {
             self.forgive(&busy, passed - interval);
         }
         for worker in busy {
+            if self.workers.at(worker).pace == Pace::Staying {
+                // It may have gone on without saying so: it is looked at anew.
+                self.workers.moved(worker, now, |_| {});
+                continue;
+            }
             match self.workers.at(worker).condemned {
                 Some(until) if until <= now => {
                     self.workers.at_mut(worker).condemned = Some(now.after(LAST_CHANCE));

@@ -23,6 +23,7 @@ struct Fellow {
     capacity: usize,
     stalled: bool,
     told_to_retire: bool,
+    terminated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,19 +105,25 @@ impl World {
                     self.dispatcher.retire(worker);
                 }
             }
+            26 => self.stay(choice),
             21 => self.refuse_lends += u32::from(choice % 3),
             22 | 23 => self.pass(Duration::from_micros(u64::from(choice % 700))),
             24 => self.pass(Duration::from_millis(u64::from(choice % 300))),
-            _ => self.pass(Duration::from_secs(u64::from(choice % 20))),
+            25 => self.pass(Duration::from_secs(u64::from(choice % 20))),
+            _ => unreachable!("scenarios have no other steps"),
         }
         self.settle();
+        self.bury_the_doomed(choice);
+        self.check();
+    }
+
+    fn bury_the_doomed(&mut self, choice: u16) {
         while let Some(worker) = self.doomed.pop() {
             if self.fellows.contains_key(&worker.into()) {
                 self.crash_of(worker, choice);
                 self.settle();
             }
         }
-        self.check();
     }
 
     fn accept(&mut self, choice: u16) {
@@ -245,6 +252,17 @@ impl World {
         }
     }
 
+    /// A worker with one connection stays with it, and says so when the master looks.
+    fn stay(&mut self, choice: u16) {
+        if let Some(worker) = self.some_fellow(choice) {
+            self.pick_up_by(worker);
+            let fellow = &self.fellows[&worker.into()];
+            if fellow.inbox.is_empty() && fellow.serving.len() == 1 {
+                self.dispatcher.worker_stays(worker, self.now);
+            }
+        }
+    }
+
     fn hire(&mut self, choice: u16) {
         if self.fellows.len() < 12 {
             let capacity = if choice.is_multiple_of(4) { 3 } else { 1 };
@@ -338,14 +356,18 @@ impl World {
                     !self.fellows.contains_key(&worker.into()),
                     "examines what a living worker has"
                 );
-                let verdict = match self.roll(4) {
+                let verdict = match self.roll(5) {
                     0 => Verdict::Sent,
                     1 => Verdict::Consumed,
+                    2 => Verdict::Served(Outcome::Park),
                     _ => Verdict::Untouched,
                 };
                 let times = self.examined_this_turn.entry(id.into()).or_default();
                 *times += 1;
                 assert!(*times <= 2, "one turn was replayed twice");
+                if verdict == Verdict::Served(Outcome::Park) {
+                    self.examined_this_turn.remove(&id.into());
+                }
                 self.dispatcher.examined(id, verdict, self.now);
             }
             Action::Retire(worker) => {
@@ -361,10 +383,8 @@ impl World {
                 fellow.told_to_retire = true;
             }
             Action::Terminate(worker) => {
-                assert!(
-                    self.fellows.contains_key(&worker.into()),
-                    "ends a worker that exists"
-                );
+                let fellow = self.fellows.get_mut(&worker.into());
+                fellow.expect("ends a worker that exists").terminated = true;
             }
             Action::Kill(worker) => {
                 assert!(
@@ -509,6 +529,7 @@ impl World {
                 self.pass(Duration::from_secs(1));
             }
             self.settle();
+            self.bury_the_doomed(1);
             self.check();
         }
         panic!("{} connections never ended", self.dispatcher.connections());
@@ -530,6 +551,7 @@ fn limits() -> impl Strategy<Value = Limits> {
         .prop_map(
             |(connections, queue, queue_wait, idle, head, linger, turn)| Limits {
                 patience: PATIENCE,
+                few: 4,
                 connections,
                 queue,
                 queue_wait,
@@ -544,7 +566,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 fn scenario(length: usize) -> impl Strategy<Value = (Limits, Vec<Step>)> {
     (
         limits(),
-        proptest::collection::vec((0u8..26, any::<u16>()), 1..length),
+        proptest::collection::vec((0u8..27, any::<u16>()), 1..length),
     )
 }
 

@@ -154,6 +154,7 @@ impl<C> Dispatcher<C> {
     pub(super) fn lend(&mut self, worker: u32, index: u32, now: Time) {
         let connection = self.table.at_mut(index);
         connection.state = State::Lent(worker);
+        self.lent += 1;
         connection.started = now;
         connection.hung = false;
         connection.turns += 1;
@@ -164,7 +165,7 @@ impl<C> Dispatcher<C> {
             }
             chains.push_back(&mut worker.lent, index);
         };
-        if self.workers.at(worker).pace == Pace::Idle {
+        if matches!(self.workers.at(worker).pace, Pace::Idle | Pace::Staying) {
             self.workers.moved(worker, now, add);
         } else {
             self.workers.changed(worker, add);
@@ -175,6 +176,7 @@ impl<C> Dispatcher<C> {
 
     /// Takes a connection out of what is lent to a worker, because the worker has reported it.
     pub(super) fn return_from(&mut self, worker: u32, index: u32, now: Time) {
+        self.lent -= 1;
         let (chains, table) = (&mut self.chains, &mut self.table);
         self.workers.moved(worker, now, |worker| {
             if let Some(next) = take_out(chains, worker, index) {
@@ -186,6 +188,7 @@ impl<C> Dispatcher<C> {
 
     /// Takes a connection out of what is lent to a worker, without the worker's doing.
     pub(super) fn unlend(&mut self, worker: u32, index: u32) {
+        self.lent -= 1;
         let chains = &mut self.chains;
         self.workers.changed(worker, |worker| {
             take_out(chains, worker, index);

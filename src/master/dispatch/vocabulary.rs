@@ -11,6 +11,8 @@ use crate::wire::Outcome;
 pub struct Limits {
     /// How long a lent connection may wait behind another one.
     pub patience: Duration,
+    /// Up to how many connections may be lent while a worker stays with one of them.
+    pub few: usize,
     /// The most connections at a time; accepting pauses there.
     pub connections: usize,
     /// The most connections in the ready queue; more are answered as overload.
@@ -31,6 +33,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             patience: Duration::from_micros(500),
+            few: 4,
             connections: usize::MAX,
             queue: usize::MAX,
             queue_wait: None,
@@ -71,6 +74,8 @@ pub enum Canned {
 pub enum Verdict {
     /// Nothing was read and nothing was sent.
     Untouched,
+    /// The turn was over, with this outcome, and had not been reported yet; nothing has happened since.
+    Served(Outcome),
     /// Something was read, or had been before and came along; nothing was sent.
     Consumed,
     /// Something was sent.
@@ -84,16 +89,16 @@ pub enum Verdict {
 pub enum Action<C> {
     /// Lend the connection to the worker.
     Lend(WorkerId, ConnectionId),
-    /// Receive back what still is in the worker's inbox; say so with [`Dispatcher::taken_back`], and at the end with
-    /// [`Dispatcher::inbox_empty`].
+    /// Receive back what still is in the worker's inbox; say so with `Dispatcher::taken_back`, and at the end with
+    /// `Dispatcher::inbox_empty`.
     TakeBack(WorkerId),
     /// Watch for the client.
     Arm(ConnectionId, Interest),
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
-    /// Discard what the client has sent; say with [`Dispatcher::drained`] whether that was all.
+    /// Discard what the client has sent; say with `Dispatcher::drained` whether that was all.
     Drain(ConnectionId),
-    /// Its worker died during the turn: ask the kernel what came of it, say so with [`Dispatcher::examined`].
+    /// Its worker died during the turn: ask the kernel what came of it, say so with `Dispatcher::examined`.
     Examine(ConnectionId, WorkerId),
     /// Tell the worker to exit.
     Retire(WorkerId),

@@ -59,6 +59,8 @@ pub enum Pace {
     Moving,
     /// Something is lent to it, and it has made no progress within the patience.
     Slow,
+    /// It has served what is lent to it, and waits for that client's next request: as good as idle.
+    Staying,
     /// It did not take up what was lent to it, which was taken back. It is tried again at this time.
     Suspect(Time),
 }
@@ -280,6 +282,12 @@ impl Workers {
         true
     }
 
+    /// How many workers are idle.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.idle_list.len()
+    }
+
     /// The places of all workers to which something is lent.
     pub fn busy(&self) -> impl Iterator<Item = u32> + '_ {
         (0u32..).zip(&self.places).filter_map(|(index, place)| {
@@ -343,7 +351,8 @@ impl Workers {
                 self.link_room(index);
             }
             Pace::Suspect(_) => self.idle.push_back(&mut self.suspects, index),
-            Pace::Starting | Pace::Slow | Pace::Idle => {}
+            Pace::Staying if serving => self.idle.push_back(&mut self.idle_list, index),
+            Pace::Starting | Pace::Slow | Pace::Staying | Pace::Idle => {}
         }
     }
 
@@ -353,13 +362,15 @@ impl Workers {
             self.at(index).tenure == Tenure::Serving,
         );
         match pace {
-            Pace::Idle if serving => self.idle.remove(&mut self.idle_list, index),
+            Pace::Idle | Pace::Staying if serving => {
+                self.idle.remove(&mut self.idle_list, index);
+            }
             Pace::Moving => {
                 self.unlink_room(index);
                 self.age.remove(&mut self.age_list, index);
             }
             Pace::Suspect(_) => self.idle.remove(&mut self.suspects, index),
-            Pace::Starting | Pace::Slow | Pace::Idle => {}
+            Pace::Starting | Pace::Slow | Pace::Staying | Pace::Idle => {}
         }
     }
 

@@ -10,7 +10,7 @@ use rustix::fd::AsFd;
 
 use super::head::Version;
 use super::response::{Content, Response};
-use crate::service::Connection;
+use crate::service::{Connection, Turn};
 
 /// A body up to this length, in bytes, is copied behind its head, so that both leave with one call.
 const INLINE: usize = 32 * 1024;
@@ -88,11 +88,7 @@ impl Output {
     /// Sends what is in the buffer. What is `last` leaves together with the end of the connection,
     /// one packet for both, when the turn is over.
     fn send_buffer(&self, connection: &mut Connection, last: bool) -> io::Result<()> {
-        if last {
-            connection.write_more(&self.buffer)
-        } else {
-            connection.write_all(&self.buffer)
-        }
+        connection.write_last(&self.buffer, if last { Turn::Close } else { Turn::Park })
     }
 
     fn send_bytes(

@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use super::process::DEADLINE;
 
@@ -54,11 +57,7 @@ impl Endpoint {
     pub fn try_connect(&self) -> io::Result<Client> {
         let stream = match self {
             Self::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, DEADLINE)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(DEADLINE))?;
-                stream.set_write_timeout(Some(DEADLINE))?;
-                Stream::Tcp(stream)
+                return Client::over(TcpStream::connect_timeout(address, DEADLINE)?);
             }
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
@@ -78,6 +77,23 @@ impl Endpoint {
         self.try_connect()
             .unwrap_or_else(|error| panic!("cannot connect to {self:?}: {error}"))
     }
+
+    /// Connects by TCP from this address, which must be one of this machine: the server sees
+    /// another client. All of 127.0.0.0/8 will do.
+    #[track_caller]
+    pub fn connect_from(&self, source: Ipv4Addr) -> Client {
+        let address = self.tcp();
+        let connected = || -> io::Result<TcpStream> {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            bind(&socket, &SocketAddr::from((source, 0)))?;
+            connect(&socket, &address)?;
+            Ok(TcpStream::from(socket))
+        };
+        connected()
+            .and_then(Client::over)
+            .unwrap_or_else(|error| panic!("cannot connect to {self:?} from {source}: {error}"))
+    }
 }
 
 #[derive(Debug)]
@@ -92,6 +108,15 @@ impl Stream {
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),
         }
+    }
+
+    #[track_caller]
+    fn limit_reads(&self, limit: Duration) {
+        let result = match self {
+            Self::Tcp(stream) => stream.set_read_timeout(Some(limit)),
+            Self::Unix(stream) => stream.set_read_timeout(Some(limit)),
+        };
+        result.expect("a read timeout can be set");
     }
 }
 
@@ -171,6 +196,16 @@ impl fmt::Debug for Reply {
 }
 
 impl Client {
+    fn over(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        Ok(Self {
+            stream: Stream::Tcp(stream),
+            pending: Vec::new(),
+        })
+    }
+
     /// A second handle on the same connection, to send while the first one reads.
     pub fn try_clone(&self) -> io::Result<Self> {
         let stream = match &self.stream {
@@ -306,6 +341,40 @@ impl Client {
                 _ => panic!("cannot read: {error}"),
             },
         }
+    }
+
+    /// Whether the server neither sends anything nor closes within this time. What it sends is kept
+    /// for the next reply.
+    #[track_caller]
+    pub fn is_silent_for(&mut self, limit: Duration) -> bool {
+        if !self.pending.is_empty() {
+            return false;
+        }
+        self.stream.limit_reads(limit.max(Duration::from_millis(1)));
+        let received = self.receive();
+        self.stream.limit_reads(DEADLINE);
+        received.is_err_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+            )
+        })
+    }
+
+    /// Whether the server has so far neither sent anything nor closed.
+    #[track_caller]
+    pub fn is_silent(&mut self) -> bool {
+        self.is_silent_for(Duration::ZERO)
+    }
+
+    /// Whether something was received that no reply has taken.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Drops what was received and no reply has taken.
+    pub fn forget_pending(&mut self) {
+        self.pending.clear();
     }
 
     fn receive_reply(&mut self, to_head: bool) -> io::Result<Reply> {

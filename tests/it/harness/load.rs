@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Endpoint};
-use super::process::eventually;
+use super::process::{eventually, eventually_within};
 
 /// What became of the requests of a load.
 #[derive(Default, Clone)]
@@ -32,7 +32,7 @@ impl Tally {
         }
     }
 
-    fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
+    pub fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut total = Self::default();
         for part in parts {
             for (status, count) in part.statuses {
@@ -136,52 +136,97 @@ fn request(
     Ok(reply.status)
 }
 
-/// Keep-alive clients that make one request after the other until they are stopped. A client whose
-/// connection ends, for whatever reason, ends too: no connection is ever replaced.
+/// How the clients of a load treat their connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Habit {
+    /// They keep the one that they have, and end with it, for whatever reason.
+    KeepOne,
+    /// They keep it while the server does, and go on with a new one.
+    Reconnect,
+    /// They make a new one for each request.
+    OneRequestEach,
+}
+
+/// Clients that make one request after the other until they are stopped.
 pub struct Clients {
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
+    /// By client: how many requests are over.
+    done: Vec<Arc<AtomicUsize>>,
     threads: Vec<JoinHandle<Tally>>,
 }
 
 impl Clients {
+    /// Keep-alive clients, none of whose connections is ever replaced.
     pub fn start(endpoint: &Endpoint, clients: usize, path: &'static str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let done = Arc::new(AtomicUsize::new(0));
-        let threads = (0..clients)
-            .map(|_| {
-                let (stop, done) = (stop.clone(), done.clone());
-                let mut client = endpoint.connect();
-                thread::spawn(move || {
-                    let mut tally = Tally::default();
-                    while !stop.load(Ordering::Relaxed) {
-                        let start = Instant::now();
-                        let result = client.try_get(path);
-                        let goes_on = result.as_ref().is_ok_and(|reply| !reply.closes());
-                        tally.count(start, result.map(|reply| reply.status));
-                        done.fetch_add(1, Ordering::Relaxed);
-                        if !goes_on {
-                            break;
-                        }
+        Self::with(endpoint, clients, Habit::KeepOne, path)
+    }
+
+    pub fn with(endpoint: &Endpoint, clients: usize, habit: Habit, path: &'static str) -> Self {
+        let mut all = Self {
+            stop: Arc::default(),
+            done: (0..clients).map(|_| Arc::default()).collect(),
+            threads: Vec::new(),
+        };
+        for done in &all.done {
+            let (stop, done) = (all.stop.clone(), done.clone());
+            let endpoint = endpoint.clone();
+            let mut kept = (habit == Habit::KeepOne).then(|| endpoint.connect());
+            all.threads.push(thread::spawn(move || {
+                let mut tally = Tally::default();
+                while !stop.load(Ordering::Relaxed) {
+                    let start = Instant::now();
+                    let keep_alive = habit != Habit::OneRequestEach;
+                    let result = request(&endpoint, &mut kept, keep_alive, path);
+                    let over = habit == Habit::KeepOne && kept.is_none();
+                    tally.count(start, result);
+                    done.fetch_add(1, Ordering::Relaxed);
+                    if over {
+                        break;
                     }
-                    tally
-                })
-            })
-            .collect();
-        Self {
-            stop,
-            done,
-            threads,
+                }
+                tally
+            }));
         }
+        all
+    }
+
+    /// How many requests of each client are over.
+    pub fn progress(&self) -> Vec<usize> {
+        let done = self.done.iter().map(|done| done.load(Ordering::Relaxed));
+        done.collect()
+    }
+
+    fn total(&self) -> usize {
+        self.progress().iter().sum()
     }
 
     /// Waits until `count` further requests are over.
     #[track_caller]
     pub fn wait_for_requests(&self, count: usize) {
-        let goal = self.done.load(Ordering::Relaxed) + count;
+        let goal = self.total() + count;
         eventually("the clients' requests are answered", || {
-            self.done.load(Ordering::Relaxed) >= goal
+            self.total() >= goal
         });
+    }
+
+    /// Waits until `count` further requests of each of `clients` clients are over.
+    #[track_caller]
+    pub fn wait_for_each(&self, clients: usize, count: usize) {
+        let before = self.progress();
+        let what = format!("{clients} clients have {count} further answers each");
+        eventually(&what, || {
+            let now = self.progress();
+            let moved = before
+                .iter()
+                .zip(now)
+                .filter(|(before, now)| now - *before >= count);
+            moved.count() >= clients
+        });
+    }
+
+    /// Lets the clients go on for this long.
+    pub fn run_for(&self, time: Duration) {
+        eventually_within(time, || false);
     }
 
     pub fn stop(mut self) -> Tally {

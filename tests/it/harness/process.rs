@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::sync::Once;
+use std::sync::{Condvar, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,36 @@ pub fn require_descriptors(count: u64) {
         soft >= count,
         "this test needs RLIMIT_NOFILE of at least {count}, the hard limit is {soft}"
     );
+}
+
+/// Room for descriptors in this process, for as long as it is held.
+pub struct Reserved(u64);
+
+/// Waits until this test may have `count` descriptors beside the other tests that have reserved
+/// some, which all run in this process. Only for those that need thousands.
+#[track_caller]
+pub fn reserve_descriptors(count: u64) -> Reserved {
+    /// What all the tests may have that reserve nothing.
+    const OTHERS: u64 = 1500;
+    require_descriptors(count + OTHERS);
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+    let (taken, changed) = &RESERVED;
+    let mut taken = taken.lock().unwrap();
+    while *taken + count + OTHERS > soft {
+        // Whoever has them is a test, and ends by itself.
+        taken = changed.wait(taken).unwrap();
+    }
+    *taken += count;
+    Reserved(count)
+}
+
+static RESERVED: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        *RESERVED.0.lock().unwrap() -= self.0;
+        RESERVED.1.notify_all();
+    }
 }
 
 /// Waits until `condition` holds. Only for states that nothing announces, such as what /proc says:
@@ -141,6 +171,43 @@ pub fn status_number(pid: Pid, key: &str) -> u64 {
         .unwrap_or_else(|| panic!("{path} has no number {key}"))
 }
 
+/// How long a process has been on a processor, its threads included; in steps of 10 ms.
+#[track_caller]
+pub fn cpu_time(pid: Pid) -> Duration {
+    /// utime and stime in proc_pid_stat(5) are the 14th and 15th field; the state is the 3rd.
+    const AFTER_STATE: usize = 11;
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let fields = &text[text.rfind(')').map_or(0, |at| at + 1)..];
+    let fields = fields.split_ascii_whitespace().skip(AFTER_STATE).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    // USER_HZ is 100 on every architecture that Rust runs on with Linux.
+    Duration::from_millis(ticks * 10)
+}
+
+/// The memory of a process in bytes, where what it shares with others counts in part (PSS).
+#[track_caller]
+pub fn proportional_memory(pid: Pid) -> u64 {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let kibibytes = text.lines().find_map(|line| {
+        let value = line.strip_prefix("Pss:")?;
+        value.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    });
+    kibibytes.unwrap_or_else(|| panic!("{path} has no PSS")) * 1024
+}
+
+/// How many threads of a process are in the handler of `/sleep/MS`.
+pub fn sleeping_threads(pid: Pid) -> usize {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return 0;
+    };
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("syscall")).ok())
+        .filter(|text| is_call(text, libc::SYS_clock_nanosleep))
+        .count()
+}
+
 /// Waits until a worker sleeps in the handler of `/sleep/MS`: its turn has begun for certain.
 #[track_caller]
 pub fn wait_until_asleep(pid: Pid) {
@@ -148,20 +215,29 @@ pub fn wait_until_asleep(pid: Pid) {
 }
 
 /// Waits until a worker waits for its next turn, having reported the one before. That the client has
-/// its answer does not say so yet.
+/// its answer does not say so yet, nor that the worker sleeps: it may stay with its connection.
 #[track_caller]
 pub fn wait_until_idle(pid: Pid) {
     eventually(&format!("process {pid} waits for a turn"), || {
-        stat(pid).is_some_and(|stat| stat.state == 'S') && !sleeps(pid)
+        calls(pid, libc::SYS_recvmsg)
     });
 }
 
 /// Whether a process is in clock_nanosleep(2), which is what [`std::thread::sleep`] calls.
 pub fn sleeps(pid: Pid) -> bool {
+    calls(pid, libc::SYS_clock_nanosleep)
+}
+
+/// Whether a process sleeps in this system call.
+fn calls(pid: Pid, number: libc::c_long) -> bool {
     let path = format!("/proc/{pid}/syscall");
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let number = text.split_ascii_whitespace().next();
-    number.and_then(|number| number.parse().ok()) == Some(libc::SYS_clock_nanosleep)
+    is_call(&fs::read_to_string(path).unwrap_or_default(), number)
+}
+
+/// Whether this line of /proc/PID/syscall names this system call.
+fn is_call(line: &str, number: libc::c_long) -> bool {
+    let word = line.split_ascii_whitespace().next();
+    word.and_then(|word| word.parse().ok()) == Some(number)
 }
 
 /// Sends a signal to a process that is there.

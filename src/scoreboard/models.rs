@@ -1,0 +1,85 @@
+//! All interleavings of one worker and the master, with the weak memory of any machine:
+//! `RUSTFLAGS="--cfg loom" cargo test --release --lib scoreboard`.
+
+use super::*;
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicBool;
+use loom::thread;
+
+fn entry(id: u64) -> Entry {
+    Entry {
+        id,
+        outcome: Outcome::Park,
+        turns: 1,
+        traffic: Traffic {
+            read: id + 10,
+            written: id + 20,
+        },
+    }
+}
+
+/// A master that goes to sleep is rung, or had nothing to miss.
+#[test]
+fn no_report_is_slept_through() {
+    loom::model(|| {
+        let board = Arc::new(Board::default());
+        let bell = Arc::new(AtomicBool::new(false));
+        let worker = thread::spawn({
+            let (board, bell) = (board.clone(), bell.clone());
+            move || {
+                for id in 0..2 {
+                    match board.publish(&entry(id), Urgency::Urgent) {
+                        Published::Ring => bell.store(true, Ordering::SeqCst),
+                        Published::Seen => {}
+                        Published::Full => unreachable!("two reports fit"),
+                    }
+                }
+            }
+        });
+        let mut got = 0;
+        let mut slept = false;
+        for _ in 0..2 {
+            while let Some(report) = board.collect() {
+                assert_eq!(report, Ok(entry(got)), "whole and in order");
+                got += 1;
+            }
+            slept = board.sleep(Sleep::Deep);
+            if slept {
+                break;
+            }
+        }
+        worker.join().expect("the worker does not panic");
+        let missed = board.collect().is_some();
+        assert!(
+            !(slept && missed) || bell.load(Ordering::SeqCst),
+            "slept through a report"
+        );
+    });
+}
+
+/// The ring is used again and again without one report overwriting another.
+#[test]
+fn a_full_ring_loses_nothing() {
+    loom::model(|| {
+        let board = Arc::new(Board::default());
+        let worker = thread::spawn({
+            let board = board.clone();
+            move || {
+                (0..3)
+                    .filter(|id| board.publish(&entry(*id), Urgency::Urgent) == Published::Full)
+                    .count() as u64
+            }
+        });
+        let mut got = Vec::new();
+        for _ in 0..2 {
+            got.extend(board.collect());
+        }
+        let refused = worker.join().expect("the worker does not panic");
+        got.extend(std::iter::from_fn(|| board.collect()));
+        assert_eq!(got.len() as u64 + refused, 3);
+        for report in got {
+            let report = report.expect("well-formed");
+            assert_eq!(report, entry(report.id), "no report is torn");
+        }
+    });
+}
