@@ -11,7 +11,7 @@ use super::dispatch::{Interest, Verdict};
 use crate::scoreboard::Entry;
 use crate::service::Peer;
 use crate::sys::tcp;
-use crate::wire::{Report, Traffic};
+use crate::wire::{Outcome, Report, Traffic};
 
 /// How much of a lingering client's input is discarded at a time.
 const DRAIN_SIZE: usize = 64 * 1024;
@@ -144,9 +144,12 @@ impl Held {
         self.watch == Watch::Input
     }
 
-    /// Keeps an event that came while the connection was lent.
-    pub fn notice(&mut self, flags: EventFlags) {
+    /// Keeps an event that came while the connection was lent. True when it is the first to say
+    /// that the client has sent something.
+    pub fn notice(&mut self, flags: EventFlags) -> bool {
+        let news = flags - self.noticed;
         self.noticed |= flags;
+        news.contains(EventFlags::IN)
     }
 
     /// Sends the server's last words, as far as they fit without sleeping, and ends the sending side.
@@ -200,10 +203,10 @@ impl Held {
         if let Some(entry) = foreseen {
             let then = sum(self.total, entry.traffic);
             // The end of the sending side counts as one byte sent.
-            let end = u64::from(!entry.outcome.keeps() && now.written == then.written + 1);
-            if now.read == then.read && now.written == then.written + end {
-                self.total = then;
-                return Verdict::Served(entry.outcome);
+            let end =
+                u64::from(!entry.outcome.keeps() && now.written == then.written.wrapping_add(1));
+            if now.read == then.read && now.written == then.written.wrapping_add(end) {
+                return self.served(then, entry.outcome);
             }
         }
         let before = sum(
@@ -215,14 +218,21 @@ impl Held {
         } else if now.read != before.read {
             Verdict::Consumed
         } else if let Some(entry) = unreported {
-            self.total = before;
-            Verdict::Served(entry.outcome)
+            self.served(before, entry.outcome)
         } else if !self.carry.is_empty() {
             // The worker had it all without reading: whether it has begun on it, nobody can say.
             Verdict::Consumed
         } else {
             Verdict::Untouched
         }
+    }
+
+    /// Takes over what a dead worker left behind instead of a report. Such a turn leaves nothing to
+    /// carry.
+    fn served(&mut self, total: Traffic, outcome: Outcome) -> Verdict {
+        self.total = total;
+        self.carry = Box::default();
+        Verdict::Served(outcome)
     }
 
     /// How this connection's descriptor can be lent.
@@ -234,7 +244,46 @@ impl Held {
 
 fn sum(one: Traffic, other: Traffic) -> Traffic {
     Traffic {
-        read: one.read + other.read,
-        written: one.written + other.written,
+        read: one.read.wrapping_add(other.read),
+        written: one.written.wrapping_add(other.written),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_came_along_with_a_served_turn_does_not_come_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut worker, peer) = listener.accept().unwrap();
+        let mut held = Held::new(worker.try_clone().unwrap().into(), Peer::Inet(peer));
+        client.write_all(b"half and half").unwrap();
+        worker.read_exact(&mut [0; 5]).unwrap();
+        let moved = |read, written| Some(Traffic { read, written });
+        held.note(&Report {
+            id: 1,
+            outcome: Outcome::Park,
+            traffic: moved(5, 0),
+            carry: b"half ",
+        });
+        worker.read_exact(&mut [0; 8]).unwrap();
+        worker.write_all(b"whole").unwrap();
+        let foreseen = Entry {
+            id: 1,
+            outcome: Outcome::Park,
+            turns: 1,
+            traffic: Traffic {
+                read: 8,
+                written: 5,
+            },
+        };
+        let verdict = held.examine(None, Some(foreseen));
+        assert_eq!(verdict, Verdict::Served(Outcome::Park));
+        assert_eq!(held.carry(), b"");
+        assert_eq!(held.examine(None, None), Verdict::Untouched);
     }
 }

@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{Signal, kill};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::connections::ConnectionId;
+use super::connections::{ConnectionId, State};
 use super::dispatch::{Dispatcher, Stray, TurnEnd, Verdict, WorkerId};
 use super::held::Held;
 use super::pool::{self, Change, End, Process};
 use super::time::Time;
 use super::token::Token;
-use super::{Master, Phase};
+use super::{Accepting, Master, Phase};
 use crate::error::Plain;
 use crate::inbox::Lent;
 use crate::scoreboard::{Entry, RING, Sleep};
@@ -157,21 +157,31 @@ impl Master<'_> {
     /// master must not sleep.
     pub(super) fn fall_asleep(&mut self) -> bool {
         self.dispatcher.moving(&mut self.moving);
-        // With nobody waiting, a parked connection is no news: the client's next bytes wake the master, and then it
-        // looks at the boards.
-        let sleep = if self.dispatcher.wants_reports() {
+        if self.dispatcher.wants_reports() {
             self.spare_nobody();
-            Sleep::Light
-        } else {
-            Sleep::Deep
+        }
+        let dispatcher = &self.dispatcher;
+        let holder = |id| match dispatcher.state(id) {
+            Some(State::Lent(place)) => Some(place),
+            _ => None,
         };
-        let boards = self
+        self.awaited.retain(|id| holder(*id).is_some());
+        // Whoever waits in the backlog needs the descriptor of a connection that has ended.
+        let wanted = dispatcher.wants_reports() || self.accepting != Accepting::Yes;
+        let mut boards = self
             .moving
             .iter()
-            .filter_map(|worker| self.pool.get(*worker));
-        boards
-            .map(|process| &process.board)
-            .all(|board| board.sleep(sleep))
+            .filter_map(|worker| Some((worker.index(), &self.pool.get(*worker)?.board)));
+        boards.all(|(place, board)| {
+            // With nobody waiting, a parked connection is no news: the client's next bytes wake the
+            // master, and then it looks at the boards. But they may have come already.
+            let awaited = self.awaited.iter().any(|id| holder(*id) == Some(place));
+            board.sleep(if awaited || wanted {
+                Sleep::Light
+            } else {
+                Sleep::Deep
+            })
+        })
     }
 
     /// Wants no ringing any more.

@@ -99,6 +99,9 @@ pub struct Master<'a> {
     spared: bool,
     /// The workers at whose boards the master looks by itself.
     moving: Vec<WorkerId>,
+    /// Lent connections whose clients have sent more: the master must not sleep through the end of
+    /// their turns.
+    awaited: Vec<ConnectionId>,
     messages: MessageBuffer,
     scratch: Vec<u8>,
     begin: Instant,
@@ -142,6 +145,7 @@ pub fn run(
         spared: false,
         warned: false,
         moving: Vec::new(),
+        awaited: Vec::new(),
         messages: MessageBuffer::default(),
         scratch: vec![0; 64 * 1024],
         begin: Instant::now(),
@@ -262,8 +266,12 @@ impl Master<'_> {
             return;
         };
         if !matches!(state, State::Parked | State::Lingering) {
-            // The worker may be reading just that: it is looked at again when the turn is over.
-            return held.notice(flags);
+            // The worker may be reading just that: it is looked at again when the turn is over. But
+            // if the worker has had its last look, the end of the turn is what the client waits for.
+            if held.notice(flags) && matches!(state, State::Lent(_)) {
+                self.awaited.push(id);
+            }
+            return;
         }
         let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP);
         // A client that has only gone needs no worker to say good-bye to it; and the event may be about bytes that
@@ -275,7 +283,7 @@ impl Master<'_> {
             }
         } else {
             // That the client has ended its side is said once, and must be known when the turn is over.
-            held.notice(flags & EventFlags::RDHUP);
+            let _ = held.notice(flags & EventFlags::RDHUP);
             self.dispatcher.readable(id, now);
         }
     }

@@ -12,11 +12,14 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 const TICK_NANOS: u64 = TICK.as_nanos() as u64;
 const SLOTS: u64 = 1024;
+const WORDS: usize = SLOTS as usize / 64;
 
 /// The deadlines. The links are the caller's, for an index is in one list at a time.
 #[derive(Debug)]
 pub struct Wheel {
     slots: Vec<List>,
+    /// A bit for each slot that is not empty: whoever looks for the next one reads two cache lines.
+    occupied: [u64; WORDS],
     /// The last tick whose slot has been looked through.
     done: u64,
     length: usize,
@@ -26,6 +29,7 @@ impl Default for Wheel {
     fn default() -> Self {
         Self {
             slots: vec![List::default(); SLOTS as usize],
+            occupied: [0; WORDS],
             done: 0,
             length: 0,
         }
@@ -36,22 +40,31 @@ fn tick_at_or_after(deadline: Time) -> u64 {
     deadline.0.div_ceil(TICK_NANOS)
 }
 
-impl Wheel {
-    fn slot(&mut self, deadline: Time) -> &mut List {
-        &mut self.slots[(tick_at_or_after(deadline) % SLOTS) as usize]
-    }
+fn slot_of(deadline: Time) -> usize {
+    (tick_at_or_after(deadline) % SLOTS) as usize
+}
 
+impl Wheel {
     /// Adds `index`, to be noticed once `deadline` has passed.
     pub fn add(&mut self, chains: &mut Chains, index: u32, deadline: Time) {
         // A deadline in the past still belongs to a tick that is to come.
         debug_assert!(tick_at_or_after(deadline) > self.done);
-        chains.push_back(self.slot(deadline), index);
+        let slot = slot_of(deadline);
+        chains.push_back(&mut self.slots[slot], index);
+        self.occupied[slot / 64] |= 1 << (slot % 64);
         self.length += 1;
     }
 
     /// Removes `index`, which was added with this `deadline`.
     pub fn remove(&mut self, chains: &mut Chains, index: u32, deadline: Time) {
-        chains.remove(self.slot(deadline), index);
+        self.take_out(chains, slot_of(deadline), index);
+    }
+
+    fn take_out(&mut self, chains: &mut Chains, slot: usize, index: u32) {
+        chains.remove(&mut self.slots[slot], index);
+        if self.slots[slot].is_empty() {
+            self.occupied[slot / 64] &= !(1 << (slot % 64));
+        }
         self.length -= 1;
     }
 
@@ -82,8 +95,7 @@ impl Wheel {
             while let Some(index) = at {
                 at = chains.after(index);
                 if tick_at_or_after(deadline_of(index)) <= last {
-                    chains.remove(&mut self.slots[slot], index);
-                    self.length -= 1;
+                    self.take_out(chains, slot, index);
                     due.push(index);
                 }
             }
@@ -95,12 +107,16 @@ impl Wheel {
     /// When [`Wheel::turn`] may next find something; `None` when the wheel is empty.
     #[must_use]
     pub fn next(&self) -> Option<Time> {
-        if self.length == 0 {
-            return None;
-        }
-        (self.done + 1..=self.done + SLOTS)
-            .find(|tick| !self.slots[(tick % SLOTS) as usize].is_empty())
-            .map(|tick| Time(tick * TICK_NANOS))
+        let first = self.done + 1;
+        let (word, bit) = ((first % SLOTS) as usize / 64, first % 64);
+        // From the first slot on, then the other words, and again what comes before it in its own.
+        let begin = self.occupied[word] & (u64::MAX << bit);
+        let rest = (1..=WORDS).map(|step| self.occupied[(word + step) % WORDS]);
+        let (step, bits) = (0u64..)
+            .zip(std::iter::once(begin).chain(rest))
+            .find(|(_, bits)| *bits != 0)?;
+        let tick = first - bit + step * 64 + u64::from(bits.trailing_zeros());
+        Some(Time(tick * TICK_NANOS))
     }
 }
 
@@ -134,6 +150,9 @@ mod tests {
                     met[index as usize] += 1;
                     prop_assert!(deadlines[index as usize] <= now);
                 }
+                let next = (wheel.done + 1..=wheel.done + SLOTS)
+                    .find(|tick| !wheel.slots[(tick % SLOTS) as usize].is_empty());
+                prop_assert_eq!(wheel.next(), next.map(|tick| Time(tick * TICK_NANOS)));
                 for (index, deadline) in deadlines.iter().enumerate() {
                     let overdue = now.0 >= deadline.0 + TICK_NANOS;
                     prop_assert!(met[index] <= 1);

@@ -251,3 +251,33 @@ fn strace_shows_one_descriptor_sent_and_received_for_each_turn() {
         "lent by the master:\n{trace}"
     );
 }
+
+#[test]
+fn a_client_that_is_quicker_than_the_end_of_its_turn_is_not_left_waiting() {
+    // A master that sleeps through the end of a turn would wake when the patience is over.
+    let server = Server::start(&["demo", "-w", "2", "--patience", "10000000"]);
+    let mut client = server.connect();
+    for _ in 0..2000 {
+        assert_eq!(client.get("/").status, 200);
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_place_gets_it_as_soon_as_another_one_has_ended() {
+    // As above: a master that sleeps on would do so until the patience is over.
+    let server = Server::start(&[
+        "demo",
+        "-w",
+        "2",
+        "--patience",
+        "10000000",
+        "--max-connections",
+        "1",
+    ]);
+    for _ in 0..200 {
+        let mut client = server.connect();
+        let reply = client.get_with("/", "Connection: close");
+        assert_eq!(reply.status, 200);
+        assert!(client.is_closed());
+    }
+}

@@ -3,7 +3,9 @@
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
-use crate::harness::{DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep};
+use crate::harness::{
+    DEADLINE, Server, Setup, Watched, begin_sleep, eventually, process, wait_until_asleep,
+};
 
 #[test]
 fn ttin_adds_a_worker_and_ttou_retires_one() {
@@ -111,6 +113,9 @@ fn a_server_that_stops_does_not_grow() {
     server.wait_for_lines("worker retired", 1);
     server.signal(Signal::SIGTTIN);
     server.signal(Signal::SIGTTOU);
+    eventually("the master has seen the signals", || {
+        process::stat(server.master()).is_some_and(|stat| stat.state == 'S')
+    });
     process::signal(worker.pid, Signal::SIGCONT);
     assert_eq!(server.wait().code(), Some(0));
     assert!(server.log_lines("pool size").is_empty());
