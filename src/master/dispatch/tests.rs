@@ -528,7 +528,11 @@ impl World {
                 assert!(self.watched.is_empty());
                 return;
             }
-            if self.fellows.values().all(|fellow| fellow.told_to_retire) {
+            if self
+                .fellows
+                .values()
+                .all(|fellow| fellow.told_to_retire || fellow.terminated)
+            {
                 self.hire(1);
             }
             if let Some(worker) = self.some_fellow(round) {
@@ -541,7 +545,21 @@ impl World {
             self.bury_the_doomed(1);
             self.check();
         }
-        panic!("{} connections never ended", self.dispatcher.connections());
+        let d = &self.dispatcher;
+        let left: Vec<_> = d
+            .table
+            .ids()
+            .map(|id| (id, d.table.at(id.index()).state))
+            .collect();
+        let workers: Vec<_> = self
+            .fellows
+            .iter()
+            .map(|(id, fellow)| (d.workers.get((*id).into()), fellow))
+            .collect();
+        panic!(
+            "connections that never ended: {left:?}; the workers: {workers:?}; watched {:?}",
+            self.watched
+        );
     }
 }
 
