@@ -339,7 +339,13 @@ impl Master<'_> {
         let board = process.map(|process| &process.board);
         let unreported = board.and_then(|board| board.unreported(id.into()));
         let foreseen = board.and_then(|board| board.foreseen(id.into()));
-        let verdict = held.examine(unreported, foreseen);
+        // What was taken out of the inbox, and not counted as taken, was taken by the kernel while it ended the process.
+        let unseen = process.is_some_and(|process| process.inbox_length() > 0);
+        let verdict = if unseen && self.settings.threads == 1 {
+            Verdict::Untouched
+        } else {
+            held.examine(unreported, foreseen)
+        };
         if let Some(process) = process {
             let consequence = match verdict {
                 Verdict::Untouched => "nothing was read, so another worker gets it",

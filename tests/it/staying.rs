@@ -45,7 +45,6 @@ fn many_short_turns_are_never_taken_for_a_long_one() {
 }
 
 #[test]
-#[ignore = "does not always hold yet: a worker that was told to stay is not told otherwise"]
 fn a_graceful_stop_reaches_a_busy_client() {
     let mut server = Server::start(&["demo", "-w", "2"]);
     server.workers(2);

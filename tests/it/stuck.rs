@@ -115,7 +115,6 @@ fn while_all_workers_are_stopped_requests_wait() {
 }
 
 #[test]
-#[ignore = "does not always hold yet: the other worker may stay with a busy client"]
 fn stopped_and_continued_again_and_again_it_loses_nothing() {
     let server = setup("2").start();
     let workers = server.workers(2);
