@@ -3,7 +3,7 @@
 
 use super::signals::{Request, Signals};
 use super::time::Time;
-use super::{Accepting, Master, Phase};
+use super::{ACCEPT_BATCH, Accepting, Master, Phase};
 
 impl Master<'_> {
     pub(super) fn on_signals(&mut self, now: Time) {
@@ -56,10 +56,21 @@ impl Master<'_> {
                     until,
                     interrupts: u32::from(interrupt),
                 };
+                self.accept_the_rest(now);
                 self.listeners.clear();
                 self.keep_what_has_input(now);
                 self.dispatcher.stop();
             }
+        }
+    }
+
+    /// Whoever is through to a backlog would be reset with it, and has perhaps sent its request.
+    fn accept_the_rest(&mut self, now: Time) {
+        let rounds = self.settings.backlog.unsigned_abs() as usize / ACCEPT_BATCH + 1;
+        for index in 0..self.listeners.len() {
+            // Others may come as fast as these are taken.
+            let mut rounds = 0..rounds;
+            while rounds.next().is_some() && self.on_listener(index, now) {}
         }
     }
 

@@ -253,7 +253,9 @@ impl Master<'_> {
             Token::Connection(id) => self.on_connection(id, event.flags, now),
             Token::Worker(worker) => self.on_worker(worker, now),
             Token::Doorbell(worker) => self.on_doorbell(worker, now),
-            Token::Listener(index) => self.on_listener(index, now),
+            Token::Listener(index) => {
+                self.on_listener(index, now);
+            }
             Token::Signals => self.on_signals(now),
         }
     }
@@ -288,13 +290,14 @@ impl Master<'_> {
         }
     }
 
-    fn on_listener(&mut self, index: usize, now: Time) {
+    /// Takes connections out of a backlog; whether more may wait there.
+    fn on_listener(&mut self, index: usize, now: Time) -> bool {
         for _ in 0..ACCEPT_BATCH {
             if self.accepting != Accepting::Yes {
-                return;
+                return false;
             }
             let Some(listener) = self.listeners.get(index) else {
-                return;
+                return false;
             };
             match listener.accept() {
                 Ok(Accepted::Connection(socket, peer)) => {
@@ -312,7 +315,7 @@ impl Master<'_> {
                 Ok(Accepted::Lost) => {}
                 Ok(Accepted::Nobody) => {
                     self.warned = false;
-                    return;
+                    return false;
                 }
                 Ok(Accepted::Exhausted(error)) => {
                     if !std::mem::replace(&mut self.warned, true) {
@@ -330,6 +333,7 @@ impl Master<'_> {
                 }
             }
         }
+        true
     }
 
     /// Carries out a pause as soon as the dispatcher wants it, in the middle of a batch.

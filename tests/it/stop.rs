@@ -56,6 +56,26 @@ fn a_graceful_stop_answers_what_was_sent_before_it() {
 }
 
 #[test]
+fn a_graceful_stop_answers_what_is_still_in_the_backlog() {
+    // More than the master accepts at a time.
+    const CLIENTS: usize = 300;
+    let mut server = Server::start(&["demo", "-w", "2"]);
+    server.workers(2);
+    server.signal(Signal::SIGSTOP);
+    let mut clients = server.connect_all(CLIENTS);
+    clients.iter_mut().for_each(|client| client.send_get("/"));
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGCONT);
+    for (number, client) in clients.iter_mut().enumerate() {
+        match client.try_reply() {
+            Ok(reply) => assert_eq!(reply.status, 200, "client {number}"),
+            Err(error) => panic!("client {number} got no answer: {error}"),
+        }
+    }
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
 fn a_graceful_stop_answers_what_came_during_the_turn() {
     let mut server = Server::start(&["demo", "-w", "2"]);
     let workers = server.workers(2);
