@@ -202,10 +202,10 @@ impl Held {
         };
         if let Some(entry) = foreseen {
             let then = sum(self.total, entry.traffic);
-            // The end of the sending side counts as one byte sent.
-            let end =
-                u64::from(!entry.outcome.keeps() && now.written == then.written.wrapping_add(1));
-            if now.read == then.read && now.written == then.written.wrapping_add(end) {
+            // The end of either side counts as one byte.
+            let end = u64::from(!entry.outcome.keeps());
+            let reached = |now: u64, then: u64| now == then || now == then.wrapping_add(end);
+            if reached(now.read, then.read) && reached(now.written, then.written) {
                 return self.served(then, entry.outcome);
             }
         }

@@ -41,32 +41,19 @@ pub struct Progress {
 /// What getsockopt(2) and ioctl(2) fail with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP connection;
 /// `WouldBlock` when it did not stand still for long enough to be counted.
 pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
-    let mut info = tcp_info(&socket)?;
-    loop {
+    // One call does not tell all, and the client goes on meanwhile: the counts belong together only
+    // if nothing has come in between the first call and the last.
+    let mut before = tcp_info(&socket)?;
+    for _ in 0..ATTEMPTS {
         let unread = rustix::io::ioctl_fionread(&socket)?;
         let unacknowledged = unacknowledged(&socket)?;
-        // The client goes on meanwhile: the three answers belong together only if nothing has moved.
-        let again = tcp_info(&socket)?;
-        if again.moves() == info.moves() {
-            // The kernel counts the client's FIN as one byte received, but not as one to be read.
-            let fin = match info.state {
-                CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT => 1,
-                _ => 0,
-            };
-            return Ok(Progress {
-                read: info.bytes_received.saturating_sub(unread + fin),
-                written: info.bytes_acked + unacknowledged,
-            });
+        let after = tcp_info(&socket)?;
+        if after.received_as_much_as(&before) {
+            return Ok(after.progress(unread, unacknowledged));
         }
-        info = again;
+        before = after;
     }
-}
-
-impl TcpInfo {
-    /// What changes when something comes from the client.
-    fn moves(&self) -> (u8, u64, u64) {
-        (self.state, self.bytes_acked, self.bytes_received)
-    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 /// How often [`progress`] tries to count.

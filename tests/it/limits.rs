@@ -41,16 +41,16 @@ fn an_idle_connection_is_closed_in_its_time() {
 
 #[test]
 fn a_connection_that_is_used_is_not_idle() {
-    let server = Server::start(&["demo", "-w", "1", "--idle-timeout", "2"]);
+    let server = Server::start(&["demo", "-w", "1", "--idle-timeout", "3"]);
     let mut client = server.connect();
-    for turn in 1..=5 {
+    for turn in 1..=7 {
         assert_eq!(Served::of(&client.get("/")).turn, turn);
         assert!(client.is_silent_for(Duration::from_millis(600)));
     }
-    assert_eq!(Served::of(&client.get("/")).turn, 6);
-    // Nor is one whose turn takes longer than that.
-    assert_eq!(client.get("/sleep/2500").status, 200);
     assert_eq!(Served::of(&client.get("/")).turn, 8);
+    // Nor is one whose turn takes longer than that.
+    assert_eq!(client.get("/sleep/3500").status, 200);
+    assert_eq!(Served::of(&client.get("/")).turn, 10);
 }
 
 #[test]
