@@ -213,9 +213,10 @@ fn strace_shows_one_descriptor_sent_and_received_for_each_turn() {
     }
     let mut strace = strace.to_vec();
     strace.push("trace=sendmsg,recvmsg,recvfrom");
-    let mut server = Setup::new(&["demo", "-w", "2"]).under(&strace).start();
+    // With threads, no worker stays with a connection to serve several turns of it in a row.
+    let arguments = ["demo", "-w", "2", "--threads", "2"];
+    let mut server = Setup::new(&arguments).under(&strace).start();
     let mut turns = 0;
-    // One client after the other, so that no worker has spare time to stay with one of them.
     let mut clients = server.connect_all(8);
     for turn in 1..=3 {
         for client in &mut clients {
