@@ -16,6 +16,7 @@ mod tests;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -45,6 +46,8 @@ pub struct Entry {
     pub turns: u64,
     /// What these turns moved.
     pub traffic: Traffic,
+    /// How long the last of these turns took.
+    pub took: Duration,
 }
 
 /// A cache line of its own: what one side writes must not slow the other's line down.
@@ -93,6 +96,7 @@ struct Cell {
     turns: AtomicU64,
     read: AtomicU64,
     written: AtomicU64,
+    nanos: AtomicU64,
 }
 
 impl Default for Cell {
@@ -102,6 +106,7 @@ impl Default for Cell {
             turns: AtomicU64::new(0),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
         }
     }
 }
@@ -115,6 +120,8 @@ impl Cell {
         self.turns.store(entry.turns, Ordering::Relaxed);
         self.read.store(entry.traffic.read, Ordering::Relaxed);
         self.written.store(entry.traffic.written, Ordering::Relaxed);
+        let nanos = u64::try_from(entry.took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.store(nanos, Ordering::Relaxed);
         self.id_and_outcome
             .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Release);
     }
@@ -141,6 +148,7 @@ impl Cell {
                 read: self.read.load(Ordering::Relaxed),
                 written: self.written.load(Ordering::Relaxed),
             },
+            took: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
         })
     }
 }

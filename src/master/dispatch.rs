@@ -309,7 +309,8 @@ impl<C> Dispatcher<C> {
             return Err(Stray);
         }
         let connection = self.table.at_mut(id.index());
-        self.turn.add(now.since(connection.started));
+        let took = end.took.unwrap_or(now.since(connection.started));
+        self.turn.add(took);
         if !end.carries || end.answered {
             connection.partial_since = None;
         }

@@ -53,7 +53,7 @@ impl Master<'_> {
             };
             match process.end.receive(&mut self.messages) {
                 Ok(Some(FromWorker::Report(report))) => {
-                    if note_report(&mut self.dispatcher, worker, &report, 1, now).is_err() {
+                    if note_report(&mut self.dispatcher, worker, &report, None, now).is_err() {
                         let what = stray(report.id);
                         return self.end_rogue(worker, &what);
                     }
@@ -98,8 +98,8 @@ impl Master<'_> {
                 return;
             };
             let noted = entry.map(|entry| {
-                let (report, turns) = (as_report(&entry), entry.turns);
-                note_report(&mut self.dispatcher, worker, &report, turns, now)
+                let report = as_report(&entry);
+                note_report(&mut self.dispatcher, worker, &report, Some(&entry), now)
                     .map_err(|Stray| report.id)
             });
             match noted {
@@ -399,20 +399,22 @@ impl Master<'_> {
     }
 }
 
-/// Takes a report into the books, and tells the dispatcher.
+/// Takes a report into the books, and tells the dispatcher. An entry of the board says more than a
+/// message does.
 fn note_report(
     dispatcher: &mut Dispatcher<Held>,
     worker: WorkerId,
     report: &Report<'_>,
-    turns: u64,
+    entry: Option<&Entry>,
     now: Time,
 ) -> Result<(), Stray> {
     let id = report.id.into();
     let end = TurnEnd {
         outcome: report.outcome,
-        turns,
+        turns: entry.map_or(1, |entry| entry.turns),
         carries: !report.carry.is_empty(),
         answered: report.traffic.is_some_and(|traffic| traffic.written > 0),
+        took: entry.map(|entry| entry.took),
     };
     if !dispatcher.is_lent(worker, id) {
         return Err(Stray);

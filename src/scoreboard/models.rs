@@ -15,6 +15,7 @@ fn entry(id: u64) -> Entry {
             read: id + 10,
             written: id + 20,
         },
+        took: Duration::ZERO,
     }
 }
 

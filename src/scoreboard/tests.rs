@@ -12,6 +12,7 @@ fn entry(id: u64) -> Entry {
             read: id * 2,
             written: id * 3,
         },
+        took: Duration::ZERO,
     }
 }
 

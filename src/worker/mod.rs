@@ -49,15 +49,23 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
                     .with_foresight(Some(Arc::clone(&foresight)));
                 let mut turns = 1;
                 let lent = Instant::now();
-                let outcome = loop {
+                let mut begin = lent;
+                let (outcome, took) = loop {
                     let outcome = turn(service, &mut connection);
-                    if lent.elapsed() >= KEEP || !reporter.stay(&connection, outcome, turns) {
-                        break outcome;
+                    let took = begin.elapsed();
+                    if begin + took >= lent + KEEP || !reporter.stay(&connection, outcome, turns) {
+                        break (outcome, took);
                     }
                     connection.next_turn();
                     turns += 1;
+                    begin = Instant::now();
                 };
-                buffer = reporter.give_back(connection, outcome, turns)?;
+                let served = Served {
+                    outcome,
+                    turns,
+                    took,
+                };
+                buffer = reporter.give_back(connection, &served)?;
             }
             Assignment::Retire => return Ok(()),
         }
@@ -74,6 +82,14 @@ fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
     }
 }
 
+/// What a worker did with a connection that it was lent.
+struct Served {
+    outcome: Outcome,
+    turns: u64,
+    /// How long the last turn took.
+    took: Duration,
+}
+
 impl Foresee for Foresight {
     fn foresee(&self, id: u64, outcome: Outcome, traffic: Traffic) {
         self.note(&Entry {
@@ -81,6 +97,7 @@ impl Foresee for Foresight {
             outcome,
             turns: 1,
             traffic,
+            took: Duration::ZERO,
         });
     }
 }
@@ -107,6 +124,7 @@ impl Reporter<'_> {
             outcome: Outcome::Park,
             turns,
             traffic: connection.traffic(),
+            took: Duration::ZERO,
         });
         let mut waits = [
             PollFd::new(connection, PollFlags::IN | PollFlags::RDHUP),
@@ -120,14 +138,9 @@ impl Reporter<'_> {
 
     /// Ends the borrow, then says so: the order matters, for the master closes its own descriptor at once, and the
     /// client sees the end of the connection only when the last one is closed. Returns the buffer to use next.
-    fn give_back(
-        &mut self,
-        connection: Connection,
-        outcome: Outcome,
-        turns: u64,
-    ) -> io::Result<Buffer> {
+    fn give_back(&mut self, connection: Connection, served: &Served) -> io::Result<Buffer> {
         let (id, traffic) = (connection.id(), connection.traffic());
-        let outcome = match outcome {
+        let outcome = match served.outcome {
             Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
             other => other,
         };
@@ -149,8 +162,9 @@ impl Reporter<'_> {
         let entry = Entry {
             id,
             outcome,
-            turns,
+            turns: served.turns,
             traffic,
+            took: served.took,
         };
         if !carry.is_empty() || !self.board.publish(&entry, urgency) {
             let traffic = Some(traffic);

@@ -7,10 +7,11 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Reporter, turn};
+use super::{Reporter, Served, turn};
 use crate::inbox::{Assignment, MessageBuffer};
 use crate::seat::Seat;
 use crate::service::{Buffer, Connection, Service};
@@ -83,8 +84,13 @@ fn serve_thread(
         let Ok(mut connection) = work.recv() else {
             return;
         };
-        let outcome = turn(service, &mut connection);
-        match lock(reporter).give_back(connection, outcome, 1) {
+        let begin = Instant::now();
+        let served = Served {
+            outcome: turn(service, &mut connection),
+            turns: 1,
+            took: begin.elapsed(),
+        };
+        match lock(reporter).give_back(connection, &served) {
             Ok(spare) => buffer = spare,
             // The master is gone: the receiving thread finds out by itself.
             Err(_) => return,

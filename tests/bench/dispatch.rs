@@ -81,6 +81,7 @@ impl World {
                 turns: 1,
                 carries: false,
                 answered: true,
+                took: None,
             };
             self.dispatcher
                 .report(worker, id, end, self.now)

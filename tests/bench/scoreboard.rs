@@ -18,6 +18,7 @@ fn scoreboard(criterion: &mut Criterion) {
             read: 128,
             written: 4096,
         },
+        took: Duration::ZERO,
     };
 
     let mut group = criterion.benchmark_group("scoreboard");

@@ -199,6 +199,7 @@ impl World {
             turns: 1,
             carries: outcome.keeps() && choice.is_multiple_of(5),
             answered: choice.is_multiple_of(3),
+            took: None,
         };
         self.examined_this_turn.remove(&id.into());
         assert_eq!(self.dispatcher.report(worker, id, end, self.now), Ok(()));
@@ -650,6 +651,7 @@ fn done() -> TurnEnd {
         turns: 1,
         carries: false,
         answered: true,
+        took: None,
     }
 }
 
@@ -860,6 +862,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
             turns: 1,
             carries: true,
             answered: false,
+            took: None,
         };
         world
             .dispatcher
@@ -873,6 +876,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
         turns: 1,
         carries: true,
         answered: false,
+        took: None,
     };
     world
         .dispatcher

@@ -133,4 +133,6 @@ pub struct TurnEnd {
     pub carries: bool,
     /// Something was sent to the client, so that what is carried belongs to a new request.
     pub answered: bool,
+    /// How long the (last) turn took, if the worker has measured it.
+    pub took: Option<Duration>,
 }
