@@ -169,6 +169,20 @@ impl Settings {
             backlog: 4096,
         }
     }
+
+    /// The same, with what is out of bounds brought to the nearest bound. No patience at all would take back each
+    /// lend at once, and a client timeout of zero would be none to the kernel (socket(7)).
+    #[must_use]
+    pub fn within_bounds(self) -> Self {
+        Self {
+            workers: self.workers.max(1),
+            threads: self.threads.clamp(1, MAX_THREADS),
+            patience: self.patience.max(Duration::from_micros(1)),
+            client_timeout: self.client_timeout.max(Duration::from_millis(1)),
+            queue: self.queue.max(1),
+            ..self
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt,
+};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
@@ -26,6 +28,10 @@ pub struct MasterEnd {
 pub struct WorkerEnd {
     socket: OwnedFd,
 }
+
+/// What either end has room for at least, in bytes: the largest message, and the kernel's own data about it. The kernel
+/// doubles what is asked for (socket(7)).
+const ROOM: usize = MAX_MESSAGE;
 
 /// A buffer that takes any message.
 #[derive(Debug)]
@@ -68,8 +74,18 @@ pub fn pair() -> io::Result<(MasterEnd, WorkerEnd)> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )?;
+    make_room(&ours)?;
+    make_room(&theirs)?;
     let socket = theirs.try_clone()?;
     Ok((MasterEnd { ours, theirs }, WorkerEnd { socket }))
+}
+
+/// A full carry must fit, whatever the system's default (net.core.wmem_default).
+fn make_room(end: &OwnedFd) -> io::Result<()> {
+    if getsockopt(end, sockopt::SndBuf)? < 2 * ROOM {
+        setsockopt(end, sockopt::SndBuf, &ROOM)?;
+    }
+    Ok(())
 }
 
 fn broken(what: &str) -> io::Error {
@@ -323,5 +339,21 @@ mod tests {
             worker.receive(&mut MessageBuffer::default()),
             Ok(Assignment::Retire)
         ));
+    }
+
+    #[test]
+    fn a_full_carry_fits_even_where_the_default_is_small() {
+        let (master, _worker) = pair().unwrap();
+        setsockopt(&master.ours, sockopt::SndBuf, &4096).unwrap();
+        make_room(&master.ours).unwrap();
+        let lend = Lend {
+            id: u64::MAX >> 4,
+            turn: u64::MAX,
+            peer: crate::service::Peer::Unix,
+            watched: true,
+            carry: &[b'x'; crate::wire::MAX_CARRY],
+        };
+        let some = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(master.lend(lend, some.as_fd()).unwrap(), Lent::Sent);
     }
 }

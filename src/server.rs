@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::config::{Address, MAX_THREADS, Settings};
+use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::master::{self, listener};
@@ -78,17 +78,15 @@ impl Server {
 
     /// How many workers serve; at least one. Twice the number of processors and at least four, unless told.
     #[must_use]
-    pub fn workers(mut self, count: usize) -> Self {
-        self.settings.workers = count.max(1);
-        self
+    pub fn workers(self, count: usize) -> Self {
+        self.settings(|settings| settings.workers = count)
     }
 
     /// How many turns each worker serves at the same time, a thread each, from 1 to 64; one, unless told. Each thread
     /// makes a service of its own.
     #[must_use]
-    pub fn threads(mut self, count: usize) -> Self {
-        self.settings.threads = count.clamp(1, MAX_THREADS);
-        self
+    pub fn threads(self, count: usize) -> Self {
+        self.settings(|settings| settings.threads = count)
     }
 
     /// Changes any of the settings.
@@ -104,12 +102,8 @@ impl Server {
     #[must_use]
     pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
-        self.workers_and_threads_within_bounds()
-    }
-
-    fn workers_and_threads_within_bounds(self) -> Self {
-        let (workers, threads) = (self.settings.workers, self.settings.threads);
-        self.workers(workers).threads(threads)
+        self.settings = self.settings.within_bounds();
+        self
     }
 
     /// How long a graceful stop may take; 30 seconds, unless told.
@@ -121,9 +115,8 @@ impl Server {
 
     /// How long a single read from or write to a client may sleep inside a turn; 60 seconds, unless told.
     #[must_use]
-    pub fn client_timeout(mut self, limit: Duration) -> Self {
-        self.settings.client_timeout = limit;
-        self
+    pub fn client_timeout(self, limit: Duration) -> Self {
+        self.settings(|settings| settings.client_timeout = limit)
     }
 
     /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.

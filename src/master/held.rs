@@ -280,7 +280,7 @@ mod tests {
                 read: 8,
                 written: 5,
             },
-            took: Duration::ZERO,
+            took: std::time::Duration::ZERO,
         };
         let verdict = held.examine(None, Some(foreseen));
         assert_eq!(verdict, Verdict::Served(Outcome::Park));

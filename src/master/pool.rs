@@ -13,8 +13,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::dispatch::WorkerId;
+use super::dispatch::{MAX_DEPTH, WorkerId};
 use super::time::Time;
+use crate::config::MAX_THREADS;
 use crate::error::{Error, Result};
 use crate::inbox::{self, MasterEnd, WorkerEnd};
 use crate::scoreboard::Scoreboard;
@@ -26,6 +27,10 @@ use crate::sys;
 const YOUNG: Duration = Duration::from_secs(1);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
+
+// All that a worker can have at a time fits into the ring of its scoreboard.
+#[cfg(not(loom))]
+const _: () = assert!(MAX_THREADS + MAX_DEPTH <= crate::scoreboard::RING);
 
 /// How many descriptors it takes to start a worker: the socketpair and a copy, the doorbell.
 const RESERVE: usize = 4;
