@@ -1,10 +1,66 @@
 //! Settings that are valid by construction. Pure: what is written here touches no file and no socket.
 
+mod confinement;
+mod settings;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
+
+pub use confinement::{Confinement, Resource};
+pub use settings::{MAX_THREADS, Settings};
+
+/// All that a server is told before it starts, by flags and by a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What to log, and where.
+    pub log: Log,
+    /// The file that names the master's process.
+    pub pid_file: Option<PathBuf>,
+    /// The Unix socket over which a new master takes over.
+    pub control: Option<PathBuf>,
+    /// At least one; no two have the same name or the same address.
+    pub pools: Vec<PoolConfig>,
+}
+
+/// What to log, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Log {
+    /// As in `RUST_LOG`, which wins over it.
+    pub filter: Option<String>,
+    /// `None` is stderr.
+    pub file: Option<PathBuf>,
+}
+
+/// A pool: workers that run one service, and where its clients come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// What the log and the control socket call it.
+    pub name: String,
+    /// Where it listens; at least one address.
+    pub listen: Vec<Address>,
+    /// What it serves.
+    pub service: ServiceConfig,
+    /// How it serves.
+    pub settings: Settings,
+    /// What its workers may do.
+    pub confinement: Confinement,
+}
+
+/// One of the services that batond has built in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceConfig {
+    /// A page that shows which worker answered.
+    Demo,
+    /// Sends back what the client sends.
+    Echo,
+    /// The files of a directory, over HTTP.
+    Http {
+        /// The directory.
+        root: PathBuf,
+    },
+}
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,84 +160,6 @@ impl Address {
     #[must_use]
     pub fn any(port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
-    }
-}
-
-/// The most threads that a worker may have. All the connections that it can have at a time must fit into the ring of
-/// its scoreboard.
-pub const MAX_THREADS: usize = 64;
-
-/// How a server runs, apart from where it listens and what it serves. Where a bound is an `Option`, `None` means that
-/// there is none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// How many workers there are; at least one.
-    pub workers: usize,
-    /// How many turns each worker serves at the same time, a thread each; from 1 to [`MAX_THREADS`].
-    pub threads: usize,
-    /// How long a graceful stop may take.
-    pub grace: Duration,
-    /// How long a lent connection may wait behind another one before it is lent elsewhere.
-    pub patience: Duration,
-    /// How long a turn may take before its worker is killed and the client told so.
-    pub turn_timeout: Option<Duration>,
-    /// How many connections there may be; at that number, accepting pauses.
-    pub max_connections: usize,
-    /// How many connections one client may have: an IPv4 address, or an IPv6 network of 64 bits.
-    pub per_client: Option<u32>,
-    /// How many ready connections may wait for a worker; more are turned away.
-    pub queue: usize,
-    /// How long a ready connection may wait for a worker before it is turned away.
-    pub queue_wait: Option<Duration>,
-    /// How long a client may be silent between two requests.
-    pub idle_timeout: Option<Duration>,
-    /// How long a client may take for the head of a request, from its first byte.
-    pub head_timeout: Option<Duration>,
-    /// How long a finished connection is drained of what its client still sends.
-    pub linger: Duration,
-    /// How long one read from or write to a client may sleep inside a turn.
-    pub client_timeout: Duration,
-    /// How long the kernel may keep a silent new connection to itself.
-    pub defer_accept: Duration,
-    /// How many connections the kernel may queue for each listener (listen(2)); it has a bound of its own, somaxconn.
-    pub backlog: i32,
-}
-
-impl Settings {
-    /// The settings for a machine with this many processors.
-    #[must_use]
-    pub fn for_processors(processors: usize) -> Self {
-        Self {
-            workers: (2 * processors).max(4),
-            threads: 1,
-            grace: Duration::from_secs(30),
-            patience: Duration::from_micros(500),
-            turn_timeout: None,
-            max_connections: usize::MAX,
-            per_client: None,
-            queue: 10_000,
-            queue_wait: Some(Duration::from_secs(30)),
-            idle_timeout: Some(Duration::from_secs(75)),
-            head_timeout: Some(Duration::from_secs(30)),
-            linger: Duration::from_secs(2),
-            client_timeout: Duration::from_secs(60),
-            defer_accept: Duration::from_secs(5),
-            backlog: 4096,
-        }
-    }
-
-    /// The same, with what is out of bounds brought to the nearest bound. No patience at all would take back each
-    /// lend at once, and a client timeout of zero would be none to the kernel (socket(7)).
-    #[must_use]
-    pub fn within_bounds(self) -> Self {
-        Self {
-            workers: self.workers.max(1),
-            threads: self.threads.clamp(1, MAX_THREADS),
-            patience: self.patience.max(Duration::from_micros(1)),
-            client_timeout: self.client_timeout.max(Duration::from_millis(1)),
-            queue: self.queue.max(1),
-            ..self
-        }
     }
 }
 

@@ -26,6 +26,8 @@ const LAYERS: &[&[&str]] = &[
 const PURE: &[&str] = &[
     "src/wire.rs",
     "src/config.rs",
+    "src/config/settings.rs",
+    "src/config/confinement.rs",
     "src/master/dispatch",
     "src/master/connections.rs",
     "src/services/http/head.rs",
