@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::master::pool::Plan;
 use crate::master::processes::MAIN;
-use crate::master::{self, listener};
+use crate::master::takeover::Heritage;
+use crate::master::{self, Beginning, Offices, Source, listener};
 use crate::seat::Seat;
 use crate::service::Service;
 use crate::worker;
@@ -39,7 +40,8 @@ use crate::worker;
 #[derive(Debug)]
 pub struct Server {
     listen: Vec<Address>,
-    listeners: Vec<listener::Listener>,
+    /// What it was started with, and what it has bound since.
+    heritage: Option<Heritage>,
     settings: Settings,
 }
 
@@ -60,7 +62,7 @@ impl Server {
     pub(crate) fn with(settings: Settings) -> Self {
         Self {
             listen: Vec::new(),
-            listeners: Vec::new(),
+            heritage: None,
             settings,
         }
     }
@@ -76,8 +78,17 @@ impl Server {
         let address = address
             .try_into()
             .map_err(|error| Error::because("listen", error.to_string()))?;
-        self.listeners
-            .extend(listener::bind_all(&address, self.settings.backlog)?);
+        if self.heritage.is_none() {
+            self.heritage = Some(Heritage::claim(None)?);
+        }
+        let heritage = self.heritage.get_or_insert_default();
+        let listeners = &mut heritage.listeners;
+        if !listeners
+            .iter()
+            .any(|listener| *listener.asked() == address)
+        {
+            listeners.extend(listener::bind_all(&address, self.settings.backlog)?);
+        }
         self.listen.push(address);
         Ok(self)
     }
@@ -128,8 +139,9 @@ impl Server {
     /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
+        let heritage = self.heritage.iter();
+        let listeners = heritage.flat_map(|heritage| &heritage.listeners);
+        listeners
             .filter_map(listener::Listener::local_address)
             .collect()
     }
@@ -145,7 +157,8 @@ impl Server {
     /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
         let plan = plan(MAIN, self.listen, self.settings, make);
-        serve_pools(self.listeners, &|| Ok(vec![plan.clone()]))
+        let heritage = self.heritage.unwrap_or_default();
+        serve_pools(heritage, Offices::default(), &|| Ok(vec![plan.clone()]))
     }
 }
 
@@ -176,11 +189,17 @@ pub(crate) fn plan<'a, S: Service>(
 
 /// Serves pools until it is told to stop. `plans` says what they are, now and at each reload.
 pub(crate) fn serve_pools<'a>(
-    bound: Vec<listener::Listener>,
-    plans: &'a (dyn Fn() -> Result<Vec<Plan<'a>>> + 'a),
+    heritage: Heritage,
+    offices: Offices,
+    plans: &'a Source<'a>,
 ) -> Result<()> {
     raise_descriptor_limit();
-    master::run(plans()?, bound, plans)
+    let beginning = Beginning {
+        plans: plans()?,
+        heritage,
+        offices,
+    };
+    master::run(beginning, plans)
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

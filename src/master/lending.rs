@@ -219,7 +219,7 @@ impl Pool<'_> {
 
     /// Says where it listens, as soon as a worker can serve who comes.
     pub(super) fn announce(&mut self) {
-        if self.processes.members().any(|process| process.ready) {
+        if !self.held_back && self.processes.members().any(|process| process.ready) {
             self.listeners.iter_mut().for_each(Listener::announce);
         }
     }

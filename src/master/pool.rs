@@ -48,6 +48,11 @@ pub enum Phase {
         /// When the grace period is over.
         until: Time,
     },
+    /// Another master has taken over; what is still lent is finished, until then at the latest.
+    Leaving {
+        /// When the grace period is over.
+        until: Time,
+    },
     /// Everything is served; the workers are exiting.
     Retiring {
         /// When the grace period is over.
@@ -83,6 +88,8 @@ pub struct Pool<'a> {
     pub(super) clients: Clients,
     pub(super) listeners: Vec<Listener>,
     pub(super) accepting: Accepting,
+    /// Another master accepts.
+    pub(super) held_back: bool,
     /// It was said that no descriptor is left, and that is still so.
     pub(super) warned: bool,
     pub(super) epoll: Rc<OwnedFd>,
@@ -113,6 +120,7 @@ impl<'a> Pool<'a> {
             clients: Clients::new(settings.per_client),
             listeners: Vec::new(),
             accepting: Accepting::Yes,
+            held_back: false,
             epoll,
             spared: false,
             warned: false,
@@ -140,7 +148,9 @@ impl<'a> Pool<'a> {
             Accepting::Yes | Accepting::Full => None,
         };
         let phase = match self.phase {
-            Phase::Stopping { until } | Phase::Retiring { until } => Some(until),
+            Phase::Stopping { until } | Phase::Leaving { until } | Phase::Retiring { until } => {
+                Some(until)
+            }
             Phase::Serving | Phase::Over => None,
         };
         let due = [
@@ -162,7 +172,7 @@ impl<'a> Pool<'a> {
             Subject::Listener(index) => {
                 self.on_listener(index, now);
             }
-            Subject::Signals => {}
+            Subject::Signals | Subject::Control | Subject::Takeover | Subject::Succession => {}
         }
     }
 
