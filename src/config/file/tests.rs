@@ -372,6 +372,82 @@ fn flags_win() {
     assert_eq!(bad_with(&two, &flags), expected);
 }
 
+#[test]
+fn the_example_has_every_key() {
+    let text = include_str!("../../../docs/examples/batond.toml");
+    let config = good(text);
+    let names: Vec<_> = config.pools.iter().map(|pool| &pool.name).collect();
+    assert_eq!(names, ["site", "echo"]);
+    // What is commented out is as right as the rest.
+    let full: Vec<_> = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(key) if !key.starts_with(' ') => key,
+            _ => line,
+        })
+        .collect();
+    let full = full.join("\n");
+    good(&full);
+    for key in TOP.iter().chain(LOG).copied().chain(pool_keys()) {
+        let said = |line: &str| {
+            line.starts_with(&format!("{key} = ")) || line.trim_matches(['[', ']']) == key
+        };
+        assert!(full.lines().any(said), "{key}");
+    }
+    // A default that is shown as one is one.
+    for line in text.lines().filter_map(|line| line.strip_prefix('#')) {
+        let Some((name, value)) = line.split_once(" = ") else {
+            continue;
+        };
+        if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+            let default = key.default();
+            assert_eq!(default.split(',').next(), Some(value), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_document_has_every_key_and_default() {
+    let text = include_str!("../../../docs/configuration.md");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.split('|').map(str::trim).skip(1).collect())
+        .collect();
+    let row = |name: &str| {
+        let name = format!("`{name}`");
+        let row = rows.iter().find(|row| row[0] == name);
+        row.unwrap_or_else(|| panic!("{name} has no row"))
+    };
+    for key in KEYS {
+        let unit = match key.unit {
+            Unit::Number => "number",
+            Unit::Seconds => "seconds",
+            Unit::Milliseconds => "milliseconds",
+            Unit::Microseconds => "microseconds",
+            Unit::Bytes => "bytes",
+        };
+        let row = row(key.name);
+        assert_eq!((row[1], row[2]), (unit, &*key.default()), "{}", key.name);
+    }
+    let tables = ["log", "pool"];
+    let others = TOP.iter().filter(|key| !tables.contains(key));
+    let others = others.chain(LOG).chain(POOL).chain(confinement::KEYS);
+    let limits = confinement::LIMITS.iter().map(|(name, _)| name);
+    for name in others.chain(limits) {
+        row(name);
+    }
+    // And no other.
+    assert_eq!(
+        rows.len(),
+        KEYS.len() + TOP.len() - tables.len()
+            + LOG.len()
+            + POOL.len()
+            + confinement::KEYS.len()
+            + confinement::LIMITS.len()
+    );
+}
+
 /// Lines that are almost right, for the parser to get further than the first one.
 fn line() -> impl Strategy<Value = String> {
     let names = pool_keys()
