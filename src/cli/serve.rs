@@ -13,7 +13,8 @@ use crate::config::flags::Flags;
 use crate::config::{Address, Config, Confinement, PoolConfig, ServiceConfig};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
-use crate::server::Server;
+use crate::master::pool::Plan;
+use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
 
 #[derive(Debug, Args)]
@@ -111,42 +112,52 @@ impl ServeArgs {
 
 /// Serves until it is told to stop.
 pub(super) fn serve(source: &Source) -> Result<()> {
-    let config = source.load()?;
-    let log = &config.log;
+    let log = source.load()?.log;
     logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;
-    let pool = &only_pool(config)?;
-    match &pool.service {
-        ServiceConfig::Demo => bind(pool)?.run(|| http::Http::new(http::Demo)),
-        ServiceConfig::Echo => bind(pool)?.run(Echo::new),
-        ServiceConfig::Http { root } => {
-            let files = http::Files::open(root)?;
-            bind(pool)?.run(move || http::Http::new(files.clone()))
+    let plans = || {
+        let config = source.load()?;
+        refuse_what_is_not_there_yet(&config)?;
+        config.pools.into_iter().map(plan).collect()
+    };
+    serve_pools(Vec::new(), &plans)
+}
+
+fn plan(pool: PoolConfig) -> Result<Plan<'static>> {
+    let PoolConfig {
+        name,
+        listen,
+        service,
+        settings,
+        ..
+    } = pool;
+    Ok(match service {
+        ServiceConfig::Demo => {
+            server::plan(&name, listen, settings, || http::Http::new(http::Demo))
         }
-    }
+        ServiceConfig::Echo => server::plan(&name, listen, settings, Echo::new),
+        ServiceConfig::Http { root } => {
+            let files = http::Files::open(&root)?;
+            let keep = vec![files.descriptor()];
+            let make = move || http::Http::new(files.clone());
+            Plan {
+                keep,
+                ..server::plan(&name, listen, settings, make)
+            }
+        }
+    })
 }
 
-fn bind(pool: &PoolConfig) -> Result<Server> {
-    let unbound = Server::with(pool.settings.clone());
-    pool.listen
-        .iter()
-        .try_fold(unbound, |server, address| server.and(address.clone()))
-}
-
-/// What the master can do so far: one pool, unconfined. The rest is refused, not ignored.
-fn only_pool(mut config: Config) -> Result<PoolConfig> {
-    let pool = config.pools.remove(0);
+/// What the master cannot do yet must not be taken for done.
+fn refuse_what_is_not_there_yet(config: &Config) -> Result<()> {
+    let confined = |pool: &PoolConfig| pool.confinement != Confinement::default();
     let not_yet = [
-        (!config.pools.is_empty(), "several pools"),
         (config.control.is_some(), "a control socket"),
         (config.pid_file.is_some(), "a pid file"),
-        (
-            pool.confinement != Confinement::default(),
-            "confined workers",
-        ),
+        (config.pools.iter().any(confined), "confined workers"),
     ];
     match not_yet.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(Error::because(format!("serve with {what}"), "not yet")),
-        None => Ok(pool),
+        None => Ok(()),
     }
 }
 

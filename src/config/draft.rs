@@ -9,6 +9,9 @@ use super::keys::{Choice, contradiction};
 use super::table::Fault;
 use super::{Address, Config, Confinement, Log, PoolConfig, ServiceConfig, Settings};
 
+/// The master has room for twice as many: those that a reload replaces live on for a while.
+const MOST_POOLS: usize = 128;
+
 /// A place in the file, for what stands there.
 type Place = Option<usize>;
 
@@ -85,6 +88,10 @@ impl Draft {
                 return Err(Fault::at(None, reason));
             }
             (_, None) => {}
+        }
+        if let Some(pool) = self.pools.get(MOST_POOLS) {
+            let reason = format!("pool: there are more than {MOST_POOLS}");
+            return Err(Fault::at(pool.at, reason));
         }
         for pool in &mut self.pools {
             pool.overrule(flags);

@@ -82,6 +82,8 @@ pub struct Own {
 /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
 pub fn run<'a>(plans: Vec<Plan<'a>>, bound: Vec<Listener>, source: &'a Source<'a>) -> Result<()> {
     let mut inherited = sys::process::open_descriptors();
+    // What belongs to a plan goes with it.
+    inherited.retain(|fd| plans.iter().all(|plan| !plan.keep.contains(fd)));
     inherited.retain(|fd| {
         bound
             .iter()

@@ -224,6 +224,58 @@ fn flags_win_over_the_file() {
     assert!(!server.directory().join("s.sock").exists());
 }
 
+#[test]
+fn several_pools_serve_side_by_side_and_change_with_the_file() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let page = |name: &str| {
+        fs::create_dir(directory.path().join(name)).expect("a directory");
+        fs::write(directory.path().join(name).join("index.html"), name).expect("a file");
+    };
+    page("old");
+    page("new");
+    let text = |root: &str, workers: u32| {
+        let root = directory.path().join(root);
+        format!(
+            "[[pool]]\nname = 'site'\nservice = 'http'\nroot = {root:?}\nlisten = '127.0.0.1:0'\n\
+             workers = {workers}\n[[pool]]\nname = 'echo'\nservice = 'echo'\nlisten = 'unix:s.sock'\n"
+        )
+    };
+    let server = Setup::new(&["-w", "1"]).file(&text("old", 5), 2).start();
+    server.workers(2);
+    let file = server.directory().join("batond.toml");
+    let reload = |text: &str, outcome: &str| {
+        fs::write(&file, text).expect("a file");
+        server.signal(Signal::SIGHUP);
+        server.wait_for_log(outcome);
+    };
+    assert_eq!(server.get("/").body, b"old");
+    let mut echo = server.endpoints()[1].connect();
+    echo.send("hello");
+    assert_eq!(echo.read_exact(5), b"hello");
+
+    reload(&text("new", 5), "reloaded");
+    // The flag still wins.
+    server.workers(2);
+    assert_eq!(server.get("/").body, b"new");
+    echo.send("again");
+    assert_eq!(echo.read_exact(5), b"again");
+}
+
+#[test]
+fn a_bad_file_changes_nothing_at_a_reload() {
+    let text = "[[pool]]\nservice = 'demo'\nworkers = 1\nlisten = '127.0.0.1:0'\n";
+    let refused =
+        "reload refused: cannot read batond.toml:3: pool \"main\": workers: expected a number";
+    let server = Setup::new(&[]).file(text, 1).expect(refused).start();
+    server.workers(1);
+    let file = server.directory().join("batond.toml");
+    fs::write(file, text.replace("workers = 1", "workers = 0")).expect("a file");
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log(refused);
+    server.workers(1);
+    assert_eq!(server.get("/").status, 200);
+}
+
 /// A process that does not outlive its test.
 struct Ended(Child);
 

@@ -314,6 +314,11 @@ fn several_pools_each_have_a_name_and_addresses_of_their_own() {
     ] {
         assert_eq!(bad(&format!("{one}[[pool]]\n{other}\n")), expected);
     }
+    let pool = |n| format!("[[pool]]\nname = '{n}'\nservice = 'demo'\nlisten = ':0'\n");
+    let most: String = (0..128).map(pool).collect();
+    assert_eq!(good(&most).pools.len(), 128);
+    let expected = "513: pool: there are more than 128";
+    assert_eq!(bad(&(most + &pool(128))), expected);
     let control = format!("control = '/s'\n{one}");
     assert_eq!(bad(&control), "1: control: a pool listens on this socket");
 }
