@@ -184,6 +184,7 @@ pub(crate) fn plan<'a, S: Service>(
         settings,
         conduct: S::conduct(),
         main: Rc::new(main),
+        keep: Vec::new(),
     }
 }
 

@@ -125,7 +125,9 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
     let own = own.chain(successor.iter().map(AsFd::as_fd));
     let own: Vec<RawFd> = own.map(|fd| fd.as_raw_fd()).collect();
     let mut inherited = sys::process::open_descriptors();
-    inherited.retain(|fd| !own.contains(fd));
+    // What belongs to a plan goes with it.
+    let kept: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
+    inherited.retain(|fd| !own.contains(fd) && !kept.contains(fd));
     let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
     let epoll =
         epoll::create(CreateFlags::CLOEXEC).map_err(|e| failed("create an epoll set")(e.into()))?;

@@ -3,7 +3,7 @@
 //! A pool does what its [`Dispatcher`] says and tells it what happens. Pools know nothing of each other; what they share
 //! is the master's loop and its epoll set.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use nix::sys::signal::Signal;
@@ -36,6 +36,8 @@ pub struct Plan<'a> {
     pub conduct: Conduct,
     /// What its workers run.
     pub main: Rc<WorkerMain<'a>>,
+    /// The descriptors that `main` holds and its workers need.
+    pub keep: Vec<RawFd>,
 }
 
 /// How far a pool has come on its way.

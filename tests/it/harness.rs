@@ -132,6 +132,8 @@ pub fn field(line: &str, key: &str) -> i32 {
 pub struct Setup {
     arguments: Vec<OsString>,
     listeners: Vec<String>,
+    /// How many addresses its file has; none is given as a flag then.
+    in_file: Option<usize>,
     environment: Vec<(String, String)>,
     expected: Vec<String>,
     wrapper: Vec<OsString>,
@@ -144,6 +146,7 @@ impl Setup {
         Self {
             arguments: arguments.iter().map(OsString::from).collect(),
             listeners: Vec::new(),
+            in_file: None,
             environment: Vec::new(),
             expected: Vec::new(),
             wrapper: Vec::new(),
@@ -159,6 +162,15 @@ impl Setup {
     /// Listens on this address (and the others named so) instead of a port of 127.0.0.1.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listeners.push(address.into());
+        self
+    }
+
+    /// Reads this as its file, which names so many addresses, and is given none otherwise.
+    pub fn file(mut self, text: &str, addresses: usize) -> Self {
+        std::fs::write(self.directory().join("batond.toml"), text).expect("a file");
+        self.arguments
+            .extend(["-c", "batond.toml"].map(OsString::from));
+        self.in_file = Some(addresses);
         self
     }
 
@@ -195,9 +207,9 @@ impl Setup {
         let mut command = command(&words[0]);
         command.args(&words[1..]).arg("serve").args(&self.arguments);
         let default = ["127.0.0.1:0".to_owned()];
-        let listeners = match &self.listeners[..] {
-            [] => &default,
-            listeners => listeners,
+        let listeners = match (&self.listeners[..], self.in_file) {
+            ([], None) => &default,
+            (listeners, _) => listeners,
         };
         for listener in listeners {
             command.arg("-l").arg(listener);
@@ -219,7 +231,8 @@ impl Setup {
             status: None,
             directory: self.directory,
         };
-        let lines = server.wait_for_lines("listening on ", listeners.len());
+        let count = self.in_file.unwrap_or(listeners.len());
+        let lines = server.wait_for_lines("listening on ", count);
         let directory = server.directory.path();
         let endpoints = lines.iter().map(|line| endpoint(line).within(directory));
         server.endpoints = endpoints.collect();
