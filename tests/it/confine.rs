@@ -179,6 +179,31 @@ fn who_has_given_root_up_does_not_get_it_back() {
 }
 
 #[test]
+fn a_master_needs_no_more_than_some_capabilities() {
+    if !is_root("a_master_needs_no_more_than_some_capabilities") {
+        return;
+    }
+    // The last is for the way to the program.
+    let capabilities = "+setuid,+setgid,+kill,+dac_read_search";
+    let script = format!(
+        "setpriv --reuid {STRANGER} --regid {STRANGER} --clear-groups \
+         --inh-caps {capabilities} --ambient-caps {capabilities} \"$@\"; exit $?"
+    );
+    let server = setup(&["--user", "nobody"])
+        .under(&["sh", "-c", &script, "sh"])
+        .start();
+    let uid = STRANGER.to_string();
+    assert_eq!(words(server.master(), "Uid"), [(); 4].map(|()| uid.clone()));
+    let nobody = nobody();
+    let gid = nobody.gid.as_raw();
+    for worker in server.workers(2) {
+        // The kernel takes nothing from who was not root.
+        assert_dropped(worker, nobody.uid.as_raw(), gid, &[gid]);
+    }
+    assert_no_escape(&server.get("/escape").text());
+}
+
+#[test]
 fn a_chroot_is_all_that_is_seen() {
     if !is_root("a_chroot_is_all_that_is_seen") {
         return;
@@ -324,7 +349,7 @@ fn nonsense_is_refused_before_the_first_fork() {
     let file = file.to_str().expect("it is plain");
     for (arguments, message) in [
         (["--user", "nobdy"], "user \"nobdy\": there is no such user"),
-        (["--user", "54321"], "the group must be given too"),
+        (["--user", "54329"], "the group must be given too"),
         (
             ["--group", "nogrp"],
             "group \"nogrp\": there is no such group",

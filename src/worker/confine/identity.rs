@@ -57,7 +57,7 @@ impl Identity {
         let gid = match (group, user) {
             (Some(name), _) => group_named(name, || format!("run workers as group {name:?}"))?,
             (None, None) => means.gids[1],
-            (None, Some(name)) => account.group(name)?,
+            (None, Some(name)) => account.group(name, means)?,
         };
         let stays = is_only(&means.uids, account.uid) && is_only(&means.gids, gid);
         let groups = match groups {
@@ -195,9 +195,11 @@ impl Account {
         Ok(Self { uid, entry })
     }
 
-    /// The user's own group.
-    fn group(&self, name: &str) -> Result<Gid> {
-        self.entry.as_ref().map(|entry| entry.gid).ok_or_else(|| {
+    /// The user's own group. A master of a user that no database knows is in one all the same.
+    fn group(&self, name: &str, means: &Means) -> Result<Gid> {
+        let known = self.entry.as_ref().map(|entry| entry.gid);
+        let own = (self.uid == means.uids[1]).then_some(means.gids[1]);
+        known.or(own).ok_or_else(|| {
             Error::because(
                 format!("run workers as user {name:?}"),
                 "the user database does not know it, so the group must be given too",

@@ -130,11 +130,9 @@ fn another_user_takes_root() {
 
 #[test]
 fn the_same_user_takes_nothing() {
-    let own = Confinement {
-        group: Some("54321".to_owned()),
-        ..user("54321")
-    };
+    let own = user("54321");
     let same = identity(&own, &stranger()).unwrap();
+    assert_eq!(same.gid.as_raw(), 54321);
     assert_eq!(raw(&same.groups), [54321]);
     let told = Confinement {
         groups: Some(vec!["54321".to_owned()]),
