@@ -2,7 +2,7 @@
 //! the same. docs/examples/confined.rs is the program. To give root up takes root: without it, the refusals are tested.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
@@ -150,9 +150,12 @@ fn a_user_brings_its_groups_along() {
         let gid = nobody.gid.as_raw();
         assert_eq!(words(worker.pid, "Threads"), ["4"]);
         assert_dropped(worker, nobody.uid.as_raw(), gid, &[gid]);
-        // One of the same user may not look into it either: it was root, and the kernel keeps what it had in memory.
-        let descriptors = fs::metadata(format!("/proc/{}/fd", worker.pid));
-        assert_eq!(descriptors.expect("root may look").uid(), 0);
+        // Nor may another process of the same user look into it, for it was root once.
+        let mut look = command("ls");
+        look.arg(format!("/proc/{}/fd", worker.pid));
+        look.uid(nobody.uid.as_raw()).gid(gid).current_dir("/");
+        let looked = finish(look);
+        assert!(!looked.status.success(), "{looked:?}");
     }
     assert_no_escape(&server.get("/escape").text());
 }

@@ -5,8 +5,7 @@ use std::fmt::Display;
 
 use nix::errno::Errno;
 use nix::unistd::{
-    Gid, Group, Uid, User, getgrouplist, getgroups, getresgid, getresuid, setgid, setgroups,
-    setresgid, setresuid, setuid,
+    Gid, Group, Uid, User, getgrouplist, getgroups, setgid, setgroups, setresgid, setresuid, setuid,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
@@ -40,6 +39,9 @@ struct Account {
 
 impl Identity {
     /// As whom the workers are to run; `None` is as their master.
+    ///
+    /// # Errors
+    /// When there is no such user or group, and when the master can't make its workers theirs.
     pub fn resolve(wanted: &Confinement, means: &Means) -> Result<Option<Self>> {
         let Confinement {
             user,
@@ -106,6 +108,9 @@ impl Identity {
     }
 
     /// Makes this process one of this user, for good.
+    ///
+    /// # Errors
+    /// What the calls fail with, and when there would be a way back.
     pub fn assume(&self) -> Result<()> {
         // The groups first: once the user has changed, nobody may change them. And all three of each kind: the saved one
         // would be the way back.
@@ -126,15 +131,10 @@ impl Identity {
 
     /// Looks at what has come of it, and tries to get back.
     fn prove(&self) -> Result<()> {
-        let (uids, gids) = (getresuid(), getresgid());
-        let (uids, gids) = (
-            uids.map_err(|errno| self.failed(errno))?,
-            gids.map_err(|errno| self.failed(errno))?,
-        );
-        let groups = ordered(getgroups().map_err(|errno| self.failed(errno))?);
-        let as_told = is_only(&[uids.real, uids.effective, uids.saved], self.uid)
-            && is_only(&[gids.real, gids.effective, gids.saved], self.gid)
-            && groups == self.groups;
+        let now = Means::own().map_err(|error| Error::new(self.attempt(), error))?;
+        let as_told = is_only(&now.uids, self.uid)
+            && is_only(&now.gids, self.gid)
+            && now.groups == self.groups;
         if !as_told {
             return Err(self.impossible("the kernel says that it runs as somebody else"));
         }
