@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -10,10 +11,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::config::{Address, Confinement, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
+use crate::master::pool::Plan;
+use crate::master::processes::MAIN;
 use crate::master::{self, listener};
 use crate::seat::Seat;
 use crate::service::Service;
-use crate::worker::{self, confine::Plan};
+use crate::worker::{self, confine};
 
 /// A server that is bound to its addresses and not running yet.
 ///
@@ -35,6 +38,7 @@ use crate::worker::{self, confine::Plan};
 /// ```
 #[derive(Debug)]
 pub struct Server {
+    listen: Vec<Address>,
     listeners: Vec<listener::Listener>,
     settings: Settings,
     confinement: Confinement,
@@ -56,6 +60,7 @@ impl Server {
     /// A server that listens nowhere yet.
     pub(crate) fn with(settings: Settings) -> Self {
         Self {
+            listen: Vec::new(),
             listeners: Vec::new(),
             settings,
             confinement: Confinement::default(),
@@ -75,6 +80,7 @@ impl Server {
             .map_err(|error| Error::because("listen", error.to_string()))?;
         self.listeners
             .extend(listener::bind_all(&address, self.settings.backlog)?);
+        self.listen.push(address);
         Ok(self)
     }
 
@@ -166,25 +172,55 @@ impl Server {
     /// and so are the process's children. Descriptors that are open now stay open in the workers.
     ///
     /// # Errors
-    /// When the master can't be set up, or the workers can't be confined. Once it serves, it reports trouble in the log and goes on.
+    /// When the master can't be set up, or the workers can't be confined. Once it serves, it reports trouble in the log
+    /// and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
-        raise_descriptor_limit();
-        let threads = self.settings.threads;
-        let plan = Plan::new(&self.confinement, threads)?;
-        let main = |seat: Seat<'_>| {
-            logging::set_role(Role::Worker { slot: seat.slot });
-            if let Err(error) = plan.apply() {
-                log::error!("{error}");
-                return 1;
-            }
-            let served = match threads {
-                1 => worker::serve(seat, &mut make()),
-                count => worker::serve_in_threads(seat, count, &make),
-            };
-            exit_status(served)
-        };
-        master::run(&self.settings, S::conduct(), self.listeners, &main)
+        let plan = plan(MAIN, self.listen, self.settings, &self.confinement, make)?;
+        serve_pools(self.listeners, &|| Ok(vec![plan.clone()]))
     }
+}
+
+/// A pool whose workers run the services that `make` makes, confined.
+///
+/// # Errors
+/// When they can't be confined.
+pub(crate) fn plan<'a, S: Service>(
+    name: &str,
+    listen: Vec<Address>,
+    settings: Settings,
+    confinement: &Confinement,
+    make: impl Fn() -> S + Sync + 'a,
+) -> Result<Plan<'a>> {
+    let threads = settings.threads;
+    let confinement = confine::Plan::new(confinement, threads)?;
+    let main = move |seat: Seat<'_>| {
+        logging::set_role(Role::Worker { slot: seat.slot });
+        if let Err(error) = confinement.apply() {
+            log::error!("{error}");
+            return 1;
+        }
+        let served = match threads {
+            1 => worker::serve(seat, &mut make()),
+            count => worker::serve_in_threads(seat, count, &make),
+        };
+        exit_status(served)
+    };
+    Ok(Plan {
+        name: name.into(),
+        listen,
+        settings,
+        conduct: S::conduct(),
+        main: Rc::new(main),
+    })
+}
+
+/// Serves pools until it is told to stop. `plans` says what they are, now and at each reload.
+pub(crate) fn serve_pools<'a>(
+    bound: Vec<listener::Listener>,
+    plans: &'a (dyn Fn() -> Result<Vec<Plan<'a>>> + 'a),
+) -> Result<()> {
+    raise_descriptor_limit();
+    master::run(plans()?, bound, plans)
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

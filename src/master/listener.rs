@@ -25,7 +25,11 @@ use crate::sys::tcp;
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
+    /// The address that was asked for, as the configuration says it.
+    asked: Address,
     bound: Bound,
+    /// The log has said that it is listening.
+    announced: bool,
     client_timeout: Duration,
     /// The kernel holds connections back until their clients have sent something.
     deferred: bool,
@@ -80,26 +84,28 @@ impl AsFd for Listener {
 /// When one of them can't be bound: in use, not permitted, not an address of this machine.
 pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
-    match address {
-        Address::Inet(address) => Ok(vec![inet(*address, backlog).map_err(failed)?]),
-        Address::Any(port) => Ok(vec![any(*port, backlog).map_err(failed)?]),
-        Address::Name(name, port) => {
-            let mut addresses: Vec<_> = (name.as_str(), *port)
-                .to_socket_addrs()
-                .map_err(failed)?
-                .collect();
-            addresses.sort_unstable();
-            addresses.dedup();
-            addresses
-                .into_iter()
-                .map(|address| inet(address, backlog).map_err(failed))
-                .collect()
-        }
+    let listeners: io::Result<Vec<Listener>> = match address {
+        Address::Inet(inet_address) => inet(*inet_address, backlog).map(|new| vec![new]),
+        Address::Any(port) => any(*port, backlog).map(|new| vec![new]),
+        Address::Name(name, port) => resolve(name, *port)
+            .and_then(|all| all.into_iter().map(|one| inet(one, backlog)).collect()),
         Address::Unix(path) => {
             clear(path)?;
-            Ok(vec![unix(path, backlog).map_err(failed)?])
+            unix(path, backlog).map(|new| vec![new])
         }
+    };
+    let mut listeners = listeners.map_err(failed)?;
+    for listener in &mut listeners {
+        listener.asked = address.clone();
     }
+    Ok(listeners)
+}
+
+fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
 }
 
 /// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.
@@ -126,13 +132,12 @@ fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
     }
     bind(&socket, &address)?;
     listen(&socket, backlog)?;
-    let bound = Bound::Inet(TcpListener::from(socket.try_clone()?).local_addr()?);
-    Ok(Listener {
+    let bound = TcpListener::from(socket.try_clone()?).local_addr()?;
+    Ok(Listener::new(
         socket,
-        bound,
-        client_timeout: Duration::ZERO,
-        deferred: false,
-    })
+        Address::Inet(address),
+        Bound::Inet(bound),
+    ))
 }
 
 fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
@@ -145,12 +150,8 @@ fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
         path: path.to_owned(),
         device_and_inode: (metadata.dev(), metadata.ino()),
     };
-    Ok(Listener {
-        socket,
-        bound: Bound::Unix(file),
-        client_timeout: Duration::ZERO,
-        deferred: false,
-    })
+    let asked = Address::Unix(path.to_owned());
+    Ok(Listener::new(socket, asked, Bound::Unix(file)))
 }
 
 /// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which nobody listens.
@@ -182,6 +183,30 @@ fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> 
 }
 
 impl Listener {
+    fn new(socket: OwnedFd, asked: Address, bound: Bound) -> Self {
+        Self {
+            socket,
+            asked,
+            bound,
+            announced: false,
+            client_timeout: Duration::ZERO,
+            deferred: false,
+        }
+    }
+
+    /// The address that was asked for, as the configuration says it.
+    #[must_use]
+    pub fn asked(&self) -> &Address {
+        &self.asked
+    }
+
+    /// Says in the log that it is listening, once.
+    pub fn announce(&mut self) {
+        if !std::mem::replace(&mut self.announced, true) {
+            log::info!("listening on {self}");
+        }
+    }
+
     /// Sets what connections inherit from their listener, which saves the calls on each of them. With `defer`, the
     /// kernel holds connections back until their clients have sent something; not for a service that speaks first.
     ///

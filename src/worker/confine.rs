@@ -23,9 +23,9 @@ use crate::error::{Error, Result};
 use crate::sys::process::open_descriptors;
 use identity::Identity;
 
-/// How many descriptors a worker opens for itself: its inbox and a copy for the signal handler, its doorbell, one to
-/// spare.
-const OWN_DESCRIPTORS: usize = 4;
+/// How many descriptors a worker has for itself: the standard streams, its inbox and a copy for the signal handler, its
+/// doorbell, a log, a directory to serve.
+const OWN_DESCRIPTORS: usize = 8;
 
 /// How many descriptors each of its threads opens: the connection, and a file to send.
 const TURN_DESCRIPTORS: usize = 2;
@@ -230,7 +230,7 @@ fn check_limits(limits: &[(Resource, u64)], threads: usize, means: &Means) -> Re
             return refused(format!("the hard limit is {hard}"));
         }
         if *resource == Resource::Nofile {
-            let needed = open_descriptors().len() + OWN_DESCRIPTORS + threads * TURN_DESCRIPTORS;
+            let needed = OWN_DESCRIPTORS + threads * TURN_DESCRIPTORS;
             if *limit < needed as u64 {
                 return refused(format!("a worker needs {needed} to serve anyone"));
             }

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
 
@@ -259,6 +260,10 @@ fn a_worker_that_dies_is_replaced_by_one_that_is_confined_too() {
         worker = server.replacement(worker);
         assert_dropped(worker, nobody().uid.as_raw(), STRANGER, &[STRANGER]);
     }
+    // So is the next generation.
+    server.signal(Signal::SIGHUP);
+    worker = server.replacement(worker);
+    assert_dropped(worker, nobody().uid.as_raw(), STRANGER, &[STRANGER]);
     assert_no_escape(&client.get("/escape").text());
 }
 

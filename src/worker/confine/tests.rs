@@ -265,10 +265,9 @@ fn limits_can_be_set_and_lived_with() {
     ];
     let message = "cannot limit cpu of workers to 20: it has a limit already";
     refused(&limit(&twice), &root(), message);
-    let few = Plan::with(&limit(&[(Resource::Nofile, 7)]), 1, &root()).unwrap_err();
-    let few = few.to_string();
-    assert!(
-        few.starts_with("cannot limit nofile of workers to 7: a worker needs "),
-        "{few}"
-    );
+    let few = limit(&[(Resource::Nofile, 11)]);
+    assert!(Plan::with(&few, 1, &root()).is_ok());
+    let message = "cannot limit nofile of workers to 11: a worker needs 16 to serve anyone";
+    let error = Plan::with(&few, 4, &root()).expect_err(message);
+    assert_eq!(error.to_string(), message);
 }
