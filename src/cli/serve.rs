@@ -10,8 +10,8 @@ use super::settings::SettingArgs;
 use super::source::Source;
 use super::{path, refuse};
 use crate::config::flags::Flags;
-use crate::config::{Address, Config, Confinement, PoolConfig, ServiceConfig};
-use crate::error::{Error, Result};
+use crate::config::{Address, PoolConfig, ServiceConfig};
+use crate::error::Result;
 use crate::logging::{self, Role};
 use crate::master::Offices;
 use crate::master::pool::Plan;
@@ -124,7 +124,6 @@ pub(super) fn serve(source: &Source) -> Result<()> {
     logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;
     let plans = || {
         let config = source.load()?;
-        refuse_what_is_not_there_yet(&config)?;
         config.pools.into_iter().map(plan).collect()
     };
     let heritage = Heritage::claim(source.takeover.as_deref())?;
@@ -141,32 +140,22 @@ fn plan(pool: PoolConfig) -> Result<Plan<'static>> {
         listen,
         service,
         settings,
-        ..
+        confinement,
     } = pool;
-    Ok(match service {
+    let confinement = &confinement;
+    match service {
         ServiceConfig::Demo => {
-            server::plan(&name, listen, settings, || http::Http::new(http::Demo))
+            let make = || http::Http::new(http::Demo);
+            server::plan(&name, listen, settings, confinement, make)
         }
-        ServiceConfig::Echo => server::plan(&name, listen, settings, Echo::new),
+        ServiceConfig::Echo => server::plan(&name, listen, settings, confinement, Echo::new),
         ServiceConfig::Http { root } => {
             let files = http::Files::open(&root)?;
             let keep = vec![files.descriptor()];
             let make = move || http::Http::new(files.clone());
-            Plan {
-                keep,
-                ..server::plan(&name, listen, settings, make)
-            }
+            let plan = server::plan(&name, listen, settings, confinement, make)?;
+            Ok(Plan { keep, ..plan })
         }
-    })
-}
-
-/// What the master cannot do yet must not be taken for done.
-fn refuse_what_is_not_there_yet(config: &Config) -> Result<()> {
-    let confined = |pool: &PoolConfig| pool.confinement != Confinement::default();
-    let not_yet = [(config.pools.iter().any(confined), "confined workers")];
-    match not_yet.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::because(format!("serve with {what}"), "not yet")),
-        None => Ok(()),
     }
 }
 
@@ -177,7 +166,7 @@ mod tests {
     use super::super::Command;
     use super::super::tests::parse;
     use super::*;
-    use crate::config::Settings;
+    use crate::config::{Config, Confinement, Settings};
     use crate::config::keys::KEYS;
 
     fn parse_serve(words: &str) -> Config {

@@ -2,6 +2,7 @@
 //! it, by its log, and by what /proc says. By behaviour, a module each.
 
 mod config;
+mod confine;
 mod crash;
 mod demo;
 mod errors;
