@@ -163,6 +163,16 @@ impl Address {
     }
 }
 
+/// Whether a descriptor may have this name when it is passed from process to process: 1 to 255
+/// bytes of printable ASCII without a colon, which separates names (sd_listen_fds(3), sd_notify(3)).
+#[must_use]
+pub fn is_descriptor_name(name: &str) -> bool {
+    const LONGEST: usize = 255;
+    let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    let fits = |byte| printable(byte) && byte != b':';
+    (1..=LONGEST).contains(&name.len()) && name.bytes().all(fits)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +209,18 @@ mod tests {
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.starts_with(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_names_that_a_descriptor_may_have() {
+        let longest = "n".repeat(255);
+        for name in ["web", "batond.socket", "a b", "~", &longest] {
+            assert!(is_descriptor_name(name), "{name}");
+        }
+        let too_long = "n".repeat(256);
+        for name in ["", "a:b", "a\nb", "\u{7f}", "\u{e4}", &too_long] {
+            assert!(!is_descriptor_name(name), "{name}");
         }
     }
 }
