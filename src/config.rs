@@ -73,6 +73,8 @@ pub enum Address {
     Name(String, u16),
     /// A Unix socket.
     Unix(PathBuf),
+    /// Whatever listening sockets were passed to this process under a name.
+    Inherited(String),
 }
 
 impl fmt::Display for Address {
@@ -82,6 +84,7 @@ impl fmt::Display for Address {
             Self::Any(port) => write!(f, ":{port}"),
             Self::Name(name, port) => write!(f, "{name}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd:{name}"),
         }
     }
 }
@@ -109,7 +112,7 @@ impl fmt::Display for BadAddress {
         let Self(reason) = self;
         write!(
             f,
-            "{reason}; an address looks like 127.0.0.1:8080, [::1]:8080, :8080 or unix:/path"
+            "{reason}; an address looks like 127.0.0.1:8080, [::1]:8080, :8080, unix:/path or fd:NAME"
         )
     }
 }
@@ -125,6 +128,15 @@ impl FromStr for Address {
                 "" => Err(BadAddress("the path is missing")),
                 path if path.contains('\0') => Err(BadAddress("the path holds a NUL character")),
                 path => Ok(Self::Unix(path.into())),
+            };
+        }
+        if let Some(name) = text.strip_prefix("fd:") {
+            return match name {
+                "" => Err(BadAddress("the name is missing")),
+                name if !is_descriptor_name(name) => Err(BadAddress(
+                    "the name is longer than 255 bytes, or holds a colon or what is not printable ASCII",
+                )),
+                name => Ok(Self::Inherited(name.to_owned())),
             };
         }
         if let Ok(address) = text.parse() {
@@ -186,12 +198,17 @@ mod tests {
             "0.0.0.0:0",
             "localhost:80",
             "unix:/run/b.sock",
+            "fd:web",
+            "fd:batond.socket",
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
         }
         assert_eq!(":80".parse(), Ok(Address::Any(80)));
         assert_eq!("unix:rel".parse(), Ok(Address::Unix("rel".into())));
+        // Not port 80 of a machine that is called fd.
+        assert_eq!("fd:80".parse(), Ok(Address::Inherited("80".into())));
+        assert_eq!("fd.:80".parse(), Ok(Address::Name("fd.".into(), 80)));
     }
 
     #[test]
@@ -206,6 +223,11 @@ mod tests {
             ("[::1:80", "the IPv6 address is not valid"),
             ("1.2.3:80", "the IPv4 address is not valid"),
             ("unix:", "the path is missing"),
+            ("fd:", "the name is missing"),
+            (
+                "fd:web:80",
+                "the name is longer than 255 bytes, or holds a colon",
+            ),
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.starts_with(reason), "{text}: {error}");

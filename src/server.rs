@@ -13,6 +13,7 @@ use crate::logging::{self, Role};
 use crate::master::{self, listener};
 use crate::seat::Seat;
 use crate::service::Service;
+use crate::systemd::{Inherited, listen_fds};
 use crate::worker;
 
 /// A server that is bound to its addresses and not running yet.
@@ -36,11 +37,14 @@ use crate::worker;
 #[derive(Debug)]
 pub struct Server {
     listeners: Vec<listener::Listener>,
+    /// What was passed to this process and is not listened on yet, once it was asked for.
+    inherited: Option<Vec<Inherited>>,
     settings: Settings,
 }
 
 impl Server {
-    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0` or `unix:/path`.
+    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`, `unix:/path`,
+    /// or `fd:NAME` for the sockets that systemd passes under this name.
     ///
     /// # Errors
     /// When it is no address, or can't be bound.
@@ -56,6 +60,7 @@ impl Server {
     pub(crate) fn with(settings: Settings) -> Self {
         Self {
             listeners: Vec::new(),
+            inherited: None,
             settings,
         }
     }
@@ -71,9 +76,32 @@ impl Server {
         let address = address
             .try_into()
             .map_err(|error| Error::because("listen", error.to_string()))?;
-        self.listeners
-            .extend(listener::bind_all(&address, self.settings.backlog)?);
+        let fresh = match &address {
+            Address::Inherited(name) => self.inherit(name)?,
+            address => listener::bind_all(address, self.settings.backlog)?,
+        };
+        self.listeners.extend(fresh);
         Ok(self)
+    }
+
+    /// The sockets that were passed to this process under a name.
+    fn inherit(&mut self, name: &str) -> Result<Vec<listener::Listener>> {
+        let mut passed = match self.inherited.take() {
+            None => listen_fds()?,
+            Some(passed) => passed,
+        };
+        let named: Vec<_> = passed.extract_if(.., |one| one.name == name).collect();
+        self.inherited = Some(passed);
+        if named.is_empty() {
+            return Err(Error::because(
+                format!("listen on fd:{name}"),
+                "no socket with this name was passed to this process",
+            ));
+        }
+        named
+            .into_iter()
+            .map(|one| listener::Listener::inherit(one.fd))
+            .collect()
     }
 
     /// How many workers serve; at least one. Twice the number of processors and at least four, unless told.
@@ -138,6 +166,10 @@ impl Server {
     /// # Errors
     /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
+        // The workers would keep what is open.
+        for unused in self.inherited.into_iter().flatten() {
+            log::warn!("descriptor {:?} was passed, and has no use", unused.name);
+        }
         raise_descriptor_limit();
         let threads = self.settings.threads;
         let main = |seat: Seat<'_>| {

@@ -24,7 +24,8 @@ pub(super) struct ServeArgs {
     #[arg(value_name = "DIR")]
     argument: Option<PathBuf>,
     /// Listen here: 127.0.0.1:8080, [::1]:8080, :8080 for every address of this machine, or
-    /// unix:/path. Port 0 takes a free one. May be given more than once.
+    /// unix:/path, or fd:NAME for sockets that systemd passes. Port 0 takes a free one. May be given
+    /// more than once.
     #[arg(short, long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: Vec<Address>,
     /// Run this many worker processes. [default: two for each processor, at least 4]

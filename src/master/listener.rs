@@ -3,8 +3,8 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use crate::config::Address;
 use crate::error::{Error, Plain, Result};
 use crate::service::Peer;
 use crate::sys::tcp;
+use crate::systemd::{Kind, Local, kind};
 
 /// One listening socket.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct Listener {
 enum Bound {
     Inet(SocketAddr),
     Unix(SocketFile),
+    /// A Unix socket that somebody else has bound, and is to remove.
+    Foreign(Local),
 }
 
 /// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A worker process drops
@@ -64,6 +67,7 @@ impl fmt::Display for Listener {
         match &self.bound {
             Bound::Inet(address) => address.fmt(f),
             Bound::Unix(file) => write!(f, "unix:{}", file.path.display()),
+            Bound::Foreign(name) => name.fmt(f),
         }
     }
 }
@@ -83,23 +87,38 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     match address {
         Address::Inet(address) => Ok(vec![inet(*address, backlog).map_err(failed)?]),
         Address::Any(port) => Ok(vec![any(*port, backlog).map_err(failed)?]),
-        Address::Name(name, port) => {
-            let mut addresses: Vec<_> = (name.as_str(), *port)
-                .to_socket_addrs()
-                .map_err(failed)?
-                .collect();
-            addresses.sort_unstable();
-            addresses.dedup();
-            addresses
-                .into_iter()
-                .map(|address| inet(address, backlog).map_err(failed))
-                .collect()
-        }
+        Address::Name(name, port) => resolve(name, *port)
+            .map_err(failed)?
+            .into_iter()
+            .map(|address| inet(address, backlog).map_err(failed))
+            .collect(),
         Address::Unix(path) => {
             clear(path)?;
             Ok(vec![unix(path, backlog).map_err(failed)?])
         }
+        Address::Inherited(_) => Err(Error::because(
+            format!("listen on {address}"),
+            "no socket with this name was passed to this process",
+        )),
     }
+}
+
+/// The addresses that a name stands for, each once.
+///
+/// # Errors
+/// When it stands for none, or nobody can be asked.
+pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// Whether this machine knows IPv6.
+fn has_ipv6() -> bool {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None);
+    socket.err() != Some(rustix::io::Errno::AFNOSUPPORT)
 }
 
 /// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.
@@ -182,6 +201,70 @@ fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> 
 }
 
 impl Listener {
+    /// Listens on a socket that somebody else has bound, and passed to this process. Its backlog is theirs. So is the
+    /// file of a Unix socket: it stays. O_NONBLOCK is set, for all who share the socket.
+    ///
+    /// # Errors
+    /// When it is no listening TCP or Unix stream socket.
+    pub fn inherit(socket: OwnedFd) -> Result<Self> {
+        let attempt = || format!("listen on descriptor {}", socket.as_raw_fd());
+        let local = match kind(&socket) {
+            Kind::Listening(local) => local,
+            Kind::Connected(_) => {
+                return Err(Error::because(attempt(), "it is a connected socket"));
+            }
+            Kind::Other(what) => return Err(Error::because(attempt(), format!("it is {what}"))),
+        };
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| Error::new(attempt(), error))?;
+        Ok(Self {
+            socket,
+            bound: match local {
+                Local::Inet(address) => Bound::Inet(address),
+                name => Bound::Foreign(name),
+            },
+            client_timeout: Duration::ZERO,
+            deferred: false,
+        })
+    }
+
+    /// Whether it is what an address in the configuration asks for, so that it can be kept. Never for port 0, which
+    /// asks for a new one; nor for a name, to be [`resolve`]d first; nor for `fd:NAME`, for a socket has no name.
+    #[must_use]
+    #[cfg_attr(not(test), expect(dead_code, reason = "a reload is to ask it"))]
+    pub fn matches(&self, address: &Address) -> bool {
+        match (address, &self.bound) {
+            (Address::Inet(wanted), Bound::Inet(bound)) => {
+                wanted.port() != 0
+                    && wanted == bound
+                    && (*wanted != Address::any(wanted.port()) || self.takes_ipv4())
+            }
+            (Address::Any(port), Bound::Inet(bound)) => {
+                let every = match bound.ip() {
+                    IpAddr::V6(ip) => ip.is_unspecified() && self.takes_ipv4(),
+                    // What `any` makes of it where there is no IPv6.
+                    IpAddr::V4(ip) => ip.is_unspecified() && !has_ipv6(),
+                };
+                *port != 0 && *port == bound.port() && every
+            }
+            (Address::Unix(wanted), Bound::Unix(file)) => *wanted == file.path,
+            (Address::Unix(wanted), Bound::Foreign(Local::Path(path))) => wanted == path,
+            (
+                Address::Inet(_)
+                | Address::Any(_)
+                | Address::Unix(_)
+                | Address::Name(..)
+                | Address::Inherited(_),
+                _,
+            ) => false,
+        }
+    }
+
+    /// Whether an IPv6 socket that is bound to every address takes IPv4 too. (Whoever passes one may have decided
+    /// otherwise.)
+    fn takes_ipv4(&self) -> bool {
+        sockopt::ipv6_v6only(&self.socket) == Ok(false)
+    }
+
     /// Sets what connections inherit from their listener, which saves the calls on each of them. With `defer`, the
     /// kernel holds connections back until their clients have sent something; not for a service that speaks first.
     ///
@@ -244,7 +327,7 @@ impl Listener {
                     None => Ok(Accepted::Lost),
                 }
             }
-            Bound::Unix(_) => {
+            Bound::Unix(_) | Bound::Foreign(_) => {
                 // Unix sockets inherit no timeouts.
                 set_timeouts(&socket, self.client_timeout)?;
                 Ok(Accepted::Connection(socket, Peer::Unix))
@@ -257,7 +340,7 @@ impl Listener {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self.bound {
             Bound::Inet(address) => Some(address),
-            Bound::Unix(_) => None,
+            Bound::Unix(_) | Bound::Foreign(_) => None,
         }
     }
 }
@@ -272,3 +355,6 @@ impl Drop for SocketFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
