@@ -6,8 +6,6 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
-
 use super::process::threads;
 
 /// Descriptors that are passed to a process begin here, after the standard streams
@@ -58,8 +56,7 @@ pub fn passed_descriptors(count: usize) -> io::Result<Vec<OwnedFd>> {
 fn own(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it sets a flag, or fails with EBADF when the number is not open.
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
-        let cause = Errno::last().desc();
-        return Err(io::Error::other(format!("descriptor {number}: {cause}")));
+        return Err(io::Error::other(format!("descriptor {number} is not open")));
     }
     // SAFETY: it is open. Whoever started this process says that it has been since then, so nothing
     // here has got it from a call, and each number comes here once in the life of the process.

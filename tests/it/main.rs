@@ -18,6 +18,7 @@ mod staying;
 mod stop;
 mod storm;
 mod stuck;
+mod systemd;
 mod takeback;
 mod threads;
 mod tidy;
