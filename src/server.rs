@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -10,6 +11,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
+use crate::master::pool::Plan;
+use crate::master::processes::MAIN;
 use crate::master::{self, listener};
 use crate::seat::Seat;
 use crate::service::Service;
@@ -36,6 +39,7 @@ use crate::worker;
 /// ```
 #[derive(Debug)]
 pub struct Server {
+    listen: Vec<Address>,
     listeners: Vec<listener::Listener>,
     /// What was passed to this process and is not listened on yet, once it was asked for.
     inherited: Option<Vec<Inherited>>,
@@ -59,6 +63,7 @@ impl Server {
     /// A server that listens nowhere yet.
     pub(crate) fn with(settings: Settings) -> Self {
         Self {
+            listen: Vec::new(),
             listeners: Vec::new(),
             inherited: None,
             settings,
@@ -81,6 +86,7 @@ impl Server {
             address => listener::bind_all(address, self.settings.backlog)?,
         };
         self.listeners.extend(fresh);
+        self.listen.push(address);
         Ok(self)
     }
 
@@ -92,15 +98,14 @@ impl Server {
         };
         let named: Vec<_> = passed.extract_if(.., |one| one.name == name).collect();
         self.inherited = Some(passed);
+        let asked = Address::Inherited(name.to_owned());
         if named.is_empty() {
-            return Err(Error::because(
-                format!("listen on fd:{name}"),
-                "no socket with this name was passed to this process",
-            ));
+            let cause = "no socket with this name was passed to this process";
+            return Err(Error::because(format!("listen on {asked}"), cause));
         }
         named
             .into_iter()
-            .map(|one| listener::Listener::inherit(one.fd))
+            .map(|one| listener::Listener::inherit(one.fd, asked.clone()))
             .collect()
     }
 
@@ -170,18 +175,43 @@ impl Server {
         for unused in self.inherited.into_iter().flatten() {
             log::warn!("descriptor {:?} was passed, and has no use", unused.name);
         }
-        raise_descriptor_limit();
-        let threads = self.settings.threads;
-        let main = |seat: Seat<'_>| {
-            logging::set_role(Role::Worker { slot: seat.slot });
-            let served = match threads {
-                1 => worker::serve(seat, &mut make()),
-                count => worker::serve_in_threads(seat, count, &make),
-            };
-            exit_status(served)
-        };
-        master::run(&self.settings, S::conduct(), self.listeners, &main)
+        let plan = plan(MAIN, self.listen, self.settings, make);
+        serve_pools(self.listeners, &|| Ok(vec![plan.clone()]))
     }
+}
+
+/// A pool whose workers run the services that `make` makes.
+pub(crate) fn plan<'a, S: Service>(
+    name: &str,
+    listen: Vec<Address>,
+    settings: Settings,
+    make: impl Fn() -> S + Sync + 'a,
+) -> Plan<'a> {
+    let threads = settings.threads;
+    let main = move |seat: Seat<'_>| {
+        logging::set_role(Role::Worker { slot: seat.slot });
+        let served = match threads {
+            1 => worker::serve(seat, &mut make()),
+            count => worker::serve_in_threads(seat, count, &make),
+        };
+        exit_status(served)
+    };
+    Plan {
+        name: name.into(),
+        listen,
+        settings,
+        conduct: S::conduct(),
+        main: Rc::new(main),
+    }
+}
+
+/// Serves pools until it is told to stop. `plans` says what they are, now and at each reload.
+pub(crate) fn serve_pools<'a>(
+    bound: Vec<listener::Listener>,
+    plans: &'a (dyn Fn() -> Result<Vec<Plan<'a>>> + 'a),
+) -> Result<()> {
+    raise_descriptor_limit();
+    master::run(plans()?, bound, plans)
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

@@ -44,6 +44,14 @@ impl Clients {
         }
     }
 
+    /// Goes by another limit from now on. Connections that were not counted, for there was no limit, stay uncounted.
+    pub fn set_limit(&mut self, limit: Option<u32>) {
+        self.limit = limit;
+        if limit.is_none() {
+            self.counts.clear();
+        }
+    }
+
     /// Counts a new connection; false when it is one too many. It is counted all the same, until it ends.
     pub fn enter(&mut self, peer: Peer) -> bool {
         let Some(limit) = self.limit else { return true };

@@ -76,6 +76,16 @@ impl<C> Dispatcher<C> {
         }
     }
 
+    /// Goes by other limits from now on. What waits already keeps the deadline that it has.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        if self.paused && !self.stopping && self.table.len() < self.limits.connections {
+            self.paused = false;
+            self.actions.push(Action::ResumeAccepting);
+        }
+        self.pause_if_full();
+    }
+
     /// What is to be done, in this order. The caller gives the emptied vector back with [`Dispatcher::reuse`].
     #[must_use]
     pub fn take_actions(&mut self) -> Vec<Action<C>> {

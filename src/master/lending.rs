@@ -2,37 +2,50 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
+use super::Own;
 use super::connections::{ConnectionId, State};
 use super::dispatch::{Dispatcher, Stray, TurnEnd, Verdict, WorkerId};
+use super::generation::Incoming;
 use super::held::Held;
-use super::pool::{self, Change, End, Process};
+use super::listener::Listener;
+use super::pool::{Accepting, Phase, Pool};
+use super::processes::{Change, End, Process};
 use super::time::Time;
-use super::token::Token;
-use super::{Accepting, Master, Phase};
+use super::token::{Subject, Token};
 use crate::error::Plain;
 use crate::inbox::Lent;
 use crate::scoreboard::{Entry, RING, Sleep};
 use crate::wire::{FromWorker, Lend, Report};
 
-impl Master<'_> {
-    pub(super) fn start_missing(&mut self, now: Time) {
+impl Pool<'_> {
+    /// Starts the workers that are wanted and not there.
+    pub fn start_missing(&mut self, own: &mut Own, now: Time) {
         while matches!(self.phase, Phase::Serving | Phase::Stopping { .. })
-            && let Some(slot) = self.pool.due(now)
+            && let Some(post) = self.processes.due(now)
         {
-            let worker = self.dispatcher.worker_started(self.settings.threads);
-            let (signals, main) = (&mut self.signals, self.main);
+            let next = self.incoming.as_ref().map(Incoming::plan);
+            let plan = next
+                .filter(|_| self.processes.is_of_next(post))
+                .unwrap_or(&self.plan);
+            let (threads, main) = (plan.settings.threads, Rc::clone(&plan.main));
+            let worker = self.dispatcher.worker_started(threads);
+            let (signals, inherited) = (&mut own.signals, &own.inherited);
             let detach = || drop(signals.take());
-            match self
-                .pool
-                .start(slot, worker, &self.inherited, detach, main, now)
-            {
+            let started = self
+                .processes
+                .start(post, worker, inherited, detach, &*main, now);
+            match started {
                 Ok(process) => {
-                    if let Err(error) = watch_worker(self.epoll.as_fd(), worker, process) {
-                        log::error!("cannot watch worker slot={slot}: {}", Plain(&error));
+                    if let Err(error) =
+                        watch_worker(self.epoll.as_fd(), self.index, worker, process)
+                    {
+                        log::error!("cannot watch worker {process}: {}", Plain(&error));
                     }
                 }
                 Err(error) => {
@@ -48,7 +61,7 @@ impl Master<'_> {
         // No honest worker has more to say at a time than fits on its board; a rogue that talks
         // without end must not keep the master from the others.
         for _ in 0..=RING {
-            let Some(process) = self.pool.get_mut(worker) else {
+            let Some(process) = self.processes.get_mut(worker) else {
                 return;
             };
             match process.end.receive(&mut self.messages) {
@@ -60,17 +73,15 @@ impl Master<'_> {
                 }
                 Ok(Some(FromWorker::Ready)) => {
                     process.ready = true;
-                    log::info!("worker ready slot={} pid={}", process.slot, process.pid);
-                    self.dispatcher.worker_ready(worker, now);
-                    self.announce();
+                    log::info!("worker ready {process}");
+                    self.on_ready(worker, now);
                 }
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     return self.end_rogue(worker, &format!("bad message: {error}"));
                 }
                 Err(error) => {
-                    let slot = process.slot;
-                    log::error!("cannot hear worker slot={slot}: {}", Plain(&error));
+                    log::error!("cannot hear worker {process}: {}", Plain(&error));
                     return;
                 }
             }
@@ -91,7 +102,7 @@ impl Master<'_> {
     fn collect(&mut self, worker: WorkerId, now: Time) {
         // A rogue that publishes without end gets no more attention than one that works.
         for _ in 0..RING {
-            let Some(process) = self.pool.get(worker) else {
+            let Some(process) = self.processes.get(worker) else {
                 return;
             };
             let Some(entry) = process.board.collect() else {
@@ -113,15 +124,14 @@ impl Master<'_> {
     /// Kills a worker that says what no honest one does, and listens to it no more. What it has
     /// now is settled as after any other death.
     fn end_rogue(&mut self, worker: WorkerId, what: &str) {
-        let Some(process) = self.pool.get_mut(worker) else {
+        let Some(process) = self.processes.get_mut(worker) else {
             return;
         };
         if std::mem::replace(&mut process.ended, true) {
             return;
         }
-        let (slot, pid) = (process.slot, process.pid);
-        log::error!("worker slot={slot} pid={pid} broke the protocol: {what}; killing it");
-        let _ = kill(pid, Signal::SIGKILL);
+        log::error!("worker {process} broke the protocol: {what}; killing it");
+        let _ = kill(process.pid, Signal::SIGKILL);
         // Its end of the pair may be readable without end.
         let _ = epoll::delete(&self.epoll, &process.end);
     }
@@ -137,7 +147,7 @@ impl Master<'_> {
         // A single report makes it a moving worker again; one that publishes anything else is a
         // rogue, and is not waited for.
         if self.dispatcher.is_unhurried(worker)
-            && let Some(process) = self.pool.get(worker)
+            && let Some(process) = self.processes.get(worker)
             && !process.board.sleep(Sleep::Light)
         {
             self.collect(worker, now);
@@ -147,7 +157,7 @@ impl Master<'_> {
     /// No worker may stay with its connection any more, for others wait.
     fn spare_nobody(&mut self) {
         if std::mem::take(&mut self.spared) {
-            for process in self.pool.processes() {
+            for process in self.processes.processes() {
                 process.board.spare(false);
             }
         }
@@ -171,7 +181,7 @@ impl Master<'_> {
         let mut boards = self
             .moving
             .iter()
-            .filter_map(|worker| Some((worker.index(), &self.pool.get(*worker)?.board)));
+            .filter_map(|worker| Some((worker.index(), &self.processes.get(*worker)?.board)));
         boards.all(|(place, board)| {
             // With nobody waiting, a parked connection is no news: the client's next bytes wake the
             // master, and then it looks at the boards. But they may have come already.
@@ -189,24 +199,34 @@ impl Master<'_> {
         for process in self
             .moving
             .iter()
-            .filter_map(|worker| self.pool.get(*worker))
+            .filter_map(|worker| self.processes.get(*worker))
         {
             process.board.wake();
         }
     }
 
-    fn announce(&mut self) {
-        if !self.announced {
-            self.announced = true;
-            for listener in &self.listeners {
-                log::info!("listening on {listener}");
-            }
+    /// A worker says that it can serve. One of a generation that is not serving yet is only counted.
+    fn on_ready(&mut self, worker: WorkerId, now: Time) {
+        let next = self
+            .processes
+            .get(worker)
+            .is_some_and(|p| self.processes.is_next(p));
+        if !next {
+            self.dispatcher.worker_ready(worker, now);
+            self.announce();
+        }
+    }
+
+    /// Says where it listens, as soon as a worker can serve who comes.
+    pub(super) fn announce(&mut self) {
+        if self.processes.members().any(|process| process.ready) {
+            self.listeners.iter_mut().for_each(Listener::announce);
         }
     }
 
     /// A worker has made no progress within the patience: others get what lies in its inbox.
     pub(super) fn relieve(&mut self, worker: WorkerId, now: Time) {
-        let Some(process) = self.pool.get(worker) else {
+        let Some(process) = self.processes.get(worker) else {
             return;
         };
         let waiting = process.inbox_length();
@@ -227,7 +247,7 @@ impl Master<'_> {
 
     /// Receives back whatever lies in a worker's inbox.
     fn take_back(&mut self, worker: WorkerId, now: Time) {
-        while let Some(process) = self.pool.get_mut(worker) {
+        while let Some(process) = self.processes.get_mut(worker) {
             match process.end.take_back(&mut self.messages) {
                 Ok(Some(id)) => {
                     process.count_taken_back();
@@ -235,11 +255,7 @@ impl Master<'_> {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    let slot = process.slot;
-                    log::error!(
-                        "cannot take back from worker slot={slot}: {}",
-                        Plain(&error)
-                    );
+                    log::error!("cannot take back from worker {process}: {}", Plain(&error));
                     break;
                 }
             }
@@ -247,34 +263,33 @@ impl Master<'_> {
         self.dispatcher.inbox_empty(worker, now);
     }
 
-    /// Looks which workers have ended, were stopped or go on.
-    pub(super) fn reap(&mut self, now: Time) {
-        while let Some((pid, change)) = pool::next_change() {
-            let Some(worker) = self.pool.worker(pid) else {
-                continue;
-            };
-            let slot = self.pool.get(worker).map_or(0, |process| process.slot);
-            match change {
-                Change::Ended(end) => self.settle(worker, end, now),
-                Change::Stopped => {
-                    log::warn!(
-                        "worker stopped slot={slot} pid={pid}: others get what it has not begun"
-                    );
-                    self.dispatcher.worker_stopped(worker);
-                }
-                Change::Continued => {
-                    log::info!("worker continued slot={slot} pid={pid}");
-                    self.dispatcher.worker_continued(worker, now);
-                }
+    /// One of its workers has ended, was stopped or goes on; false when it is none of its.
+    pub fn on_change(&mut self, pid: Pid, change: Change, now: Time) -> bool {
+        let Some(worker) = self.processes.worker(pid) else {
+            return false;
+        };
+        let Some(process) = self.processes.get(worker) else {
+            return false;
+        };
+        match change {
+            Change::Ended(end) => self.settle(worker, end, now),
+            Change::Stopped => {
+                log::warn!("worker stopped {process}: others get what it has not begun");
+                self.dispatcher.worker_stopped(worker);
+            }
+            Change::Continued => {
+                log::info!("worker continued {process}");
+                self.dispatcher.worker_continued(worker, now);
             }
         }
+        true
     }
 
     /// A worker has ended: its last words, its connections, its successor.
     fn settle(&mut self, worker: WorkerId, end: End, now: Time) {
         self.dispatcher.worker_died(worker);
         self.carry_out(now);
-        if let Some(process) = self.pool.get_mut(worker) {
+        if let Some(process) = self.processes.get_mut(worker) {
             process.ended = true;
         }
         // What it said before it died counts, and what it never took up was never lent.
@@ -282,23 +297,26 @@ impl Master<'_> {
         self.collect(worker, now);
         self.take_back(worker, now);
         self.dispatcher.worker_gone(worker, now);
-        if let Some(process) = self.pool.get(worker) {
-            let (slot, pid) = (process.slot, process.pid);
+        if let Some(process) = self.processes.get(worker) {
             let expected = process.retiring || self.phase != Phase::Serving;
             if end == End::Exited(0) || expected && end == End::Killed(Signal::SIGKILL) {
-                log::info!("worker retired slot={slot} pid={pid}");
+                log::info!("worker retired {process}");
             } else {
-                log::warn!("worker died slot={slot} pid={pid}: {end}");
+                log::warn!("worker died {process}: {end}");
+            }
+            if self.is_next(process) {
+                self.note_failure(process.to_string(), &end.to_string());
             }
         }
         // Its connections are examined while its process is still known by slot and pid.
         self.carry_out(now);
-        self.pool.bury(worker, now);
+        self.processes.bury(worker, now);
     }
 
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         let (turn, calm) = (self.dispatcher.turn_number(id), self.dispatcher.is_calm());
-        let (Some(process), Some(held)) = (self.pool.get_mut(worker), self.dispatcher.payload(id))
+        let (Some(process), Some(held)) =
+            (self.processes.get_mut(worker), self.dispatcher.payload(id))
         else {
             return self.dispatcher.lend_refused(worker, id, now);
         };
@@ -320,9 +338,8 @@ impl Master<'_> {
             }
             Err(error) => {
                 log::error!(
-                    "cannot lend {} to worker slot={}: {}",
+                    "cannot lend {} to worker {process}: {}",
                     held.peer(),
-                    process.slot,
                     Plain(&error)
                 );
                 self.dispatcher.lend_refused(worker, id, now);
@@ -335,13 +352,13 @@ impl Master<'_> {
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
-        let process = self.pool.get(worker);
+        let process = self.processes.get(worker);
         let board = process.map(|process| &process.board);
         let unreported = board.and_then(|board| board.unreported(id.into()));
         let foreseen = board.and_then(|board| board.foreseen(id.into()));
         // What was taken out of the inbox, and not counted as taken, was taken by the kernel while it ended the process.
         let unseen = process.is_some_and(|process| process.inbox_length() > 0);
-        let verdict = if unseen && self.settings.threads == 1 {
+        let verdict = if unseen && self.plan.settings.threads == 1 {
             Verdict::Untouched
         } else {
             held.examine(unreported, foreseen)
@@ -355,9 +372,7 @@ impl Master<'_> {
                 Verdict::Unknown => "what was sent is not known, so it is closed",
             };
             log::warn!(
-                "worker slot={} pid={} died in turn {turn} of {}: {consequence}",
-                process.slot,
-                process.pid,
+                "worker {process} died in turn {turn} of {}: {consequence}",
                 held.peer()
             );
         }
@@ -366,22 +381,20 @@ impl Master<'_> {
 
     /// Ends a worker that hangs.
     pub(super) fn end_worker(&mut self, worker: WorkerId, signal: Signal) {
-        let Some(process) = self.pool.get(worker) else {
+        let Some(process) = self.processes.get(worker) else {
             return;
         };
-        let (slot, pid) = (process.slot, process.pid);
-        let limit = self.settings.turn_timeout.unwrap_or_default().as_secs_f64();
-        log::warn!(
-            "worker hangs slot={slot} pid={pid}: a turn takes longer than {limit} s; sending {signal}"
-        );
-        if let Err(error) = kill(pid, signal) {
-            log::error!("cannot end worker slot={slot} pid={pid}: {}", error.desc());
+        let limit = self.plan.settings.turn_timeout.unwrap_or_default();
+        let limit = limit.as_secs_f64();
+        log::warn!("worker hangs {process}: a turn takes longer than {limit} s; sending {signal}");
+        if let Err(error) = kill(process.pid, signal) {
+            log::error!("cannot end worker {process}: {}", error.desc());
         }
     }
 
     pub(super) fn retire(&mut self, worker: WorkerId) {
         self.dispatcher.retire(worker);
-        let Some(process) = self.pool.get_mut(worker) else {
+        let Some(process) = self.processes.get_mut(worker) else {
             return;
         };
         if !process.retiring {
@@ -389,11 +402,7 @@ impl Master<'_> {
             if let Err(error) = process.end.retire()
                 && error.raw_os_error() != Some(libc::EPIPE)
             {
-                log::error!(
-                    "cannot retire worker slot={}: {}",
-                    process.slot,
-                    Plain(&error)
-                );
+                log::error!("cannot retire worker {process}: {}", Plain(&error));
             }
         }
     }
@@ -434,11 +443,17 @@ fn as_report(entry: &Entry) -> Report<'static> {
     }
 }
 
-fn watch_worker(epoll: BorrowedFd<'_>, worker: WorkerId, process: &Process) -> io::Result<()> {
-    let data = EventData::new_u64(Token::Worker(worker).encode());
+fn watch_worker(
+    epoll: BorrowedFd<'_>,
+    pool: u8,
+    worker: WorkerId,
+    process: &Process,
+) -> io::Result<()> {
+    let token = |subject| EventData::new_u64(Token { pool, subject }.encode());
+    let data = token(Subject::Worker(worker));
     epoll::add(epoll, &process.end, data, EventFlags::IN)?;
     // Each ring is an event of its own, and the counter need not be read.
-    let data = EventData::new_u64(Token::Doorbell(worker).encode());
+    let data = token(Subject::Doorbell(worker));
     epoll::add(
         epoll,
         process.board.doorbell(),

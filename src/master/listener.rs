@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,11 @@ use crate::systemd::{Kind, Local, kind};
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
+    /// The address that was asked for, as the configuration says it.
+    asked: Address,
     bound: Bound,
+    /// The log has said that it is listening.
+    announced: bool,
     client_timeout: Duration,
     /// The kernel holds connections back until their clients have sent something.
     deferred: bool,
@@ -84,23 +88,25 @@ impl AsFd for Listener {
 /// When one of them can't be bound: in use, not permitted, not an address of this machine.
 pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
-    match address {
-        Address::Inet(address) => Ok(vec![inet(*address, backlog).map_err(failed)?]),
-        Address::Any(port) => Ok(vec![any(*port, backlog).map_err(failed)?]),
+    let listeners: io::Result<Vec<Listener>> = match address {
+        Address::Inet(inet_address) => inet(*inet_address, backlog).map(|new| vec![new]),
+        Address::Any(port) => any(*port, backlog).map(|new| vec![new]),
         Address::Name(name, port) => resolve(name, *port)
-            .map_err(failed)?
-            .into_iter()
-            .map(|address| inet(address, backlog).map_err(failed))
-            .collect(),
+            .and_then(|all| all.into_iter().map(|one| inet(one, backlog)).collect()),
         Address::Unix(path) => {
             clear(path)?;
-            Ok(vec![unix(path, backlog).map_err(failed)?])
+            unix(path, backlog).map(|new| vec![new])
         }
-        Address::Inherited(_) => Err(Error::because(
-            format!("listen on {address}"),
-            "no socket with this name was passed to this process",
-        )),
+        Address::Inherited(_) => {
+            let cause = "no socket with this name was passed to this process";
+            return Err(Error::because(format!("listen on {address}"), cause));
+        }
+    };
+    let mut listeners = listeners.map_err(failed)?;
+    for listener in &mut listeners {
+        listener.asked = address.clone();
     }
+    Ok(listeners)
 }
 
 /// The addresses that a name stands for, each once.
@@ -145,13 +151,12 @@ fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
     }
     bind(&socket, &address)?;
     listen(&socket, backlog)?;
-    let bound = Bound::Inet(TcpListener::from(socket.try_clone()?).local_addr()?);
-    Ok(Listener {
+    let bound = TcpListener::from(socket.try_clone()?).local_addr()?;
+    Ok(Listener::new(
         socket,
-        bound,
-        client_timeout: Duration::ZERO,
-        deferred: false,
-    })
+        Address::Inet(address),
+        Bound::Inet(bound),
+    ))
 }
 
 fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
@@ -164,12 +169,8 @@ fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
         path: path.to_owned(),
         device_and_inode: (metadata.dev(), metadata.ino()),
     };
-    Ok(Listener {
-        socket,
-        bound: Bound::Unix(file),
-        client_timeout: Duration::ZERO,
-        deferred: false,
-    })
+    let asked = Address::Unix(path.to_owned());
+    Ok(Listener::new(socket, asked, Bound::Unix(file)))
 }
 
 /// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which nobody listens.
@@ -201,13 +202,38 @@ fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> 
 }
 
 impl Listener {
-    /// Listens on a socket that somebody else has bound, and passed to this process. Its backlog is theirs. So is the
-    /// file of a Unix socket: it stays. O_NONBLOCK is set, for all who share the socket.
+    fn new(socket: OwnedFd, asked: Address, bound: Bound) -> Self {
+        Self {
+            socket,
+            asked,
+            bound,
+            announced: false,
+            client_timeout: Duration::ZERO,
+            deferred: false,
+        }
+    }
+
+    /// The address that was asked for, as the configuration says it.
+    #[must_use]
+    pub fn asked(&self) -> &Address {
+        &self.asked
+    }
+
+    /// Says in the log that it is listening, once.
+    pub fn announce(&mut self) {
+        if !std::mem::replace(&mut self.announced, true) {
+            log::info!("listening on {self}");
+        }
+    }
+
+    /// Listens on a socket that somebody else has bound, and passed to this process; `asked` is what the
+    /// configuration calls it. Its backlog is theirs. So is the file of a Unix socket: it stays. O_NONBLOCK is set,
+    /// for all who share the socket.
     ///
     /// # Errors
     /// When it is no listening TCP or Unix stream socket.
-    pub fn inherit(socket: OwnedFd) -> Result<Self> {
-        let attempt = || format!("listen on descriptor {}", socket.as_raw_fd());
+    pub fn inherit(socket: OwnedFd, asked: Address) -> Result<Self> {
+        let attempt = || format!("listen on {asked}");
         let local = match kind(&socket) {
             Kind::Listening(local) => local,
             Kind::Connected(_) => {
@@ -216,21 +242,18 @@ impl Listener {
             Kind::Other(what) => return Err(Error::because(attempt(), format!("it is {what}"))),
         };
         rustix::io::ioctl_fionbio(&socket, true).map_err(|error| Error::new(attempt(), error))?;
-        Ok(Self {
-            socket,
-            bound: match local {
-                Local::Inet(address) => Bound::Inet(address),
-                name => Bound::Foreign(name),
-            },
-            client_timeout: Duration::ZERO,
-            deferred: false,
-        })
+        let bound = match local {
+            Local::Inet(address) => Bound::Inet(address),
+            name => Bound::Foreign(name),
+        };
+        Ok(Self::new(socket, asked, bound))
     }
 
-    /// Whether it is what an address in the configuration asks for, so that it can be kept. Never for port 0, which
-    /// asks for a new one; nor for a name, to be [`resolve`]d first; nor for `fd:NAME`, for a socket has no name.
+    /// Whether it is bound to what an address asks for, whatever the configuration called it. Never for port 0,
+    /// which asks for a new one; nor for a name, to be [`resolve`]d first; nor for `fd:NAME`, for a socket has no
+    /// name.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "a reload is to ask it"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "a takeover is to ask it"))]
     pub fn matches(&self, address: &Address) -> bool {
         match (address, &self.bound) {
             (Address::Inet(wanted), Bound::Inet(bound)) => {

@@ -1,373 +1,325 @@
-//! The worker processes of a pool: start, ready, reap, and start again with a growing delay.
+//! One pool: workers that run one service, the listeners where its clients come from, and their connections.
 //!
-//! The pool reconciles: it compares the workers that there should be with those that there are, and starts what is
-//! missing. It never decides from an event alone, so a lost or doubled event does no harm.
+//! A pool does what its [`Dispatcher`] says and tells it what happens. Pools know nothing of each other; what they share
+//! is the master's loop and its epoll set.
 
-use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use rustix::event::epoll::EventFlags;
 
-use super::dispatch::{MAX_DEPTH, WorkerId};
+use super::clients::Clients;
+use super::connections::{ConnectionId, State};
+use super::dispatch::{self, Action, Canned, Dispatcher, Interest, WorkerId};
+use super::generation::Incoming;
+use super::held::Held;
+use super::listener::Listener;
+use super::processes::{Processes, WorkerMain};
 use super::time::Time;
-use crate::config::MAX_THREADS;
-use crate::error::{Error, Result};
-use crate::inbox::{self, MasterEnd, WorkerEnd};
-use crate::scoreboard::Scoreboard;
-use crate::seat::Seat;
-use crate::sys;
+use super::token::{MAX_INDEX, Subject, Token};
+use crate::config::{Address, Settings};
+use crate::error::Plain;
+use crate::inbox::MessageBuffer;
+use crate::service::Conduct;
 
-/// A worker that lives for less than this and dies of its first connection, or before, died young: its replacement
-/// waits. One that has served others is no sign of a service that can't work, whatever killed it.
-const YOUNG: Duration = Duration::from_secs(1);
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LAST_DELAY: Duration = Duration::from_secs(10);
-
-// All that a worker can have at a time fits into the ring of its scoreboard.
-#[cfg(not(loom))]
-const _: () = assert!(MAX_THREADS + MAX_DEPTH <= crate::scoreboard::RING);
-
-/// How many descriptors it takes to start a worker: the socketpair and a copy, the doorbell.
-const RESERVE: usize = 4;
-
-/// The main function of a worker process: what it runs, and the exit status.
-pub type WorkerMain<'a> = dyn Fn(Seat<'_>) -> u8 + 'a;
-
-/// One worker process.
-#[derive(Debug)]
-pub struct Process {
-    /// Its process id.
-    pub pid: Pid,
-    /// Its place in the pool, from 0. A replacement has the same.
-    pub slot: u32,
-    /// The master's end of its socketpair.
-    pub end: MasterEnd,
-    /// The memory that it shares with the master.
-    pub board: Scoreboard,
-    /// How many connections were sent into its inbox, less those that were taken back.
-    sent: u64,
-    /// It has said that it can serve.
-    pub ready: bool,
-    /// It was asked to exit.
-    pub retiring: bool,
-    /// It has ended, or was killed because it broke the protocol.
-    pub ended: bool,
-    worker: WorkerId,
-    born: Time,
+/// What a pool is to be.
+#[derive(Clone)]
+pub struct Plan<'a> {
+    /// What the log calls it. There is one pool of a name.
+    pub name: Rc<str>,
+    /// Where it listens.
+    pub listen: Vec<Address>,
+    /// How it serves.
+    pub settings: Settings,
+    /// What the master must know of its service.
+    pub conduct: Conduct,
+    /// What its workers run.
+    pub main: Rc<WorkerMain<'a>>,
 }
 
-/// Where a worker belongs.
-#[derive(Debug, Clone, Copy)]
-enum Slot {
-    /// A process is there.
-    Taken,
-    /// A process is to be started, no earlier than then.
-    Vacant { from: Time },
-}
-
-/// How a process ended, for the log.
+/// How far a pool has come on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// It returned this exit status.
-    Exited(i32),
-    /// It was killed by this signal.
-    Killed(Signal),
+pub enum Phase {
+    /// It serves.
+    Serving,
+    /// It finishes what it has, until then at the latest.
+    Stopping {
+        /// When the grace period is over.
+        until: Time,
+    },
+    /// Everything is served; the workers are exiting.
+    Retiring {
+        /// When the grace period is over.
+        until: Time,
+    },
+    /// Over.
+    Over,
 }
 
-impl Process {
-    /// Counts a connection that was sent into its inbox.
-    pub fn count_sent(&mut self) {
-        self.sent += 1;
-        self.board.sent(self.sent);
-    }
+/// Whether new connections are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepting {
+    /// They are.
+    Yes,
+    /// The dispatcher has enough.
+    Full,
+    /// No descriptor or memory is left; tried again then.
+    Exhausted {
+        /// When it is tried again.
+        until: Time,
+    },
+}
 
-    /// Counts a connection that was taken back out of its inbox.
-    pub fn count_taken_back(&mut self) {
-        self.sent -= 1;
-        self.board.sent(self.sent);
-    }
+/// See the module.
+pub struct Pool<'a> {
+    /// Its place in the master's table.
+    pub index: u8,
+    pub(super) plan: Plan<'a>,
+    /// The generation that is to follow, while it is not ready yet.
+    pub(super) incoming: Option<Incoming<'a>>,
+    pub(super) dispatcher: Dispatcher<Held>,
+    pub(super) processes: Processes,
+    pub(super) clients: Clients,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) accepting: Accepting,
+    /// It was said that no descriptor is left, and that is still so.
+    pub(super) warned: bool,
+    pub(super) epoll: Rc<OwnedFd>,
+    /// Some worker was told that it may stay with its connection.
+    pub(super) spared: bool,
+    /// The workers at whose boards the master looks by itself.
+    pub(super) moving: Vec<WorkerId>,
+    /// Lent connections whose clients have sent more: the master must not sleep through the end of
+    /// their turns.
+    pub(super) awaited: Vec<ConnectionId>,
+    pub(super) messages: MessageBuffer,
+    scratch: Vec<u8>,
+    /// When what is left of former generations is ended.
+    pub(super) former_until: Option<Time>,
+    pub(super) phase: Phase,
+}
 
-    /// How many connections lie in its inbox: sent, and neither taken up nor taken back.
+impl<'a> Pool<'a> {
+    /// A pool with room for so many connections, without listeners, and with no worker yet.
     #[must_use]
-    pub fn inbox_length(&self) -> u64 {
-        self.sent.saturating_sub(self.board.taken())
-    }
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "exited with status {status}"),
-            Self::Killed(signal) => write!(f, "killed by {signal}"),
+    pub fn new(index: u8, plan: Plan<'a>, size: usize, room: usize, epoll: Rc<OwnedFd>) -> Self {
+        let settings = &plan.settings;
+        Self {
+            index,
+            incoming: None,
+            dispatcher: Dispatcher::new(limits_of(settings, room)),
+            processes: Processes::new(&plan.name, size),
+            clients: Clients::new(settings.per_client),
+            listeners: Vec::new(),
+            accepting: Accepting::Yes,
+            epoll,
+            spared: false,
+            warned: false,
+            moving: Vec::new(),
+            awaited: Vec::new(),
+            messages: MessageBuffer::default(),
+            scratch: vec![0; 64 * 1024],
+            former_until: None,
+            phase: Phase::Serving,
+            plan,
         }
     }
-}
 
-/// The processes of one pool.
-#[derive(Debug, Default)]
-pub struct Pool {
-    /// By the worker's place in the dispatcher's table.
-    processes: Vec<Option<Process>>,
-    slots: Vec<Slot>,
-    /// By slot: how long the successor of a worker that dies young waits.
-    delays: Vec<Duration>,
-    /// Descriptors that stand for nothing, given up for a worker that is to be started.
-    reserve: Vec<EventFd>,
-}
-
-impl Pool {
-    /// A pool that wants `size` workers.
-    #[must_use]
-    pub fn new(size: usize) -> Self {
-        let mut pool = Self::default();
-        pool.resize(size);
-        pool
+    pub(super) fn token(&self, subject: Subject) -> u64 {
+        let pool = self.index;
+        Token { pool, subject }.encode()
     }
 
-    /// How many workers the pool wants.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.slots.len()
-    }
+    // ---- what the master's loop calls -------------------------------------------------------------------------
 
-    /// Wants `size` workers from now on. Those beyond it are returned, to be retired.
-    pub fn resize(&mut self, size: usize) -> Vec<WorkerId> {
-        self.slots.resize(
-            size,
-            Slot::Vacant {
-                from: Time::default(),
-            },
-        );
-        self.delays.resize(size, Duration::ZERO);
-        let beyond = self
-            .processes()
-            .filter(|process| process.slot as usize >= size && !process.retiring);
-        beyond.map(|process| process.worker).collect()
-    }
-
-    /// The process of a worker.
-    #[must_use]
-    pub fn get(&self, worker: WorkerId) -> Option<&Process> {
-        self.processes
-            .get(worker.index() as usize)?
-            .as_ref()
-            .filter(|process| process.worker == worker)
-    }
-
-    /// The process of a worker.
-    pub fn get_mut(&mut self, worker: WorkerId) -> Option<&mut Process> {
-        self.processes
-            .get_mut(worker.index() as usize)?
-            .as_mut()
-            .filter(|process| process.worker == worker)
-    }
-
-    /// All processes.
-    pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.processes.iter().flatten()
-    }
-
-    /// The worker whose process this is.
-    #[must_use]
-    pub fn worker(&self, pid: Pid) -> Option<WorkerId> {
-        self.processes()
-            .find(|process| process.pid == pid)
-            .map(|process| process.worker)
-    }
-
-    /// The slot of a worker that is to be started now, if there is one.
-    #[must_use]
-    pub fn due(&self, now: Time) -> Option<u32> {
-        let vacant = |slot: &Slot| matches!(slot, Slot::Vacant { from } if *from <= now);
-        self.slots.iter().position(vacant).map(|slot| slot as u32)
-    }
-
-    /// When the next worker is to be started.
-    #[must_use]
+    /// When something is to be done if nothing happens.
     pub fn next_due(&self) -> Option<Time> {
-        let times = self.slots.iter().filter_map(|slot| match slot {
-            Slot::Vacant { from } => Some(*from),
-            Slot::Taken => None,
-        });
-        times.min()
+        let exhausted = match self.accepting {
+            Accepting::Exhausted { until } => Some(until),
+            Accepting::Yes | Accepting::Full => None,
+        };
+        let phase = match self.phase {
+            Phase::Stopping { until } | Phase::Retiring { until } => Some(until),
+            Phase::Serving | Phase::Over => None,
+        };
+        let due = [
+            self.dispatcher.next_tick(),
+            exhausted,
+            phase,
+            self.processes.next_due(),
+            self.next_generation_due(),
+        ];
+        due.into_iter().flatten().min()
     }
 
-    /// Keeps descriptors back, so that a worker can be started when clients have taken all others.
-    /// False when there are too few left for that.
-    pub fn hold_reserve(&mut self) -> bool {
-        while self.reserve.len() < RESERVE {
-            match EventFd::from_flags(EfdFlags::EFD_CLOEXEC) {
-                Ok(descriptor) => self.reserve.push(descriptor),
-                Err(_) => return false,
+    /// Something has happened to one of its descriptors.
+    pub fn on_event(&mut self, subject: Subject, flags: EventFlags, now: Time) {
+        match subject {
+            Subject::Connection(id) => self.on_connection(id, flags, now),
+            Subject::Worker(worker) => self.on_worker(worker, now),
+            Subject::Doorbell(worker) => self.on_doorbell(worker, now),
+            Subject::Listener(index) => {
+                self.on_listener(index, now);
             }
+            Subject::Signals => {}
         }
-        true
     }
 
-    /// Starts a process for `slot`. `keep` are the descriptors that it keeps besides its inbox; `detach` is run first
-    /// in it, to drop what of the master's must not live on.
-    ///
-    /// # Errors
-    /// What socketpair(2) and fork(2) fail with. The slot is tried again after a delay.
-    pub fn start(
-        &mut self,
-        slot: u32,
-        worker: WorkerId,
-        keep: &[RawFd],
-        detach: impl FnOnce(),
-        main: &WorkerMain<'_>,
-        now: Time,
-    ) -> Result<&Process> {
-        self.reserve.clear();
-        let started = fork_worker(slot, keep, detach, main);
-        self.hold_reserve();
-        let (pid, end, board) = started.map_err(|error| {
-            let from = now.after(self.grow_delay(slot));
-            self.slots[slot as usize] = Slot::Vacant { from };
-            Error::new(format!("start a worker for slot {slot}"), error)
-        })?;
-        self.slots[slot as usize] = Slot::Taken;
-        let place = worker.index() as usize;
-        if self.processes.len() <= place {
-            self.processes.resize_with(place + 1, || None);
-        }
-        let process = Process {
-            pid,
-            slot,
-            end,
-            board,
-            sent: 0,
-            ready: false,
-            retiring: false,
-            ended: false,
-            worker,
-            born: now,
-        };
-        Ok(self.processes[place].insert(process))
+    /// Time has passed, and all events were told.
+    pub fn tick(&mut self, now: Time) {
+        // After the events: what they say of a connection that was just reported is older than the report.
+        self.collect_all(now);
+        self.dispatcher.tick(now);
     }
 
-    /// Forgets a process that has ended, and wants another in its place unless it was asked to exit.
-    pub fn bury(&mut self, worker: WorkerId, now: Time) -> Option<Process> {
-        self.get(worker)?;
-        let process = self.processes[worker.index() as usize].take()?;
-        let successor = self.processes().any(|other| other.slot == process.slot);
-        let Some(slot) = self.slots.get(process.slot as usize).filter(|_| !successor) else {
-            return Some(process);
+    // ---- connections ------------------------------------------------------------------------------------------
+
+    fn on_connection(&mut self, id: ConnectionId, flags: EventFlags, now: Time) {
+        let state = self.dispatcher.state(id);
+        let (Some(state), Some(held)) = (state, self.dispatcher.payload(id)) else {
+            return;
         };
-        if matches!(slot, Slot::Taken) {
-            let served = process.board.taken() > 1;
-            let young = now.since(process.born) < YOUNG && !process.retiring && !served;
-            let from = if young {
-                now.after(self.grow_delay(process.slot))
+        if !matches!(state, State::Parked | State::Lingering) {
+            // The worker may be reading just that: it is looked at again when the turn is over. But
+            // if the worker has had its last look, the end of the turn is what the client waits for.
+            if held.notice(flags) && matches!(state, State::Lent(_)) {
+                self.awaited.push(id);
+            }
+            return;
+        }
+        let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP);
+        // A client that has only gone needs no worker to say good-bye to it; and the event may be about bytes that
+        // were read in the turn before.
+        let certain = self.plan.conduct.tolerates_empty_turns || flags.contains(EventFlags::OUT);
+        if state == State::Parked && (gone || !certain) && !held.has_input() {
+            if gone {
+                self.dispatcher.hung_up(id);
+            }
+        } else {
+            // That the client has ended its side is said once, and must be known when the turn is over.
+            let _ = held.notice(flags & EventFlags::RDHUP);
+            self.dispatcher.readable(id, now);
+        }
+    }
+
+    // ---- actions ----------------------------------------------------------------------------------------------
+
+    /// Does what the dispatcher wants done.
+    pub fn carry_out(&mut self, now: Time) {
+        loop {
+            let mut actions = self.dispatcher.take_actions();
+            if actions.is_empty() {
+                self.dispatcher.reuse(actions);
+                return;
+            }
+            for action in actions.drain(..) {
+                self.act(action, now);
+            }
+            self.dispatcher.reuse(actions);
+        }
+    }
+
+    fn act(&mut self, action: Action<Held>, now: Time) {
+        match action {
+            Action::Lend(worker, id) => self.lend(worker, id, now),
+            Action::TakeBack(worker) => self.relieve(worker, now),
+            Action::Arm(id, interest) => self.arm(id, interest, now),
+            Action::Linger(id, reply) => self.linger(id, reply),
+            Action::Expire(id) => {
+                let held = self.dispatcher.payload(id);
+                // What the client has sent may lie behind other events that have not been looked at yet.
+                if held.is_some_and(|held| held.has_unread()) {
+                    self.dispatcher.readable(id, now);
+                } else {
+                    self.dispatcher.expired(id, now);
+                }
+            }
+            Action::Drain(id) => {
+                let Some(held) = self.dispatcher.payload(id) else {
+                    return;
+                };
+                let ended = held.drain(&mut self.scratch).unwrap_or(true);
+                self.dispatcher.drained(id, ended);
+            }
+            Action::Examine(id, worker) => self.examine(id, worker, now),
+            Action::Retire(worker) => self.retire(worker),
+            Action::Terminate(worker) => self.end_worker(worker, Signal::SIGTERM),
+            Action::Kill(worker) => self.end_worker(worker, Signal::SIGKILL),
+            Action::Close(_, held) => {
+                self.clients.leave(held.peer());
+                drop(held);
+                if matches!(self.accepting, Accepting::Exhausted { .. }) {
+                    self.try_again(now);
+                }
+            }
+            Action::PauseAccepting => self.pause(Accepting::Full),
+            Action::ResumeAccepting => self.resume(),
+        }
+    }
+
+    fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
+        let (epoll, state) = (self.epoll.as_fd(), self.dispatcher.state(id));
+        let token = self.token(Subject::Connection(id));
+        let calm = self.dispatcher.is_calm();
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
+        let stopping = matches!(self.phase, Phase::Stopping { .. });
+        if stopping && interest != Interest::Output && state == Some(State::Parked) {
+            // The server goes, and takes only what had come before it said so.
+            if held.has_unread() {
+                self.dispatcher.readable(id, now);
             } else {
-                self.delays[process.slot as usize] = Duration::ZERO;
-                now
-            };
-            self.slots[process.slot as usize] = Slot::Vacant { from };
-        }
-        Some(process)
-    }
-
-    fn grow_delay(&mut self, slot: u32) -> Duration {
-        let delay = &mut self.delays[slot as usize];
-        *delay = (*delay * 2).clamp(FIRST_DELAY, LAST_DELAY);
-        *delay
-    }
-
-    /// Kills every process at once, and reaps it.
-    pub fn end_all(&mut self) {
-        for process in self.processes() {
-            // ESRCH: it has just ended, and is reaped below.
-            let _ = kill(process.pid, Signal::SIGKILL);
-        }
-        for process in self.processes.iter_mut().filter_map(Option::take) {
-            while waitpid(process.pid, None) == Err(nix::errno::Errno::EINTR) {}
-        }
-    }
-}
-
-/// What the kernel says of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It has ended, and is reaped.
-    Ended(End),
-    /// A signal has stopped it.
-    Stopped,
-    /// It goes on after a stop.
-    Continued,
-}
-
-/// The next process of which something has changed, and what.
-#[must_use]
-pub fn next_change() -> Option<(Pid, Change)> {
-    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
-    loop {
-        match waitpid(None, Some(flags)) {
-            Ok(WaitStatus::Exited(pid, status)) => {
-                return Some((pid, Change::Ended(End::Exited(status))));
+                self.dispatcher.hung_up(id);
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                return Some((pid, Change::Ended(End::Killed(signal))));
-            }
-            Ok(WaitStatus::Stopped(pid, _)) => return Some((pid, Change::Stopped)),
-            Ok(WaitStatus::Continued(pid)) => return Some((pid, Change::Continued)),
-            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return None,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            return;
+        }
+        match held.watch(epoll, interest, calm, token) {
+            Ok(noticed) if noticed.is_empty() => {}
+            Ok(noticed) => self.on_connection(id, noticed, now),
             Err(error) => {
-                log::error!("cannot wait for workers: {}", error.desc());
-                return None;
+                log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
+                self.dispatcher.broken(id);
             }
+        }
+    }
+
+    fn linger(&mut self, id: ConnectionId, reply: Option<Canned>) {
+        let last_words = match reply {
+            None => &[][..],
+            Some(Canned::Crashed) => &self.plan.conduct.crashed,
+            Some(Canned::TimedOut) => &self.plan.conduct.timed_out,
+            Some(Canned::Overloaded) => &self.plan.conduct.overloaded,
+            Some(Canned::RequestTimeout) => &self.plan.conduct.request_timeout,
+        };
+        let token = self.token(Subject::Connection(id));
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
+        let wordless = reply.is_some() && last_words.is_empty();
+        let ended = held
+            .finish(last_words)
+            .and_then(|()| held.watch(self.epoll.as_fd(), Interest::Input, true, token));
+        if wordless || ended.is_err() {
+            self.dispatcher.broken(id);
         }
     }
 }
 
-fn fork_worker(
-    slot: u32,
-    keep: &[RawFd],
-    detach: impl FnOnce(),
-    main: &WorkerMain<'_>,
-) -> io::Result<(Pid, MasterEnd, Scoreboard)> {
-    let (ours, theirs) = inbox::pair()?;
-    let board = Scoreboard::new()?;
-    let keep: Vec<_> = keep
-        .iter()
-        .copied()
-        .chain([theirs.as_fd(), board.doorbell()].map(|fd| fd.as_raw_fd()))
-        .collect();
-    // No signal may reach the child while it still has the master's handlers: they write into the master's pipe.
-    let mut before = SigSet::empty();
-    sigprocmask(
-        SigmaskHow::SIG_SETMASK,
-        Some(&SigSet::all()),
-        Some(&mut before),
-    )?;
-    let pid = sys::process::spawn(&keep, detach, || match prepare(&theirs, &before) {
-        Ok(()) => main(Seat {
-            slot,
-            inbox: theirs,
-            board: board.publisher(),
-        }),
-        Err(error) => {
-            log::error!("cannot set up the worker's signals: {error}");
-            1
-        }
-    });
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let pid = pid?;
-    board.keep_from_children()?;
-    Ok((pid, ours, board))
-}
-
-/// In the child: SIGTERM retires the worker. All other signals that the master handles are ignored, for a terminal
-/// sends them to every process of the group, and what a worker does is the master's decision.
-fn prepare(inbox: &WorkerEnd, mask: &SigSet) -> io::Result<()> {
-    let inbox = inbox.as_fd().try_clone_to_owned()?;
-    sys::signals::shut_on(Signal::SIGTERM, inbox, Shutdown::Read)?;
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
-    Ok(())
+/// What a dispatcher must know of the settings.
+pub(super) fn limits_of(settings: &Settings, room: usize) -> dispatch::Limits {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    dispatch::Limits {
+        // More workers that stay awake than processors only get into each other's way.
+        few: processors,
+        patience: settings.patience,
+        connections: settings.max_connections.min(room).min(MAX_INDEX),
+        queue: settings.queue,
+        queue_wait: settings.queue_wait,
+        idle: settings.idle_timeout,
+        head: settings.head_timeout,
+        linger: settings.linger,
+        turn: settings.turn_timeout,
+    }
 }

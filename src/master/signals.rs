@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::signal::{SIGCHLD, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -17,6 +17,8 @@ pub enum Request {
     Quit,
     /// SIGCHLD: a worker has ended.
     Reap,
+    /// SIGHUP: read the configuration anew, and let new workers take over.
+    Reload,
     /// SIGTTIN: one worker more.
     Grow,
     /// SIGTTOU: one worker less.
@@ -37,7 +39,7 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let signals = [SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGTTIN, SIGTTOU];
+        let signals = [SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGHUP, SIGTTIN, SIGTTOU];
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         Ok(Self { delivery })
     }
@@ -49,6 +51,7 @@ impl Signals {
             SIGINT => Some(Request::Stop { interrupt: true }),
             SIGQUIT => Some(Request::Quit),
             SIGCHLD => Some(Request::Reap),
+            SIGHUP => Some(Request::Reload),
             SIGTTIN => Some(Request::Grow),
             SIGTTOU => Some(Request::Shrink),
             _ => None,

@@ -3,9 +3,18 @@
 use super::connections::ConnectionId;
 use super::dispatch::WorkerId;
 
-/// What an event in the epoll set is about: four bits of its 64, next to an index or a name.
+/// What an event in the epoll set is about: which pool, and what of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Token {
+pub struct Token {
+    /// The pool's place in the master's table.
+    pub pool: u8,
+    /// What of it.
+    pub subject: Subject,
+}
+
+/// What of a pool, or of the master itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
     /// A parked or lingering connection.
     Connection(ConnectionId),
     /// A message of the worker.
@@ -18,7 +27,15 @@ pub enum Token {
     Signals,
 }
 
+// The 64 bits of an event: a kind, a pool, and then an index or a name. A name is a serial number of 28 bits and an
+// index, for which 24 bits are left: there can't be more connections than that.
 const KIND_SHIFT: u32 = 60;
+const POOL_SHIFT: u32 = 52;
+const SERIAL_SHIFT: u32 = 24;
+
+/// How many connections a pool can have.
+pub const MAX_INDEX: usize = 1 << SERIAL_SHIFT;
+
 const KIND_CONNECTION: u64 = 0;
 const KIND_WORKER: u64 = 1;
 const KIND_LISTENER: u64 = 2;
@@ -26,28 +43,48 @@ const KIND_SIGNALS: u64 = 3;
 const KIND_DOORBELL: u64 = 4;
 
 impl Token {
+    /// What the signals' events are about.
+    pub const SIGNALS: Self = Self {
+        pool: 0,
+        subject: Subject::Signals,
+    };
+
     /// As the epoll set keeps it.
     pub fn encode(self) -> u64 {
-        match self {
-            Self::Connection(id) => KIND_CONNECTION << KIND_SHIFT | u64::from(id),
-            Self::Doorbell(id) => KIND_DOORBELL << KIND_SHIFT | u64::from(id),
-            Self::Worker(id) => KIND_WORKER << KIND_SHIFT | u64::from(id),
-            Self::Listener(index) => KIND_LISTENER << KIND_SHIFT | index as u64,
-            Self::Signals => KIND_SIGNALS << KIND_SHIFT,
-        }
+        let (kind, rest) = match self.subject {
+            Subject::Connection(id) => (KIND_CONNECTION, pack(id.into())),
+            Subject::Doorbell(id) => (KIND_DOORBELL, pack(id.into())),
+            Subject::Worker(id) => (KIND_WORKER, pack(id.into())),
+            Subject::Listener(index) => (KIND_LISTENER, index as u64),
+            Subject::Signals => (KIND_SIGNALS, 0),
+        };
+        kind << KIND_SHIFT | u64::from(self.pool) << POOL_SHIFT | rest
     }
 
     /// As the epoll set gives it back.
     pub fn decode(data: u64) -> Self {
-        let rest = data & ((1 << KIND_SHIFT) - 1);
-        match data >> KIND_SHIFT {
-            KIND_CONNECTION => Self::Connection(rest.into()),
-            KIND_WORKER => Self::Worker(rest.into()),
-            KIND_DOORBELL => Self::Doorbell(rest.into()),
-            KIND_LISTENER => Self::Listener(rest as usize),
-            _ => Self::Signals,
+        let rest = data & ((1 << POOL_SHIFT) - 1);
+        let subject = match data >> KIND_SHIFT {
+            KIND_CONNECTION => Subject::Connection(unpack(rest).into()),
+            KIND_WORKER => Subject::Worker(unpack(rest).into()),
+            KIND_DOORBELL => Subject::Doorbell(unpack(rest).into()),
+            KIND_LISTENER => Subject::Listener(rest as usize),
+            _ => Subject::Signals,
+        };
+        Self {
+            pool: (data >> POOL_SHIFT) as u8,
+            subject,
         }
     }
+}
+
+/// A name has its serial number in the upper half of 64 bits.
+fn pack(name: u64) -> u64 {
+    name >> 32 << SERIAL_SHIFT | name & (MAX_INDEX as u64 - 1)
+}
+
+fn unpack(bits: u64) -> u64 {
+    bits >> SERIAL_SHIFT << 32 | bits & (MAX_INDEX as u64 - 1)
 }
 
 #[cfg(test)]
@@ -56,15 +93,18 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_epoll_set() {
-        let name = 0x0fff_ffff_ffff_fffe;
-        for token in [
-            Token::Connection(ConnectionId::from(name)),
-            Token::Worker(WorkerId::from(name)),
-            Token::Doorbell(WorkerId::from(name)),
-            Token::Listener(3),
-            Token::Signals,
+        let name = 0x0fff_ffff_00ff_fffe;
+        for subject in [
+            Subject::Connection(name.into()),
+            Subject::Worker(name.into()),
+            Subject::Doorbell(name.into()),
+            Subject::Listener(7),
+            Subject::Signals,
         ] {
-            assert_eq!(Token::decode(token.encode()), token);
+            for pool in [0, 1, 255] {
+                let token = Token { pool, subject };
+                assert_eq!(Token::decode(token.encode()), token);
+            }
         }
     }
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use crate::harness::systemd::{Manager, tell};
 use crate::harness::{BATOND, Setup, open_descriptors, run};
 
@@ -62,6 +64,19 @@ fn passed_sockets_are_served_by_their_names() {
 }
 
 #[test]
+fn a_reload_keeps_the_passed_sockets() {
+    let server = Setup::new(&["demo", "-w", "1"])
+        .inherit("web", tcp_listener())
+        .listen("fd:web")
+        .start();
+    let old = server.workers(1)[0];
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    assert_ne!(server.replacement(old), old);
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
 fn what_is_passed_and_not_used_is_closed() {
     let (web, spare) = (tcp_listener(), tcp_listener());
     let unused = identity(&spare);
@@ -104,7 +119,7 @@ fn what_was_not_passed_cannot_be_listened_on() {
         (
             "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web",
             "/dev/null",
-            "cannot listen on descriptor 3: it is not a socket",
+            "cannot listen on fd:web: it is not a socket",
         ),
         (
             "LISTEN_PID=$$ LISTEN_FDS=one",

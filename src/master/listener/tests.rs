@@ -7,8 +7,12 @@ use std::os::unix::net::SocketAddr as UnixAddress;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
+fn passed() -> Address {
+    Address::Inherited("web".to_owned())
+}
+
 fn inherited(socket: impl Into<OwnedFd>) -> Listener {
-    Listener::inherit(socket.into()).expect("it listens")
+    Listener::inherit(socket.into(), passed()).expect("it listens")
 }
 
 fn address(text: impl ToString) -> Address {
@@ -31,6 +35,7 @@ fn a_tcp_socket_is_taken_over_and_does_not_block() {
     assert!(fcntl_getfl(&listener).unwrap().contains(OFlags::NONBLOCK));
     assert_eq!(listener.local_address(), Some(local));
     assert_eq!(listener.to_string(), local.to_string());
+    assert_eq!(*listener.asked(), passed());
     listener.configure(Duration::from_secs(1), None).unwrap();
     assert_eq!(takes_one(&listener), None);
     let client = TcpStream::connect(local).unwrap();
@@ -68,11 +73,10 @@ fn what_does_not_listen_is_refused() {
         (datagrams.into(), "a socket, but not a stream"),
         (file.into(), "not a socket"),
     ] {
-        let number = descriptor.as_raw_fd();
-        let error = Listener::inherit(descriptor).unwrap_err().to_string();
+        let error = Listener::inherit(descriptor, passed()).unwrap_err();
         assert_eq!(
-            error,
-            format!("cannot listen on descriptor {number}: it is {what}")
+            error.to_string(),
+            format!("cannot listen on fd:web: it is {what}")
         );
     }
 }

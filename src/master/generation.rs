@@ -1,0 +1,135 @@
+//! A pool's next generation of workers: it is started beside the one that serves, and takes its place when each of its
+//! workers is ready. Until then nothing has changed, and if one of them fails nothing will.
+
+use nix::sys::signal::{Signal, kill};
+
+use super::pool::{Phase, Plan, Pool, limits_of};
+use super::processes::Process;
+use super::time::Time;
+use crate::config::Address;
+
+/// A generation that is not ready yet.
+pub struct Incoming<'a> {
+    plan: Plan<'a>,
+    /// When it is given up.
+    until: Time,
+    /// Why it can't be.
+    failure: Option<String>,
+}
+
+impl<'a> Incoming<'a> {
+    /// What the pool is to be.
+    pub fn plan(&self) -> &Plan<'a> {
+        &self.plan
+    }
+}
+
+impl<'a> Pool<'a> {
+    /// Wants a new generation, by this plan.
+    pub fn prepare(&mut self, plan: Plan<'a>, now: Time) {
+        self.processes.prepare_next(plan.settings.workers);
+        self.incoming = Some(Incoming {
+            until: now.after(plan.settings.start_timeout),
+            failure: None,
+            plan,
+        });
+    }
+
+    /// Whether it can go over to the new generation. `Err` says why it never can.
+    ///
+    /// # Errors
+    /// The reason, when a worker of the new generation has died or was not ready in time.
+    pub fn is_prepared(&self, now: Time) -> Result<bool, String> {
+        let Some(incoming) = &self.incoming else {
+            return Ok(true);
+        };
+        if let Some(failure) = &incoming.failure {
+            return Err(failure.clone());
+        }
+        let ready = self.processes.next_is_ready();
+        if !ready && incoming.until <= now {
+            let limit = incoming.plan.settings.start_timeout.as_secs_f64();
+            let name = &self.plan.name;
+            return Err(format!(
+                "the new workers of pool {name} are not ready within {limit} s"
+            ));
+        }
+        Ok(ready)
+    }
+
+    /// The addresses where it is to listen from now on.
+    pub fn addresses(&self) -> &[Address] {
+        let plan = self.incoming.as_ref().map(|incoming| &incoming.plan);
+        &plan.unwrap_or(&self.plan).listen
+    }
+
+    /// Goes over to the new generation; the old one finishes its turns, for as long as the grace period lasts.
+    pub fn promote(&mut self, room: usize, now: Time) {
+        let Some(Incoming { plan, .. }) = self.incoming.take() else {
+            return;
+        };
+        self.former_until = Some(now.after(plan.settings.grace));
+        self.dispatcher.set_limits(limits_of(&plan.settings, room));
+        self.clients.set_limit(plan.settings.per_client);
+        self.plan = plan;
+        self.processes.promote_next();
+        let ready: Vec<_> = self.processes.members().map(|p| p.worker).collect();
+        for worker in ready {
+            self.dispatcher.worker_ready(worker, now);
+        }
+        let former: Vec<_> = self.processes.former().map(|p| p.worker).collect();
+        for worker in former {
+            self.dispatcher.retire(worker);
+        }
+        self.carry_out(now);
+    }
+
+    /// Gives the new generation up, and ends what there is of it.
+    pub fn abandon(&mut self) {
+        self.incoming = None;
+        for worker in self.processes.abandon_next() {
+            if let Some(process) = self.processes.get_mut(worker) {
+                process.retiring = true;
+                // It serves nobody. ESRCH: it has just ended by itself.
+                let _ = kill(process.pid, Signal::SIGKILL);
+            }
+        }
+    }
+
+    /// A worker of the new generation has ended, and nothing comes of the others.
+    pub(super) fn note_failure(&mut self, process: String, how: &str) {
+        if let Some(incoming) = &mut self.incoming {
+            let failure = format!("a new worker ({process}) {how} before all were ready");
+            incoming.failure.get_or_insert(failure);
+        }
+    }
+
+    /// When something is due in a change of generations.
+    pub(super) fn next_generation_due(&self) -> Option<Time> {
+        let until = self.incoming.as_ref().map(|incoming| incoming.until);
+        [until, self.former_until].into_iter().flatten().min()
+    }
+
+    /// Ends what is left of former generations when the grace period is over.
+    pub(super) fn end_former(&mut self, now: Time) {
+        if self.former_until.is_none_or(|until| until > now) {
+            return;
+        }
+        self.former_until = None;
+        for process in self.processes.former() {
+            log::warn!("the grace period is over: killing worker {process}");
+            let _ = kill(process.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Whether a reload or an upgrade can begin.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    /// A worker that was started belongs to the generation that is not serving yet.
+    pub(super) fn is_next(&self, process: &Process) -> bool {
+        self.processes.is_next(process)
+    }
+}

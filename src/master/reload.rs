@@ -1,0 +1,170 @@
+//! A reload: all pools go over to what the configuration says now, or none does.
+
+use std::rc::Rc;
+
+use super::listener::{self, Listener};
+use super::pool::{Plan, Pool};
+use super::time::Time;
+use super::{MAX_POOLS, Master};
+use crate::config::Address;
+use crate::error::{Error, Result};
+
+/// A reload that is under way: the new generations are getting ready.
+pub struct Reload {
+    /// The pools that there are to be.
+    names: Vec<Rc<str>>,
+    /// Listeners that are new, and accept nothing yet.
+    bound: Vec<Listener>,
+    /// How many connections each pool has room for.
+    room: usize,
+}
+
+/// Binds what the plans want and nobody has bound yet.
+///
+/// # Errors
+/// When an address can't be bound.
+pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Address]) -> Result<Vec<Listener>> {
+    let mut new = Vec::new();
+    for plan in plans {
+        for address in &plan.listen {
+            if !bound.contains(&address) {
+                new.extend(listener::bind_all(address, plan.settings.backlog)?);
+            }
+        }
+    }
+    Ok(new)
+}
+
+/// Takes those of the listeners that are for one of the addresses.
+pub fn take_wanted(listeners: &mut Vec<Listener>, addresses: &[Address]) -> Vec<Listener> {
+    let (wanted, rest) = std::mem::take(listeners)
+        .into_iter()
+        .partition(|listener| addresses.contains(listener.asked()));
+    *listeners = rest;
+    wanted
+}
+
+impl<'a> Master<'a> {
+    /// SIGHUP: reads the configuration anew, and begins to change over to it.
+    pub(super) fn reload(&mut self, now: Time) {
+        if self.stopping.is_some() {
+            return;
+        }
+        if self.reload.is_some() {
+            self.roll_back("another one begins");
+        }
+        match self.prepare(now) {
+            Ok(()) => log::info!("reloading"),
+            Err(error) => {
+                self.roll_back_quietly();
+                log::error!("reload refused: {error}; nothing has changed");
+            }
+        }
+    }
+
+    fn prepare(&mut self, now: Time) -> Result<()> {
+        let plans = (self.source)()?;
+        let room = self.room(&plans);
+        let listeners = self.pools.iter().flatten().flat_map(|pool| &pool.listeners);
+        let bound: Vec<_> = listeners.map(Listener::asked).collect();
+        let bound = bind_missing(&plans, &bound)?;
+        let names = plans.iter().map(|plan| Rc::clone(&plan.name)).collect();
+        // From here on a failure must be rolled back.
+        self.reload = Some(Reload { names, bound, room });
+        for plan in plans {
+            self.pool_for(&plan, room)?.prepare(plan, now);
+        }
+        Ok(())
+    }
+
+    /// The pool of that name, or a new one without workers.
+    fn pool_for(&mut self, plan: &Plan<'a>, room: usize) -> Result<&mut Pool<'a>> {
+        let same = |pool: &Pool<'_>| pool.is_serving() && pool.plan.name == plan.name;
+        let place = self
+            .pools
+            .iter()
+            .position(|pool| pool.as_ref().is_some_and(same));
+        let place = match place {
+            Some(place) => place,
+            None => {
+                let free = self.pools.iter().position(Option::is_none);
+                let place = free.unwrap_or(self.pools.len());
+                if place >= MAX_POOLS {
+                    let cause = format!("there are {MAX_POOLS} already");
+                    return Err(Error::because(format!("add pool {}", plan.name), cause));
+                }
+                let epoll = Rc::clone(&self.own.epoll);
+                let pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
+                self.pools.truncate(place.max(self.pools.len()));
+                if place == self.pools.len() {
+                    self.pools.push(None);
+                }
+                self.pools[place] = Some(pool);
+                place
+            }
+        };
+        Ok(self.pools[place].as_mut().expect("it was found or made"))
+    }
+
+    /// Goes over to the new generations when all are ready, or gives them up when one has failed.
+    pub(super) fn advance_reload(&mut self, now: Time) {
+        if self.reload.is_none() {
+            return;
+        }
+        let mut prepared = true;
+        for pool in self.pools.iter().flatten() {
+            match pool.is_prepared(now) {
+                Ok(ready) => prepared &= ready,
+                Err(why) => return self.roll_back(&why),
+            }
+        }
+        if prepared && let Some(reload) = self.reload.take() {
+            self.commit(reload, now);
+        }
+    }
+
+    fn commit(&mut self, reload: Reload, now: Time) {
+        let Reload {
+            names,
+            bound: mut free,
+            room,
+        } = reload;
+        for pool in self.pools.iter_mut().flatten() {
+            if !names.contains(&pool.plan.name) {
+                pool.stop(now);
+            }
+        }
+        let wanted: Vec<Address> = self
+            .pools()
+            .flat_map(|pool| pool.addresses().to_vec())
+            .collect();
+        for pool in self.pools.iter_mut().flatten() {
+            pool.close_listeners(|address| !wanted.contains(address), now);
+            let own = pool.addresses().to_vec();
+            free.extend(pool.give_away(|address| !own.contains(address)));
+        }
+        for pool in self.pools.iter_mut().flatten() {
+            pool.promote(room, now);
+            let mine = take_wanted(&mut free, pool.addresses());
+            if let Err(error) = pool.listen_on(mine) {
+                log::error!("{error}");
+            }
+        }
+        log::info!("reloaded");
+    }
+
+    /// Gives up a reload that is under way.
+    pub(super) fn roll_back(&mut self, why: &str) {
+        if self.reload.is_some() {
+            log::error!("reload failed: {why}; the old workers serve on");
+        }
+        self.roll_back_quietly();
+    }
+
+    fn roll_back_quietly(&mut self) {
+        self.reload = None;
+        for pool in self.pools.iter_mut().flatten() {
+            pool.abandon();
+        }
+    }
+}
