@@ -171,10 +171,7 @@ impl Server {
     /// # Errors
     /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
-        // The workers would keep what is open.
-        for unused in self.inherited.into_iter().flatten() {
-            log::warn!("descriptor {:?} was passed, and has no use", unused.name);
-        }
+        close_unused(self.inherited);
         let plan = plan(MAIN, self.listen, self.settings, make);
         serve_pools(self.listeners, &|| Ok(vec![plan.clone()]))
     }
@@ -212,6 +209,19 @@ pub(crate) fn serve_pools<'a>(
 ) -> Result<()> {
     raise_descriptor_limit();
     master::run(plans()?, bound, plans)
+}
+
+/// Closes what was passed to this process and is not listened on: the workers would keep it.
+fn close_unused(passed: Option<Vec<Inherited>>) {
+    let passed = passed.map_or_else(listen_fds, Ok);
+    match passed {
+        Ok(unused) => {
+            for one in unused {
+                log::warn!("descriptor {:?} was passed, and has no use", one.name);
+            }
+        }
+        Err(error) => log::warn!("{error}"),
+    }
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

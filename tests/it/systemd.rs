@@ -78,20 +78,23 @@ fn a_reload_keeps_the_passed_sockets() {
 
 #[test]
 fn what_is_passed_and_not_used_is_closed() {
-    let (web, spare) = (tcp_listener(), tcp_listener());
-    let unused = identity(&spare);
-    let server = Setup::new(&["demo", "-w", "1"])
-        .inherit("spare", spare)
-        .inherit("web", web)
-        .listen("fd:web")
-        .expect("\"spare\" was passed, and has no use")
-        .start();
-    let worker = server.workers(1)[0];
-    for pid in [server.master(), worker.pid] {
-        let open = open_descriptors(pid);
-        assert!(!open.values().any(|one| *one == unused), "{open:?}");
+    for address in ["fd:web", "127.0.0.1:0"] {
+        let (web, spare) = (tcp_listener(), tcp_listener());
+        let unused = identity(&spare);
+        let server = Setup::new(&["demo", "-w", "1"])
+            .inherit("spare", spare)
+            .inherit("web", web)
+            .listen(address)
+            .expect("was passed, and has no use")
+            .start();
+        assert!(server.log_contains("descriptor \"spare\" was passed, and has no use"));
+        let worker = server.workers(1)[0];
+        for pid in [server.master(), worker.pid] {
+            let open = open_descriptors(pid);
+            assert!(!open.values().any(|one| *one == unused), "{open:?}");
+        }
+        assert_eq!(server.get("/").status, 200);
     }
-    assert_eq!(server.get("/").status, 200);
 }
 
 #[test]
