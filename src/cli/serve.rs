@@ -14,8 +14,8 @@ use crate::config::{Address, PoolConfig, ServiceConfig};
 use crate::error::Result;
 use crate::logging::{self, Role};
 use crate::master::Offices;
+use crate::master::heritage::Heritage;
 use crate::master::pool::Plan;
-use crate::master::takeover::Heritage;
 use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
 
@@ -31,7 +31,8 @@ pub(super) struct ServeArgs {
     #[arg(short, long, value_name = "FILE", value_parser = path())]
     config: Option<PathBuf>,
     /// Listen here: 127.0.0.1:8080, [::1]:8080, :8080 for every address of this machine, or
-    /// unix:/path. Port 0 takes a free one. May be given more than once. [default: 127.0.0.1:8080]
+    /// unix:/path, or fd:NAME for sockets that systemd passes. Port 0 takes a free one. May be given
+    /// more than once. [default: 127.0.0.1:8080]
     #[arg(short, long, value_name = "ADDR")]
     listen: Vec<Address>,
     #[command(flatten)]
@@ -166,8 +167,8 @@ mod tests {
     use super::super::Command;
     use super::super::tests::parse;
     use super::*;
-    use crate::config::{Config, Confinement, Settings};
     use crate::config::keys::KEYS;
+    use crate::config::{Config, Confinement, Settings};
 
     fn parse_serve(words: &str) -> Config {
         match parse(words) {

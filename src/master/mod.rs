@@ -12,8 +12,10 @@ pub mod dispatch;
 mod ending;
 mod generation;
 mod held;
+pub mod heritage;
 mod lending;
 pub mod listener;
+mod manager;
 mod pid_file;
 pub mod pool;
 pub mod processes;
@@ -25,7 +27,7 @@ mod token;
 pub mod wheel;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -36,12 +38,13 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use listener::Listener;
+use heritage::Heritage;
+use manager::Manager;
 use pid_file::PidFile;
 use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
-use takeover::{Control, Heritage, Launch, Successor, Takeover};
+use takeover::{Control, Launch, Successor, Takeover};
 use time::Time;
 use token::{Subject, Token};
 
@@ -73,6 +76,7 @@ pub struct Master<'a> {
     offices: Offices,
     control: Option<Control>,
     pid_file: Option<PidFile>,
+    manager: Manager,
     /// Another master takes over from this one.
     takeover: Option<Takeover>,
     /// This master takes over from another one.
@@ -114,16 +118,10 @@ pub struct Own {
 pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
     let Beginning {
         plans,
-        heritage,
+        mut heritage,
         offices,
     } = beginning;
-    let Heritage {
-        listeners: bound,
-        successor,
-    } = heritage;
-    let own = bound.iter().map(AsFd::as_fd);
-    let own = own.chain(successor.iter().map(AsFd::as_fd));
-    let own: Vec<RawFd> = own.map(|fd| fd.as_raw_fd()).collect();
+    let own = heritage.descriptors();
     let mut inherited = sys::process::open_descriptors();
     // What belongs to a plan goes with it.
     let kept: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
@@ -152,9 +150,10 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
         control: None,
         pid_file: None,
         takeover: None,
-        successor,
+        manager: Manager::new(heritage.notifier.take()),
+        successor: heritage.successor.take(),
     };
-    master.set_up(plans, bound)?;
+    master.set_up(plans, heritage)?;
     master.serve()
 }
 
@@ -164,11 +163,15 @@ impl<'a> Master<'a> {
         Time::default().after(self.begin.elapsed() + Duration::from_secs(3600))
     }
 
-    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut bound: Vec<Listener>) -> Result<()> {
+    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut heritage: Heritage) -> Result<()> {
         let room = self.room(&plans);
-        let asked: Vec<_> = bound.iter().map(Listener::asked).collect();
-        let missing = reload::bind_missing(&plans, &asked)?;
-        bound.extend(missing);
+        for plan in &plans {
+            for address in &plan.listen {
+                heritage.listen_on(address, plan.settings.backlog)?;
+            }
+        }
+        heritage.close_unused();
+        let mut bound = heritage.listeners;
         for (index, plan) in plans.into_iter().enumerate() {
             let (size, epoll) = (plan.settings.workers, Rc::clone(&self.own.epoll));
             let mut pool = Pool::new(index as u8, plan, size, room, epoll);
@@ -252,7 +255,10 @@ impl<'a> Master<'a> {
             None => Some(Duration::ZERO),
             Some(now) => {
                 let due = self.pools.iter().flatten().filter_map(Pool::next_due);
-                let due = due.chain(self.change_due()).min();
+                let due = due
+                    .chain(self.change_due())
+                    .chain(self.manager.next_due())
+                    .min();
                 due.map(|due| due.since(now))
             }
         };

@@ -178,6 +178,12 @@ impl<'a> Pool<'a> {
         }
     }
 
+    /// Whether it serves, or would if somebody came.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.processes.members().any(|process| process.ready)
+    }
+
     /// Time has passed, and all events were told.
     pub fn tick(&mut self, now: Time) {
         // After the events: what they say of a connection that was just reported is older than the report.

@@ -56,6 +56,7 @@ impl<'a> Master<'a> {
         if self.reload.is_some() {
             self.roll_back("another one begins");
         }
+        self.manager.reloading();
         match self.prepare(now) {
             Ok(()) => log::info!("reloading"),
             Err(error) => {

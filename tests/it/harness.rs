@@ -8,9 +8,11 @@
 pub mod client;
 pub mod load;
 pub mod process;
+pub mod systemd;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -48,7 +50,16 @@ pub fn example(name: &str) -> PathBuf {
 pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     process::prepare();
     let mut command = Command::new(program);
-    for name in ["RUST_LOG", "RUST_LOG_STYLE", "RUST_BACKTRACE", "NO_COLOR"] {
+    for name in [
+        "RUST_LOG",
+        "RUST_LOG_STYLE",
+        "RUST_BACKTRACE",
+        "NO_COLOR",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ] {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
@@ -151,6 +162,8 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     expected: Vec<String>,
     wrapper: Vec<OsString>,
+    /// What systemd passes, with names; nothing if it is not systemd that starts the server.
+    passed: Option<Vec<(String, OwnedFd)>>,
     directory: TempDir,
 }
 
@@ -175,6 +188,7 @@ impl Setup {
             environment: Vec::new(),
             expected: Vec::new(),
             wrapper: Vec::new(),
+            passed: None,
             directory: TempDir::with_prefix("batond-test-").expect("a temporary directory"),
         }
     }
@@ -222,6 +236,20 @@ impl Setup {
         self
     }
 
+    /// Starts the server as systemd does: with variables that name its pid.
+    pub fn managed(mut self) -> Self {
+        self.passed.get_or_insert_default();
+        self
+    }
+
+    /// Passes a descriptor to the server as systemd does.
+    pub fn inherit(self, name: &str, descriptor: impl Into<OwnedFd>) -> Self {
+        let mut managed = self.managed();
+        let passed = managed.passed.get_or_insert_default();
+        passed.push((name.to_owned(), descriptor.into()));
+        managed
+    }
+
     /// Starts the server with this hard limit of open files for the master and for each worker.
     pub fn descriptor_limit(self, count: usize) -> Self {
         // There is something behind the server, so that no shell takes it for its last command and
@@ -234,6 +262,9 @@ impl Setup {
     #[track_caller]
     pub fn start(self) -> Server {
         let mut words = self.wrapper.clone();
+        if self.passed.is_some() {
+            words.extend(systemd::TRAMPOLINE.map(OsString::from));
+        }
         words.push(self.program.clone().into());
         let mut command = command(&words[0]);
         command.args(&words[1..]).args(&self.arguments);
@@ -247,6 +278,7 @@ impl Setup {
         }
         command.current_dir(self.directory.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        systemd::pass(&mut command, self.passed.unwrap_or_default());
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));

@@ -20,6 +20,7 @@ mod staying;
 mod stop;
 mod storm;
 mod stuck;
+mod systemd;
 mod takeback;
 mod threads;
 mod tidy;

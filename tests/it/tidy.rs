@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys"],
     &["fdpass", "wire", "logging"],
     &["scoreboard", "service", "config"],
-    &["inbox"],
+    &["inbox", "systemd"],
     &["seat"],
     &["master", "worker", "services"],
     &["server", "demo", "load"],
