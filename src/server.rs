@@ -12,7 +12,7 @@ use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::master::pool::Plan;
-use crate::master::processes::MAIN;
+use crate::master::process::MAIN;
 use crate::master::{self, listener};
 use crate::seat::Seat;
 use crate::service::Service;

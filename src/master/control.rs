@@ -3,7 +3,7 @@
 use super::pool::{Phase, Pool};
 use super::signals::{Request, Signals};
 use super::time::Time;
-use super::{Master, processes};
+use super::{Master, process};
 
 impl Master<'_> {
     pub(super) fn on_signals(&mut self, now: Time) {
@@ -29,7 +29,7 @@ impl Master<'_> {
 
     /// Looks which workers have ended, were stopped or go on.
     fn reap(&mut self, now: Time) {
-        while let Some((pid, change)) = processes::next_change() {
+        while let Some((pid, change)) = process::next_change() {
             let _ = self.pools().any(|pool| pool.on_change(pid, change, now));
         }
     }
@@ -75,19 +75,5 @@ impl Master<'_> {
 
     pub(super) fn is_over(&self) -> bool {
         self.pools.iter().all(Option::is_none)
-    }
-}
-
-impl Pool<'_> {
-    fn resize_by(&mut self, change: isize) {
-        let size = self.processes.size().saturating_add_signed(change);
-        if size == 0 {
-            log::warn!("the last worker stays");
-            return;
-        }
-        log::info!("pool size {size}");
-        for worker in self.processes.resize(size) {
-            self.dispatcher.retire(worker);
-        }
     }
 }

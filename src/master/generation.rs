@@ -4,7 +4,8 @@
 use nix::sys::signal::{Signal, kill};
 
 use super::pool::{Phase, Plan, Pool, limits_of};
-use super::processes::Process;
+use super::process::Process;
+use super::sizing::Bounds;
 use super::time::Time;
 use crate::config::Address;
 
@@ -27,7 +28,12 @@ impl<'a> Incoming<'a> {
 impl<'a> Pool<'a> {
     /// Wants a new generation, by this plan.
     pub fn prepare(&mut self, plan: Plan<'a>, now: Time) {
-        self.processes.prepare_next(plan.settings.workers);
+        // What demand has made of the old generation is not to begin anew with the next one.
+        let workers = plan.settings.workers;
+        let size = Bounds::of(&plan.settings, workers).map_or(workers, |bounds| {
+            self.processes.size().clamp(bounds.least, bounds.most)
+        });
+        self.processes.prepare_next(size);
         self.incoming = Some(Incoming {
             until: now.after(plan.settings.start_timeout),
             failure: None,
@@ -71,6 +77,7 @@ impl<'a> Pool<'a> {
         self.former_until = Some(now.after(plan.settings.grace));
         self.dispatcher.set_limits(limits_of(&plan.settings, room));
         self.clients.set_limit(plan.settings.per_client);
+        self.upkeep.set_base(plan.settings.workers);
         self.plan = plan;
         self.processes.promote_next();
         let ready: Vec<_> = self.processes.members().map(|p| p.worker).collect();
@@ -87,6 +94,7 @@ impl<'a> Pool<'a> {
     /// Gives the new generation up, and ends what there is of it.
     pub fn abandon(&mut self) {
         self.incoming = None;
+        self.upkeep.soon();
         for worker in self.processes.abandon_next() {
             if let Some(process) = self.processes.get_mut(worker) {
                 process.retiring = true;

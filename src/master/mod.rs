@@ -8,18 +8,27 @@ pub mod chains;
 mod clients;
 pub mod connections;
 mod control;
+pub mod crew;
 pub mod dispatch;
+mod early;
 mod ending;
 mod generation;
 mod held;
 mod lending;
+mod life;
 pub mod listener;
+mod memory;
 pub mod pool;
+pub mod process;
 pub mod processes;
+mod recycling;
+mod relief;
 mod reload;
 mod signals;
+mod sizing;
 pub mod time;
 mod token;
+mod upkeep;
 pub mod wheel;
 
 use std::io;
@@ -37,6 +46,7 @@ use listener::Listener;
 use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
+use sizing::Bounds;
 use time::Time;
 use token::{Subject, Token};
 
@@ -140,7 +150,8 @@ impl<'a> Master<'a> {
     fn room(&self, plans: &[Plan<'_>]) -> usize {
         let limit =
             getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
-        let workers: usize = plans.iter().map(|plan| plan.settings.workers).sum();
+        let most = |plan: &Plan<'_>| Bounds::most_of(&plan.settings);
+        let workers: usize = plans.iter().map(most).sum();
         // Both ends of a socketpair, the worker's copy of its own, and a doorbell.
         let kept_back = 4 * (workers + 2) + SPARE_DESCRIPTORS;
         let open = self.own.inherited.len();
@@ -154,6 +165,7 @@ impl<'a> Master<'a> {
         loop {
             let now = self.now();
             for pool in self.pools.iter_mut().flatten() {
+                pool.tend(now);
                 pool.start_missing(&mut self.own, now);
                 pool.carry_out(now);
                 pool.advance(now);

@@ -18,6 +18,7 @@ use super::listener::Listener;
 use super::processes::{Processes, WorkerMain};
 use super::time::Time;
 use super::token::{MAX_INDEX, Subject, Token};
+use super::upkeep::Upkeep;
 use crate::config::{Address, Settings};
 use crate::error::Plain;
 use crate::inbox::MessageBuffer;
@@ -98,6 +99,7 @@ pub struct Pool<'a> {
     /// When what is left of former generations is ended.
     pub(super) former_until: Option<Time>,
     pub(super) phase: Phase,
+    pub(super) upkeep: Upkeep,
 }
 
 impl<'a> Pool<'a> {
@@ -122,6 +124,7 @@ impl<'a> Pool<'a> {
             scratch: vec![0; 64 * 1024],
             former_until: None,
             phase: Phase::Serving,
+            upkeep: Upkeep::new(size),
             plan,
         }
     }
@@ -148,6 +151,7 @@ impl<'a> Pool<'a> {
             exhausted,
             phase,
             self.processes.next_due(),
+            self.next_upkeep(),
             self.next_generation_due(),
         ];
         due.into_iter().flatten().min()

@@ -1,0 +1,23 @@
+//! What the size of a pool depends on: how many workers have nothing to do, and how many connections wait for one. Pure.
+
+use super::{Dispatcher, WorkerId};
+
+impl<C> Dispatcher<C> {
+    /// How many workers have nothing to do, those included that stay with a client that has nothing more for now.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.workers.idle()
+    }
+
+    /// How many connections wait for a worker.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// The worker that has had nothing to do for longest: the one that is missed least.
+    #[must_use]
+    pub fn coldest(&self) -> Option<WorkerId> {
+        self.workers.coldest()
+    }
+}
