@@ -1,7 +1,12 @@
 //! Settings that are valid by construction. Pure: what is written here touches no file and no socket.
 
 mod confinement;
+mod draft;
+mod file;
+pub(crate) mod flags;
+pub(crate) mod keys;
 mod settings;
+mod table;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -9,6 +14,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use confinement::{Confinement, Resource};
+pub(crate) use file::{parse, without_file};
 pub use settings::{MAX_THREADS, Settings};
 
 /// All that a server is told before it starts, by flags and by a file.
@@ -73,6 +79,16 @@ pub enum Address {
     Name(String, u16),
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+impl fmt::Display for ServiceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Demo => f.write_str("demo"),
+            Self::Echo => f.write_str("echo"),
+            Self::Http { root } => write!(f, "http {}", root.display()),
+        }
+    }
 }
 
 impl fmt::Display for Address {
@@ -156,6 +172,16 @@ impl FromStr for Address {
 }
 
 impl Address {
+    /// Its TCP port.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Inet(address) => Some(address.port()),
+            Self::Any(port) | Self::Name(_, port) => Some(*port),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// The address that means every address of this machine.
     #[must_use]
     pub fn any(port: u16) -> SocketAddr {

@@ -45,7 +45,7 @@ enum Bound {
 /// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A worker process drops
 /// nothing of the master's.)
 #[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     device_and_inode: (u64, u64),
 }
@@ -67,7 +67,7 @@ impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.bound {
             Bound::Inet(address) => address.fmt(f),
-            Bound::Unix(file) => write!(f, "unix:{}", file.path.display()),
+            Bound::Unix(file) => write!(f, "unix:{file}"),
         }
     }
 }
@@ -143,13 +143,9 @@ fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
 fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    let metadata = fs::metadata(path)?;
+    let file = SocketFile::at(path)?;
     let socket = OwnedFd::from(listener);
     listen(&socket, backlog)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        device_and_inode: (metadata.dev(), metadata.ino()),
-    };
     let asked = Address::Unix(path.to_owned());
     Ok(Listener::new(socket, asked, Bound::Unix(file)))
 }
@@ -191,6 +187,30 @@ impl Listener {
             announced: false,
             client_timeout: Duration::ZERO,
             deferred: false,
+        }
+    }
+
+    /// A listener that another master has had.
+    ///
+    /// # Errors
+    /// When it is no listening socket.
+    pub fn adopt(socket: OwnedFd, asked: Address) -> Result<Self> {
+        let failed = |error: io::Error| Error::new(format!("take over {asked}"), error);
+        let bound = match &asked {
+            Address::Unix(path) => SocketFile::at(path).map(Bound::Unix),
+            _ => socket
+                .try_clone()
+                .and_then(|socket| TcpListener::from(socket).local_addr())
+                .map(Bound::Inet),
+        };
+        let bound = bound.map_err(failed)?;
+        Ok(Self::new(socket, asked, bound))
+    }
+
+    /// Another master has it too: what was made for it stays when it is dropped here.
+    pub fn disown(&mut self) {
+        if let Bound::Unix(file) = &mut self.bound {
+            file.disown();
         }
     }
 
@@ -284,6 +304,32 @@ impl Listener {
             Bound::Inet(address) => Some(address),
             Bound::Unix(_) => None,
         }
+    }
+}
+
+impl SocketFile {
+    /// The file that was just made at this path.
+    ///
+    /// # Errors
+    /// What stat(2) fails with.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            device_and_inode: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// It is somebody else's from now on, and stays.
+    fn disown(&mut self) {
+        // No file has these.
+        self.device_and_inode = (u64::MAX, u64::MAX);
+    }
+}
+
+impl fmt::Display for SocketFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
     }
 }
 

@@ -160,6 +160,12 @@ impl Processes {
         processes.filter(move |process| process.generation == generation)
     }
 
+    /// Whether each worker that is wanted is ready.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.members().filter(|process| process.ready).count() >= self.size()
+    }
+
     /// The workers of generations before the one that serves.
     pub fn former(&self) -> impl Iterator<Item = &Process> {
         self.processes()

@@ -50,6 +50,9 @@ impl<'a> Master<'a> {
         if self.stopping.is_some() {
             return;
         }
+        if self.takeover.is_some() || self.successor.is_some() {
+            return log::warn!("reload refused: a takeover is under way");
+        }
         if self.reload.is_some() {
             self.roll_back("another one begins");
         }
