@@ -24,11 +24,12 @@ impl Pool<'_> {
 
     /// Lets stopped workers go on: none of them could finish what it has, nor exit.
     pub(super) fn rouse(&mut self) {
-        let stopped = self.processes.processes().filter(|p| p.stopped && !p.ended);
-        for process in stopped {
-            log::info!("worker {process} is to go on, to come to its end");
-            // ESRCH: it has just ended.
-            let _ = kill(process.pid, Signal::SIGCONT);
+        for process in self.processes.processes_mut() {
+            if std::mem::take(&mut process.stopped) && !process.ended {
+                log::info!("worker {process} is to go on, to come to its end");
+                // ESRCH: it has just ended.
+                let _ = kill(process.pid, Signal::SIGCONT);
+            }
         }
     }
 

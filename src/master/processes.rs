@@ -153,13 +153,6 @@ impl Processes {
             .filter(|process| process.generation == self.current.generation)
     }
 
-    /// The workers of the generation that serves.
-    pub fn members_mut(&mut self) -> impl Iterator<Item = &mut Process> {
-        let generation = self.current.generation;
-        let processes = self.processes.iter_mut().flatten();
-        processes.filter(move |process| process.generation == generation)
-    }
-
     /// Whether each worker that is wanted is ready.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -195,6 +188,11 @@ impl Processes {
     /// All processes.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         self.processes.iter().flatten()
+    }
+
+    /// All processes.
+    pub fn processes_mut(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.processes.iter_mut().flatten()
     }
 
     /// The worker whose process this is.

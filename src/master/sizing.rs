@@ -11,6 +11,9 @@ use crate::config::Settings;
 /// How long it is from one look to the next, unless there is a hurry.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a connection must have waited before there is a hurry: every queue is that of a moment first.
+const HURRY: Duration = Duration::from_millis(10);
+
 /// How long there must have been too many idle workers before the first of them is retired.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -45,6 +48,8 @@ pub struct Demand {
     pub idle: usize,
     /// How many connections wait for a worker.
     pub waiting: usize,
+    /// Since when the first of them does.
+    pub since: Option<Time>,
 }
 
 /// What is to be done.
@@ -103,6 +108,12 @@ impl Bounds {
         demand.size < self.most && demand.idle + demand.starting < self.min_spare
     }
 
+    /// When there is a hurry: nobody is idle or about to be, and a connection has waited for too long.
+    fn hurry(&self, demand: Demand) -> Option<Time> {
+        let none = demand.idle + demand.starting == 0 && demand.size < self.most;
+        Some(demand.since.filter(|_| none)?.after(HURRY))
+    }
+
     fn is_surplus(&self, demand: Demand) -> bool {
         demand.size > self.least && demand.idle > self.max_spare
     }
@@ -113,7 +124,7 @@ impl Sizing {
     #[must_use]
     pub fn look(&mut self, bounds: &Bounds, demand: Demand, now: Time) -> Change {
         let short = bounds.is_short(demand);
-        let hurry = short && demand.waiting > 0 && demand.idle + demand.starting == 0;
+        let hurry = bounds.hurry(demand).is_some_and(|from| from <= now);
         if now < self.last.after(INTERVAL) && !hurry {
             return Change::None;
         }
@@ -146,7 +157,8 @@ impl Sizing {
     pub fn next(&self, bounds: &Bounds, demand: Demand) -> Option<Time> {
         let settled = self.rate == 1 && self.surplus.is_none();
         let calm = settled && !bounds.is_short(demand) && !bounds.is_surplus(demand);
-        (!calm).then(|| self.last.after(INTERVAL))
+        let regular = (!calm).then(|| self.last.after(INTERVAL));
+        [regular, bounds.hurry(demand)].into_iter().flatten().min()
     }
 }
 
@@ -192,6 +204,7 @@ mod tests {
                 starting: 0,
                 idle: self.size.saturating_sub(self.load),
                 waiting: self.load.saturating_sub(self.size),
+                since: (self.load > self.size).then_some(at(0)),
             }
         }
 
@@ -226,13 +239,31 @@ mod tests {
     fn it_grows_ever_faster_while_connections_wait_and_at_once() {
         let mut pool = Pool::new(bounds(2, 100, 2, 4));
         pool.load = 60;
-        let sizes = [0, 1, 2, 3, 4, 5, 6, 7].map(|now| pool.look(at(now)));
+        let sizes = [0, 1, 2, 3, 4, 5, 6, 7].map(|now| pool.look(at(10 + now)));
         // The last ones are those that are to be idle.
         assert_eq!(sizes, [3, 5, 9, 17, 33, 49, 62, 62]);
         pool.load = 61;
         // Nobody waits: that is done at the next look.
-        let sizes = [500, 1007, 2008].map(|now| pool.look(at(now)));
+        let sizes = [500, 1017, 2018].map(|now| pool.look(at(now)));
         assert_eq!(sizes, [62, 63, 63]);
+    }
+
+    #[test]
+    fn a_queue_of_a_moment_is_no_hurry() {
+        let mut sizing = Sizing::default();
+        let bounds = bounds(2, 100, 1, 4);
+        let demand = |idle, since: Option<u64>| Demand {
+            size: 2,
+            starting: 0,
+            idle,
+            waiting: usize::from(since.is_some()),
+            since: since.map(at),
+        };
+        assert_eq!(sizing.look(&bounds, demand(2, None), at(0)), Change::None);
+        let waits = demand(0, Some(100));
+        assert_eq!(sizing.look(&bounds, waits, at(100)), Change::None);
+        assert_eq!(sizing.next(&bounds, waits), Some(at(110)));
+        assert_eq!(sizing.look(&bounds, waits, at(110)), Change::Grow(1));
     }
 
     #[test]
@@ -257,6 +288,7 @@ mod tests {
             starting,
             idle: 0,
             waiting: 50,
+            since: Some(at(0)),
         };
         assert_eq!(sizing.look(&bounds, demand(2), at(0)), Change::None);
         assert_eq!(sizing.look(&bounds, demand(1), at(10)), Change::None);
@@ -309,6 +341,7 @@ mod tests {
             starting: 0,
             idle: 0,
             waiting: 7,
+            since: Some(at(0)),
         };
         assert_eq!(pool.sizing.next(&pool.bounds, full), None);
         let short = Demand { size: 19, ..full };

@@ -105,6 +105,7 @@ impl Pool<'_> {
             starting: self.upkeep.starting,
             idle: self.dispatcher.idle(),
             waiting: self.dispatcher.waiting(),
+            since: self.dispatcher.waiting_since(),
         }
     }
 
@@ -210,7 +211,7 @@ impl Pool<'_> {
             return;
         }
         self.upkeep.measured = now;
-        for process in self.processes.members_mut() {
+        for process in self.processes.processes_mut() {
             if process.life.is_measured() && process.serves() {
                 // Who can't be measured now is measured the next time.
                 process.memory = memory::resident(process.pid).unwrap_or(process.memory);

@@ -14,6 +14,8 @@ mod idle;
 mod leaks;
 mod limits;
 mod overload;
+mod recycle;
+mod scale;
 mod serve;
 mod signals;
 mod staying;
