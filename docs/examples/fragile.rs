@@ -41,6 +41,9 @@ struct Arguments {
     /// For how long they may, in milliseconds.
     #[arg(long, default_value_t = 30_000)]
     queue_wait: u64,
+    /// For how many seconds the kernel may keep a silent client to itself.
+    #[arg(long, default_value_t = 5)]
+    defer_accept: u64,
 }
 
 /// What each worker serves.
@@ -88,6 +91,7 @@ fn main() -> batond::Result<()> {
             settings.max_turns = arguments.max_turns;
             settings.max_rss = arguments.max_rss;
             settings.start_timeout = Duration::from_millis(arguments.start_timeout);
+            settings.defer_accept = Duration::from_secs(arguments.defer_accept);
             settings.queue = arguments.queue;
             settings.queue_wait = Some(Duration::from_millis(arguments.queue_wait));
         })

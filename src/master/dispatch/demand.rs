@@ -30,3 +30,33 @@ impl<C> Dispatcher<C> {
         self.workers.coldest()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Limits;
+    use super::*;
+
+    #[test]
+    fn who_is_idle_and_who_waits() {
+        let now = Time(1_000_000_000);
+        let mut dispatcher = Dispatcher::new(Limits::default());
+        let workers = [1, 2, 3].map(|_| dispatcher.worker_started(1));
+        assert_eq!((dispatcher.idle(), dispatcher.coldest()), (0, None));
+        for worker in workers {
+            dispatcher.worker_ready(worker, now);
+        }
+        assert_eq!((dispatcher.idle(), dispatcher.waiting()), (3, 0));
+        // The one that became idle last is the first to be lent to.
+        assert_eq!(dispatcher.coldest(), Some(workers[0]));
+        dispatcher.retire(workers[0]);
+        assert_eq!(dispatcher.coldest(), Some(workers[1]));
+        dispatcher.accepted((), true, now);
+        assert_eq!(dispatcher.idle(), 1);
+        dispatcher.retire(workers[1]);
+        dispatcher.retire(workers[2]);
+        assert_eq!((dispatcher.idle(), dispatcher.coldest()), (0, None));
+        dispatcher.accepted((), true, now);
+        assert_eq!(dispatcher.waiting(), 1);
+        assert_eq!(dispatcher.waiting_since(), Some(now));
+    }
+}
