@@ -174,7 +174,7 @@ fn patience(text: &str) -> Result<Duration, &'static str> {
 pub(super) fn serve(serve: Serve) -> Result<()> {
     logging::start(Role::Master);
     match &serve.service {
-        Service::Demo => serve.bind()?.run(|| http::Http::new(http::Demo)),
+        Service::Demo => serve.bind()?.run(|| http::Http::new(http::Demo::default())),
         Service::Echo => serve.bind()?.run(Echo::new),
         Service::Http { directory } => {
             let files = http::Files::open(directory)?;
