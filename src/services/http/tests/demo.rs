@@ -38,11 +38,11 @@ fn it_says_who_served() {
 fn it_counts_whatever_it_is_asked() {
     let mut table = Table::new(Demo::default());
     for request in [get("/"), get("/bytes/1"), get("/nothing")] {
-        table.exchange(&request);
+        let _ = table.exchange(&request);
     }
-    let (answer, _) = table.exchange(&get("/"));
+    let (answer, _) = table.exchange(get("/"));
     assert!(answer.text().contains("request 4 of this worker"));
-    let (answer, _) = Table::new(Demo::default()).exchange(&get("/"));
+    let (answer, _) = Table::new(Demo::default()).exchange(get("/"));
     assert!(answer.text().contains("request 1 of this worker"));
 }
 
