@@ -95,8 +95,6 @@ pub struct Pool<'a> {
     pub(super) awaited: Vec<ConnectionId>,
     pub(super) messages: MessageBuffer,
     scratch: Vec<u8>,
-    /// When what is left of former generations is ended.
-    pub(super) former_until: Option<Time>,
     pub(super) phase: Phase,
 }
 
@@ -120,7 +118,6 @@ impl<'a> Pool<'a> {
             awaited: Vec::new(),
             messages: MessageBuffer::default(),
             scratch: vec![0; 64 * 1024],
-            former_until: None,
             phase: Phase::Serving,
             plan,
         }

@@ -69,6 +69,8 @@ pub struct Process {
     pub worker: WorkerId,
     /// When it was started.
     pub born: Time,
+    /// When it is killed, if it belongs to a generation that was replaced.
+    pub until: Option<Time>,
 }
 
 /// Where a worker belongs.
@@ -270,10 +272,18 @@ impl Processes {
         next == Some(post.generation)
     }
 
-    /// The coming generation is the one that serves from now on.
-    pub fn promote_next(&mut self) {
-        if let Some(crew) = self.incoming.take() {
-            self.current = crew;
+    /// The coming generation is the one that serves from now on. The one that served has until then to finish; those
+    /// that were replaced before it keep the time that they have.
+    pub fn promote_next(&mut self, until: Time) {
+        let Some(crew) = self.incoming.take() else {
+            return;
+        };
+        self.current = crew;
+        let generation = self.current.generation;
+        for process in self.processes.iter_mut().flatten() {
+            if process.generation != generation {
+                process.until.get_or_insert(until);
+            }
         }
     }
 
@@ -290,14 +300,19 @@ impl Processes {
 
     /// The workers of the generation that serves.
     pub fn members(&self) -> impl Iterator<Item = &Process> {
-        self.processes()
-            .filter(|process| process.generation == self.current.generation)
+        self.processes().filter(|process| self.is_member(process))
+    }
+
+    /// Whether the worker belongs to the generation that serves.
+    #[must_use]
+    pub fn is_member(&self, process: &Process) -> bool {
+        process.generation == self.current.generation
     }
 
     /// The workers of generations before the one that serves.
     pub fn former(&self) -> impl Iterator<Item = &Process> {
         self.processes()
-            .filter(|process| process.generation != self.current.generation)
+            .filter(|process| !self.is_member(process))
             .filter(|process| !self.is_next(process))
     }
 
@@ -418,6 +433,7 @@ impl Processes {
             ended: false,
             worker,
             born: now,
+            until: None,
         };
         Ok(self.processes[place].insert(process))
     }
