@@ -47,7 +47,7 @@ impl Master<'_> {
                 let grace = grace.unwrap_or_default().as_secs();
                 log::info!("stopping: at most {grace} s for what is in hand");
                 self.stopping = Some(u32::from(interrupt));
-                self.roll_back("the server stops");
+                self.give_up_reload("the server stops");
                 self.pools().for_each(|pool| pool.stop(now));
             }
         }

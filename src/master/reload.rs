@@ -50,9 +50,7 @@ impl<'a> Master<'a> {
         if self.stopping.is_some() {
             return;
         }
-        if self.reload.is_some() {
-            self.roll_back("another one begins");
-        }
+        self.give_up_reload("another one begins");
         match self.prepare(now) {
             Ok(()) => log::info!("reloading"),
             Err(error) => {
@@ -153,12 +151,18 @@ impl<'a> Master<'a> {
         log::info!("reloaded");
     }
 
-    /// Gives up a reload that is under way.
-    pub(super) fn roll_back(&mut self, why: &str) {
-        if self.reload.is_some() {
-            log::error!("reload failed: {why}; the old workers serve on");
-        }
+    /// Gives up a reload that can't succeed.
+    fn roll_back(&mut self, why: &str) {
+        log::error!("reload failed: {why}; the old workers serve on");
         self.roll_back_quietly();
+    }
+
+    /// Gives up a reload that is under way, if one is, for something that comes before it.
+    pub(super) fn give_up_reload(&mut self, why: &str) {
+        if self.reload.is_some() {
+            log::info!("giving up the reload under way: {why}");
+            self.roll_back_quietly();
+        }
     }
 
     fn roll_back_quietly(&mut self) {
