@@ -136,13 +136,14 @@ impl<'a> Master<'a> {
         self.pools.iter_mut().flatten()
     }
 
-    /// How many connections leave enough descriptors for the workers and their replacements.
+    /// How many connections leave enough descriptors for the workers and their replacements, and for a reload.
     fn room(&self, plans: &[Plan<'_>]) -> usize {
         let limit =
             getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
         let workers: usize = plans.iter().map(|plan| plan.settings.workers).sum();
-        // Both ends of a socketpair, the worker's copy of its own, and a doorbell.
-        let kept_back = 4 * (workers + 2) + SPARE_DESCRIPTORS;
+        // Both ends of a socketpair, and a doorbell; while a worker is started, its own copy of its end too. At a reload
+        // each worker has a successor beside it.
+        let kept_back = (4 + 3) * workers + 4 * 2 + SPARE_DESCRIPTORS;
         let open = self.own.inherited.len();
         limit.saturating_sub(open + kept_back).max(1)
     }
