@@ -3,7 +3,10 @@
 //! Whatever can be known to be wrong from the words alone is refused here, as a usage error with
 //! exit code 2. So the commands receive settings, not words.
 
+mod check;
 mod serve;
+mod settings;
+mod source;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -29,6 +32,8 @@ pub struct Cli {
 enum Command {
     /// Serve TCP clients with a pool of worker processes.
     Serve(serve::ServeArgs),
+    /// Say what serve would do with the same arguments, or what is wrong with them or the file.
+    Check(serve::ServeArgs),
     /// Wait for file descriptors on a Unix socket and show what is behind them.
     RecvFd(RecvArgs),
     /// Open files and pass their descriptors to a waiting recv-fd.
@@ -41,7 +46,8 @@ enum Command {
 /// What went wrong, for one line on stderr.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
-        Command::Serve(args) => serve::serve(args.check()),
+        Command::Serve(args) => serve::serve(&args.check()),
+        Command::Check(args) => check::check(&args.check()),
         Command::RecvFd(args) => {
             logging::start(Role::Command("recv-fd"));
             demo::receive(&args.check())

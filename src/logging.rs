@@ -1,5 +1,5 @@
-//! Log lines on stderr: when, how bad, which process, what. Owns the line format and the process's
-//! role; what is worth a line is each caller's business.
+//! Log lines on stderr or in a file: when, how bad, which process, what. Owns the line format, the
+//! process's role, and the file; what is worth a line is each caller's business.
 //!
 //! ```text
 //! 2026-11-22T17:45:00.123Z INFO  master[123]: listening on 127.0.0.1:8080
@@ -9,12 +9,17 @@
 //! The level is info unless RUST_LOG says otherwise. A line that cannot be written is dropped: a
 //! full disk or a closed terminal must not take a server down.
 
+mod file;
+
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 use env_logger::{Builder, Env, Target, WriteStyle};
 use log::Level;
+
+use crate::error::Result;
 
 /// What this process is, at the head of each of its lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +47,42 @@ impl fmt::Display for Role {
 
 static ROLE: RwLock<Role> = RwLock::new(Role::Master);
 
-/// Starts logging, for a process of this role. Again is the same as [`set_role`].
+/// Starts logging to stderr, for a process of this role. Again is the same as [`set_role`].
 pub(crate) fn start(role: Role) {
+    install(role, None, Target::Stderr);
+}
+
+/// Starts logging of what `filter` lets pass (as in RUST_LOG, which wins over it), to the end of this file if there is
+/// one. Workers inherit it.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub(crate) fn open(role: Role, filter: Option<&str>, file: Option<&Path>) -> Result<()> {
+    let target = match file {
+        None => Target::Stderr,
+        Some(path) => {
+            file::open(path)?;
+            Target::Pipe(Box::new(file::Writer))
+        }
+    };
+    install(role, filter, target);
+    Ok(())
+}
+
+/// Goes on in a new file if the old one was moved away: for the master, when it is told so. Workers see it by
+/// themselves.
+///
+/// # Errors
+/// When the file cannot be opened. Lines go on to the old one.
+pub(crate) fn reopen() -> Result<()> {
+    file::reopen()
+}
+
+fn install(role: Role, filter: Option<&str>, target: Target) {
     set_role(role);
     // An error says that a logger is installed already, which is what is wanted.
-    let _ = Builder::from_env(Env::default().default_filter_or("info"))
-        .target(Target::Stderr)
+    let _ = Builder::from_env(Env::default().default_filter_or(filter.unwrap_or("info")))
+        .target(target)
         .write_style(WriteStyle::Never)
         .format(|out, record| {
             let time = out.timestamp_millis();

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::config::{Address, Settings};
+use crate::config::{Address, Confinement, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
+use crate::master::heritage::Heritage;
 use crate::master::pool::Plan;
 use crate::master::processes::MAIN;
-use crate::master::{self, listener};
+use crate::master::{self, Beginning, Offices, Source, listener};
 use crate::seat::Seat;
 use crate::service::Service;
-use crate::worker;
+use crate::worker::{self, confine};
 
 /// A server that is bound to its addresses and not running yet.
 ///
@@ -39,12 +40,15 @@ use crate::worker;
 #[derive(Debug)]
 pub struct Server {
     listen: Vec<Address>,
-    listeners: Vec<listener::Listener>,
+    /// What it was started with, and what it has bound since.
+    heritage: Option<Heritage>,
     settings: Settings,
+    confinement: Confinement,
 }
 
 impl Server {
-    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0` or `unix:/path`.
+    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`, `unix:/path`,
+    /// or `fd:NAME` for the sockets that systemd passes under this name.
     ///
     /// # Errors
     /// When it is no address, or can't be bound.
@@ -60,8 +64,9 @@ impl Server {
     pub(crate) fn with(settings: Settings) -> Self {
         Self {
             listen: Vec::new(),
-            listeners: Vec::new(),
+            heritage: None,
             settings,
+            confinement: Confinement::default(),
         }
     }
 
@@ -76,8 +81,13 @@ impl Server {
         let address = address
             .try_into()
             .map_err(|error| Error::because("listen", error.to_string()))?;
-        self.listeners
-            .extend(listener::bind_all(&address, self.settings.backlog)?);
+        let mut heritage = match self.heritage.take() {
+            Some(heritage) => heritage,
+            None => Heritage::claim(None)?,
+        };
+        let listening = heritage.listen_on(&address, self.settings.backlog);
+        self.heritage = Some(heritage);
+        listening?;
         self.listen.push(address);
         Ok(self)
     }
@@ -125,11 +135,40 @@ impl Server {
         self.settings(|settings| settings.client_timeout = limit)
     }
 
+    /// What the workers give up before they serve: the user that they run as, what they see of the file system, how much
+    /// they may use; nothing, unless told. The master keeps its own privileges, and whatever it bound with them.
+    ///
+    /// [`Server::run`] checks all of it before the first fork, and fails with what is wrong. Each worker is confined
+    /// before it makes its service; one that can't be (its directory is gone) ends with an error in the log, and is
+    /// tried again like one that died. A worker keeps the descriptors that were open before `run`, those of directories
+    /// outside of its own root too.
+    ///
+    /// ```no_run
+    /// # use batond::Echo;
+    /// use batond::Server;
+    /// use batond::config::Confinement;
+    ///
+    /// fn main() -> batond::Result<()> {
+    ///     let confinement = Confinement {
+    ///         user: Some("nobody".to_owned()),
+    ///         no_new_privs: true,
+    ///         ..Confinement::default()
+    ///     };
+    ///     Server::bind(":80")?.confinement(confinement).run(Echo::new)
+    /// }
+    /// ```
+    #[must_use]
+    pub fn confinement(mut self, confinement: Confinement) -> Self {
+        self.confinement = confinement;
+        self
+    }
+
     /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
+        let heritage = self.heritage.iter();
+        let listeners = heritage.flat_map(|heritage| &heritage.listeners);
+        listeners
             .filter_map(listener::Listener::local_address)
             .collect()
     }
@@ -142,45 +181,63 @@ impl Server {
     /// and so are the process's children. Descriptors that are open now stay open in the workers.
     ///
     /// # Errors
-    /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
+    /// When the master can't be set up, or the workers can't be confined. Once it serves, it reports trouble in the log
+    /// and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
-        let plan = plan(MAIN, self.listen, self.settings, make);
-        serve_pools(self.listeners, &|| Ok(vec![plan.clone()]))
+        let plan = plan(MAIN, self.listen, self.settings, &self.confinement, make)?;
+        let heritage = self.heritage.unwrap_or_default();
+        serve_pools(heritage, Offices::default(), &|| Ok(vec![plan.clone()]))
     }
 }
 
-/// A pool whose workers run the services that `make` makes.
+/// A pool whose workers run the services that `make` makes, confined.
+///
+/// # Errors
+/// When they can't be confined.
 pub(crate) fn plan<'a, S: Service>(
     name: &str,
     listen: Vec<Address>,
     settings: Settings,
+    confinement: &Confinement,
     make: impl Fn() -> S + Sync + 'a,
-) -> Plan<'a> {
+) -> Result<Plan<'a>> {
     let threads = settings.threads;
+    let confinement = confine::Plan::new(confinement, threads)?;
     let main = move |seat: Seat<'_>| {
         logging::set_role(Role::Worker { slot: seat.slot });
+        if let Err(error) = confinement.apply() {
+            log::error!("{error}");
+            return 1;
+        }
         let served = match threads {
             1 => worker::serve(seat, &mut make()),
             count => worker::serve_in_threads(seat, count, &make),
         };
         exit_status(served)
     };
-    Plan {
+    Ok(Plan {
         name: name.into(),
         listen,
         settings,
         conduct: S::conduct(),
         main: Rc::new(main),
-    }
+        keep: Vec::new(),
+    })
 }
 
 /// Serves pools until it is told to stop. `plans` says what they are, now and at each reload.
 pub(crate) fn serve_pools<'a>(
-    bound: Vec<listener::Listener>,
-    plans: &'a (dyn Fn() -> Result<Vec<Plan<'a>>> + 'a),
+    heritage: Heritage,
+    offices: Offices,
+    plans: &'a Source<'a>,
 ) -> Result<()> {
     raise_descriptor_limit();
-    master::run(plans()?, bound, plans)
+    let beginning = Beginning {
+        plans: plans()?,
+        heritage,
+        offices,
+    };
+    master::run(beginning, plans)
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

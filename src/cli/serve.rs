@@ -1,76 +1,69 @@
-//! `batond serve`: which service, where, with how many workers.
+//! `batond serve`: what its command line can say, and what it then does.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::thread::available_parallelism;
-use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 
-use super::refuse;
-use crate::config::{Address, MAX_THREADS, Settings};
+use super::settings::SettingArgs;
+use super::source::Source;
+use super::{path, refuse};
+use crate::config::flags::Flags;
+use crate::config::{Address, PoolConfig, ServiceConfig};
 use crate::error::Result;
 use crate::logging::{self, Role};
-use crate::server::Server;
+use crate::master::Offices;
+use crate::master::heritage::Heritage;
+use crate::master::pool::Plan;
+use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// What to serve.
-    #[arg(value_enum, default_value_t = ServiceName::Demo)]
-    service: ServiceName,
+    /// What to serve. [default: demo]
+    #[arg(value_enum)]
+    service: Option<ServiceName>,
     /// The directory that http serves.
     #[arg(value_name = "DIR")]
     argument: Option<PathBuf>,
+    /// Read the settings from this file. Flags win over it.
+    #[arg(short, long, value_name = "FILE", value_parser = path())]
+    config: Option<PathBuf>,
     /// Listen here: 127.0.0.1:8080, [::1]:8080, :8080 for every address of this machine, or
-    /// unix:/path. Port 0 takes a free one. May be given more than once.
-    #[arg(short, long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    /// unix:/path, or fd:NAME for sockets that systemd passes. Port 0 takes a free one. May be given
+    /// more than once. [default: 127.0.0.1:8080]
+    #[arg(short, long, value_name = "ADDR")]
     listen: Vec<Address>,
-    /// Run this many worker processes. [default: two for each processor, at least 4]
-    #[arg(short, long, value_name = "N", value_parser = worker_count)]
-    workers: Option<NonZeroUsize>,
-    /// Let each worker serve this many turns at the same time, in threads.
-    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN, value_parser = thread_count)]
-    threads: NonZeroUsize,
     #[command(flatten)]
-    limits: Limits,
+    process: ProcessArgs,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
-/// The bounds within which it serves. 0 stands for no bound, where that makes sense.
-#[derive(Debug, Args, PartialEq, Eq)]
-#[command(next_help_heading = "Limits")]
-struct Limits {
-    /// When stopping, give requests this many seconds to finish.
-    #[arg(long, value_name = "SECS", default_value = "30", value_parser = seconds)]
-    grace: Duration,
-    /// Let a connection wait this many microseconds behind another one before it goes elsewhere.
-    #[arg(long, value_name = "US", default_value = "500", value_parser = patience)]
-    patience: Duration,
-    /// Kill a worker whose turn takes longer than this many seconds. 0: never.
-    #[arg(long, value_name = "SECS", default_value = "0", value_parser = seconds)]
-    turn_timeout: Duration,
-    /// Stop accepting while there are this many connections. 0: as many as descriptors allow.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    max_connections: usize,
-    /// Turn away whoever has this many connections already (IPv6: by /64). 0: nobody.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    per_client: u32,
-    /// Turn requests away while this many wait for a worker.
-    #[arg(long, value_name = "N", default_value = "10000", value_parser = queue_length)]
-    queue: usize,
-    /// Turn a request away when it has waited this many milliseconds for a worker. 0: never.
-    #[arg(long, value_name = "MS", default_value = "30000", value_parser = milliseconds)]
-    queue_wait: Duration,
-    /// Close a connection that was idle for this many seconds. 0: never. [default: 75, echo: 0]
-    #[arg(long, value_name = "SECS", value_parser = seconds)]
-    idle_timeout: Option<Duration>,
-    /// Give a client this many seconds to send the head of a request. 0: for ever.
-    #[arg(long, value_name = "SECS", default_value = "30", value_parser = seconds)]
-    head_timeout: Duration,
-    /// Drain a finished connection for this many seconds at most.
-    #[arg(long, value_name = "SECS", default_value = "2", value_parser = seconds)]
-    linger: Duration,
+/// The server as a process among others.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
+struct ProcessArgs {
+    /// Append log lines to this file instead of writing them to stderr.
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    log_file: Option<PathBuf>,
+    /// Write the number of the master process into this file.
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    pid_file: Option<PathBuf>,
+    /// Hand over to a new master that asks on this Unix socket.
+    #[arg(long, value_name = "SOCKET", value_parser = path())]
+    control: Option<PathBuf>,
+    /// Take over from the master that listens on this socket (its --control), with all of its
+    /// connections.
+    #[arg(long, value_name = "SOCKET", value_parser = path())]
+    takeover: Option<PathBuf>,
+    /// Run the workers as this user, a name or a number.
+    #[arg(long, value_name = "USER", value_parser = NonEmptyStringValueParser::new())]
+    user: Option<String>,
+    /// Run the workers as this group, a name or a number. [default: the user's]
+    #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
+    group: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,34 +76,18 @@ enum ServiceName {
     Http,
 }
 
-/// What `serve` was asked to do.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Serve {
-    service: Service,
-    listen: Vec<Address>,
-    workers: Option<NonZeroUsize>,
-    threads: NonZeroUsize,
-    limits: Limits,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Service {
-    Demo,
-    Echo,
-    Http { directory: PathBuf },
-}
-
 impl ServeArgs {
-    pub(super) fn check(self) -> Serve {
+    pub(super) fn check(self) -> Source {
         let service = match (self.service, self.argument) {
-            (ServiceName::Demo, None) => Service::Demo,
-            (ServiceName::Echo, None) => Service::Echo,
-            (ServiceName::Http, Some(directory)) => Service::Http { directory },
-            (ServiceName::Http, None) => refuse(
+            (None, None) => None,
+            (Some(ServiceName::Demo), None) => Some(ServiceConfig::Demo),
+            (Some(ServiceName::Echo), None) => Some(ServiceConfig::Echo),
+            (Some(ServiceName::Http), Some(root)) => Some(ServiceConfig::Http { root }),
+            (Some(ServiceName::Http), None) => refuse(
                 ErrorKind::MissingRequiredArgument,
                 "http needs the directory that it is to serve: batond serve http DIR",
             ),
-            (ServiceName::Demo | ServiceName::Echo, Some(extra)) => refuse(
+            (_, Some(extra)) => refuse(
                 ErrorKind::UnknownArgument,
                 format_args!(
                     "unexpected argument '{}': only http has one",
@@ -118,120 +95,84 @@ impl ServeArgs {
                 ),
             ),
         };
-        Serve {
-            service,
-            listen: self.listen,
-            workers: self.workers,
-            threads: self.threads,
-            limits: self.limits,
+        let source = Source {
+            file: self.config,
+            takeover: self.process.takeover,
+            flags: Flags {
+                listen: self.listen,
+                service,
+                choices: self.settings.choices(),
+                user: self.process.user,
+                group: self.process.group,
+                log_file: self.process.log_file,
+                pid_file: self.process.pid_file,
+                control: self.process.control,
+            },
+        };
+        if source.file.is_none()
+            && let Err(error) = source.load()
+        {
+            refuse(ErrorKind::ArgumentConflict, error);
         }
+        source
     }
-}
-
-fn worker_count(text: &str) -> Result<NonZeroUsize, &'static str> {
-    /// More is a slip of the finger: the process table would be full long before.
-    const MOST: usize = 10_000;
-    text.parse::<NonZeroUsize>()
-        .ok()
-        .filter(|count| count.get() <= MOST)
-        .ok_or("expected a number from 1 to 10000")
-}
-
-fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse::<NonZeroUsize>()
-        .ok()
-        .filter(|count| count.get() <= MAX_THREADS)
-        .ok_or(format!("expected a number from 1 to {MAX_THREADS}"))
-}
-
-fn queue_length(text: &str) -> Result<usize, &'static str> {
-    text.parse::<NonZeroUsize>()
-        .map(NonZeroUsize::get)
-        .map_err(|_| "expected a number from 1 on")
-}
-
-fn seconds(text: &str) -> Result<Duration, &'static str> {
-    text.parse::<u32>()
-        .map(|seconds| Duration::from_secs(seconds.into()))
-        .map_err(|_| "expected a whole number of seconds")
-}
-
-fn milliseconds(text: &str) -> Result<Duration, &'static str> {
-    text.parse::<u32>()
-        .map(|count| Duration::from_millis(count.into()))
-        .map_err(|_| "expected a whole number of milliseconds")
-}
-
-fn patience(text: &str) -> Result<Duration, &'static str> {
-    text.parse::<u32>()
-        .ok()
-        .filter(|count| (1..=10_000_000).contains(count))
-        .map(|count| Duration::from_micros(count.into()))
-        .ok_or("expected a number of microseconds from 1 to 10000000")
 }
 
 /// Serves until it is told to stop.
-pub(super) fn serve(serve: Serve) -> Result<()> {
-    logging::start(Role::Master);
-    match &serve.service {
-        Service::Demo => serve.bind()?.run(|| http::Http::new(http::Demo::default())),
-        Service::Echo => serve.bind()?.run(Echo::new),
-        Service::Http { directory } => {
-            let files = http::Files::open(directory)?;
-            serve.bind()?.run(move || http::Http::new(files.clone()))
-        }
-    }
+pub(super) fn serve(source: &Source) -> Result<()> {
+    let config = source.load()?;
+    let log = &config.log;
+    logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;
+    let plans = || {
+        let config = source.load()?;
+        config.pools.into_iter().map(plan).collect()
+    };
+    let heritage = Heritage::claim(source.takeover.as_deref())?;
+    let offices = Offices {
+        control: config.control,
+        pid_file: config.pid_file,
+    };
+    serve_pools(heritage, offices, &plans)
 }
 
-impl Serve {
-    fn bind(&self) -> Result<Server> {
-        let unbound = Server::with(self.settings());
-        self.listen
-            .iter()
-            .try_fold(unbound, |server, address| server.and(address.clone()))
-    }
-
-    fn settings(&self) -> Settings {
-        let processors = available_parallelism().map_or(1, usize::from);
-        let mut settings = Settings::for_processors(processors);
-        if let Some(workers) = self.workers {
-            settings.workers = workers.get();
+fn plan(pool: PoolConfig) -> Result<Plan<'static>> {
+    let PoolConfig {
+        name,
+        listen,
+        service,
+        settings,
+        confinement,
+    } = pool;
+    let confinement = &confinement;
+    match service {
+        ServiceConfig::Demo => {
+            let make = || http::Http::new(http::Demo::default());
+            server::plan(&name, listen, settings, confinement, make)
         }
-        let bound = |limit: Duration| Some(limit).filter(|limit| !limit.is_zero());
-        let limits = &self.limits;
-        if limits.max_connections > 0 {
-            settings.max_connections = limits.max_connections;
-        }
-        Settings {
-            threads: self.threads.get(),
-            grace: limits.grace,
-            patience: limits.patience,
-            turn_timeout: bound(limits.turn_timeout),
-            per_client: Some(limits.per_client).filter(|limit| *limit > 0),
-            queue: limits.queue,
-            queue_wait: bound(limits.queue_wait),
-            idle_timeout: match (limits.idle_timeout, &self.service) {
-                (Some(limit), _) => bound(limit),
-                // Who talks to an echo by hand thinks between two lines.
-                (None, Service::Echo) => None,
-                (None, _) => settings.idle_timeout,
-            },
-            head_timeout: bound(limits.head_timeout),
-            linger: limits.linger,
-            ..settings
+        ServiceConfig::Echo => server::plan(&name, listen, settings, confinement, Echo::new),
+        ServiceConfig::Http { root } => {
+            let files = http::Files::open(&root)?;
+            let keep = vec![files.descriptor()];
+            let make = move || http::Http::new(files.clone());
+            let plan = server::plan(&name, listen, settings, confinement, make)?;
+            Ok(Plan { keep, ..plan })
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::Command;
     use super::super::tests::parse;
     use super::*;
+    use crate::config::keys::KEYS;
+    use crate::config::{Config, Confinement, Settings};
 
-    fn parse_serve(words: &str) -> Serve {
+    fn parse_serve(words: &str) -> Config {
         match parse(words) {
-            Ok(Command::Serve(args)) => args.check(),
+            Ok(Command::Serve(args)) => args.check().load().unwrap(),
             other => panic!("{words}: {other:?}"),
         }
     }
@@ -241,22 +182,53 @@ mod tests {
         let before = parse_serve("serve echo -l 127.0.0.1:0 -l unix:/tmp/s -w 2 --grace 5");
         let after = parse_serve("serve -l 127.0.0.1:0 -w 2 -l unix:/tmp/s --grace 5 echo");
         assert_eq!(before, after);
-        assert_eq!(before.service, Service::Echo);
-        assert_eq!(before.listen.len(), 2);
-        assert_eq!(before.workers.map(NonZeroUsize::get), Some(2));
-        assert_eq!(before.limits.grace, Duration::from_secs(5));
+        let [pool] = &before.pools[..] else {
+            panic!("{before:?}");
+        };
+        assert_eq!(pool.service, ServiceConfig::Echo);
+        assert_eq!(pool.listen.len(), 2);
+        assert_eq!(pool.settings.workers, 2);
+        assert_eq!(pool.settings.grace, Duration::from_secs(5));
+        assert_eq!(pool.settings.idle_timeout, None);
     }
 
     #[test]
     fn serve_alone_is_the_demo_on_the_usual_port() {
-        let serve = parse_serve("serve");
-        assert_eq!(serve.service, Service::Demo);
-        assert_eq!(serve.listen, ["127.0.0.1:8080".parse().unwrap()]);
-        assert_eq!(serve.limits.grace, Duration::from_secs(30));
-        let processors = available_parallelism().map_or(1, usize::from);
-        assert_eq!(serve.settings(), Settings::for_processors(processors));
+        let config = parse_serve("serve");
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let usual = PoolConfig {
+            name: "main".to_owned(),
+            listen: vec!["127.0.0.1:8080".parse().unwrap()],
+            service: ServiceConfig::Demo,
+            settings: Settings::for_processors(processors),
+            confinement: Confinement::default(),
+        };
+        assert_eq!(config.pools, [usual]);
+        assert_eq!((config.control, config.pid_file), (None, None));
         let http = parse_serve("serve -w 1 http some/dir");
-        let directory = PathBuf::from("some/dir");
-        assert_eq!(http.service, Service::Http { directory });
+        let root = PathBuf::from("some/dir");
+        assert_eq!(http.pools[0].service, ServiceConfig::Http { root });
+    }
+
+    #[test]
+    fn every_setting_is_a_flag() {
+        for key in KEYS {
+            // No default, and within all bounds.
+            let words = format!("serve --{} 9", key.name);
+            let pools = parse_serve(&words).pools;
+            assert_ne!(pools, parse_serve("serve").pools, "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn the_process_has_flags_too() {
+        let words = "serve --user www --group 33 --log-file l --pid-file p --control c";
+        let config = parse_serve(words);
+        let confinement = &config.pools[0].confinement;
+        assert_eq!(confinement.user.as_deref(), Some("www"));
+        assert_eq!(confinement.group.as_deref(), Some("33"));
+        assert_eq!(config.log.file, Some("l".into()));
+        assert_eq!(config.pid_file, Some("p".into()));
+        assert_eq!(config.control, Some("c".into()));
     }
 }

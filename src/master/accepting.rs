@@ -22,7 +22,7 @@ impl Pool<'_> {
     /// Takes connections out of a backlog; whether more may wait there.
     pub(super) fn on_listener(&mut self, index: usize, now: Time) -> bool {
         for _ in 0..ACCEPT_BATCH {
-            if self.accepting != Accepting::Yes {
+            if self.accepting != Accepting::Yes || self.held_back {
                 return false;
             }
             let Some(listener) = self.listeners.get(index) else {
@@ -100,7 +100,32 @@ impl Pool<'_> {
         self.listen_for(EventFlags::IN);
     }
 
+    /// Leaves new connections to another master.
+    pub(super) fn hold_accepting(&mut self) {
+        self.held_back = true;
+        self.listen_for(EventFlags::empty());
+    }
+
+    /// Accepts again, or for the first time.
+    pub(super) fn begin_accepting(&mut self) {
+        self.held_back = false;
+        self.announce();
+        self.listen_as_before();
+    }
+
+    fn listen_as_before(&self) {
+        match self.accepting {
+            Accepting::Yes => self.listen_for(EventFlags::IN),
+            Accepting::Full | Accepting::Exhausted { .. } => self.listen_for(EventFlags::empty()),
+        }
+    }
+
     fn listen_for(&self, what: EventFlags) {
+        let what = if self.held_back {
+            EventFlags::empty()
+        } else {
+            what
+        };
         for (index, listener) in self.listeners.iter().enumerate() {
             let data = EventData::new_u64(self.token(Subject::Listener(index)));
             if let Err(error) = epoll::modify(&self.epoll, listener, data, what) {
@@ -134,10 +159,7 @@ impl Pool<'_> {
             listener.configure(settings.client_timeout, defer)?;
         }
         self.announce();
-        match self.accepting {
-            Accepting::Yes => self.listen_for(EventFlags::IN),
-            Accepting::Full | Accepting::Exhausted { .. } => self.listen_for(EventFlags::empty()),
-        }
+        self.listen_as_before();
         Ok(())
     }
 

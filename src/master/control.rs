@@ -1,9 +1,15 @@
 //! What the master does on a signal.
 
+use std::process::Command;
+
 use super::pool::{Phase, Pool};
+use super::processes::Change;
 use super::signals::{Request, Signals};
+use super::takeover::{Session, Takeover};
 use super::time::Time;
 use super::{Master, processes};
+use crate::error::{Plain, Result};
+use crate::logging;
 
 impl Master<'_> {
     pub(super) fn on_signals(&mut self, now: Time) {
@@ -19,6 +25,8 @@ impl Master<'_> {
                 Request::Stop { interrupt } => self.stop(interrupt, now),
                 Request::Quit => self.quit("SIGQUIT"),
                 Request::Reload => self.reload(now),
+                Request::Reopen => reopen_log(),
+                Request::Upgrade => self.upgrade(now),
                 // A server that stops has no use for more, and lets all of them go anyway.
                 Request::Grow | Request::Shrink if self.stopping.is_some() => {}
                 Request::Grow => self.pools().for_each(|pool| pool.resize_by(1)),
@@ -30,7 +38,10 @@ impl Master<'_> {
     /// Looks which workers have ended, were stopped or go on.
     fn reap(&mut self, now: Time) {
         while let Some((pid, change)) = processes::next_change() {
-            let _ = self.pools().any(|pool| pool.on_change(pid, change, now));
+            let ours = self.pools().any(|pool| pool.on_change(pid, change, now));
+            if !ours && let Change::Ended(end) = change {
+                self.on_stranger(pid, &end.to_string(), now);
+            }
         }
     }
 
@@ -46,6 +57,7 @@ impl Master<'_> {
                 let grace = self.pools().map(|pool| pool.plan.settings.grace).max();
                 let grace = grace.unwrap_or_default().as_secs();
                 log::info!("stopping: at most {grace} s for what is in hand");
+                self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
                 self.give_up_reload("the server stops");
                 self.pools().for_each(|pool| pool.stop(now));
@@ -60,9 +72,54 @@ impl Master<'_> {
         self.pools().for_each(Pool::quit);
     }
 
-    /// Forgets the pools that have come to their end.
-    pub(super) fn advance(&mut self, now: Time) {
+    /// SIGUSR2: starts the program anew, to take over.
+    fn upgrade(&mut self, now: Time) {
+        if let Some(why) = self.why_not() {
+            return log::warn!("upgrade refused: {why}");
+        }
+        let started = Session::pair().and_then(|(ours, theirs)| {
+            let (signals, keep) = (&mut self.own.signals, &self.own.inherited);
+            let manager = &self.manager;
+            let introduce = |command: &mut Command| manager.introduce(command);
+            let detach = || drop(signals.take());
+            let child = self.launch.start(&theirs, keep, introduce, detach)?;
+            Ok((ours, child))
+        });
+        match started {
+            Ok((session, child)) => {
+                log::info!("upgrading: started {} pid={child}", self.launch);
+                self.begin_takeover(session, Some(child), now);
+            }
+            Err(error) => log::error!(
+                "upgrade refused: cannot start {}: {}",
+                self.launch,
+                Plain(&error)
+            ),
+        }
+    }
+
+    /// When a change of masters is due for something.
+    pub(super) fn change_due(&self) -> Option<Time> {
+        let limits = self.pools.iter().flatten();
+        let limit = limits.map(|pool| pool.plan.settings.start_timeout).min();
+        let successor = self.successor.as_ref();
+        let succession = successor.and_then(|s| s.due(limit.unwrap_or_default()));
+        let takeover = self.takeover.as_ref().and_then(Takeover::due);
+        [succession, takeover].into_iter().flatten().min()
+    }
+
+    /// Forgets the pools that have come to their end, and goes on with what changes.
+    ///
+    /// # Errors
+    /// When this master was to take over and can't.
+    pub(super) fn advance(&mut self, now: Time) -> Result<()> {
         self.advance_reload(now);
+        self.advance_takeover(now);
+        self.advance_succession(now)?;
+        if self.in_charge() && self.pools().all(|pool| pool.serves()) {
+            self.manager.ready();
+        }
+        self.manager.tick(now);
         for place in &mut self.pools {
             if place.as_ref().is_some_and(|pool| pool.phase == Phase::Over) {
                 *place = None;
@@ -71,10 +128,25 @@ impl Master<'_> {
         if self.is_over() && !self.quitting {
             log::info!("stopped");
         }
+        Ok(())
+    }
+
+    /// Whether this master is the one that serves, as far as it knows.
+    fn in_charge(&self) -> bool {
+        let taking_over = self.successor.as_ref().is_some_and(|s| !s.reigns());
+        !taking_over && self.stopping.is_none() && self.reload.is_none()
     }
 
     pub(super) fn is_over(&self) -> bool {
         self.pools.iter().all(Option::is_none)
+    }
+}
+
+/// SIGUSR1: somebody has moved the log file away.
+fn reopen_log() {
+    match logging::reopen() {
+        Ok(()) => log::info!("log file opened anew"),
+        Err(error) => log::error!("{error}"),
     }
 }
 

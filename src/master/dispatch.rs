@@ -11,6 +11,7 @@
 
 mod average;
 mod hang;
+mod passing;
 #[cfg(test)]
 mod tests;
 mod transitions;
@@ -24,6 +25,7 @@ use super::wheel::Wheel;
 use average::Average;
 use workers::{Pace, Tenure, Workers};
 
+pub use passing::{Lending, Standing};
 pub use vocabulary::{Action, Canned, Interest, Limits, Stray, TurnEnd, Verdict};
 pub use workers::{MAX_DEPTH, WorkerId};
 
@@ -50,6 +52,7 @@ pub struct Dispatcher<C> {
     next_order: u64,
     paused: bool,
     stopping: bool,
+    lending: Lending,
     actions: Vec<Action<C>>,
 }
 
@@ -72,6 +75,7 @@ impl<C> Dispatcher<C> {
             next_order: 0,
             paused: false,
             stopping: false,
+            lending: Lending::Yes,
             actions: Vec::new(),
         }
     }
@@ -468,6 +472,9 @@ impl<C> Dispatcher<C> {
 
     /// Time has passed: notices whatever is due.
     pub fn tick(&mut self, now: Time) {
+        if self.lending == Lending::Frozen {
+            return;
+        }
         let overdue = self.overdue().is_some_and(|time| time <= now);
         if overdue {
             self.tried = now;

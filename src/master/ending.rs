@@ -47,7 +47,9 @@ impl Pool<'_> {
         }
         self.end_former(now);
         match self.phase {
-            Phase::Stopping { until } if self.dispatcher.is_empty() || until <= now => {
+            Phase::Stopping { until } | Phase::Leaving { until }
+                if self.dispatcher.is_empty() || until <= now =>
+            {
                 let unserved = self.dispatcher.connections();
                 if unserved > 0 {
                     log::warn!("the grace period is over: closing {unserved} connections");

@@ -36,6 +36,8 @@ pub struct Held {
     peer: Peer,
     carry: Box<[u8]>,
     watch: Watch,
+    /// What was last waited for.
+    interest: Interest,
     /// Events that came while it was lent.
     noticed: EventFlags,
     /// It is over for the server.
@@ -53,9 +55,40 @@ impl Held {
             peer,
             carry: Box::default(),
             watch: Watch::No,
+            interest: Interest::Input,
             noticed: EventFlags::empty(),
             ending: false,
             total: Traffic::default(),
+        }
+    }
+
+    /// A connection that another master has had.
+    #[must_use]
+    pub fn adopted(socket: OwnedFd, peer: Peer, carry: &[u8], total: Traffic) -> Self {
+        Self {
+            carry: carry.into(),
+            total,
+            ..Self::new(socket, peer)
+        }
+    }
+
+    /// What was last waited for.
+    #[must_use]
+    pub fn interest(&self) -> Interest {
+        self.interest
+    }
+
+    /// What all turns so far have moved.
+    #[must_use]
+    pub fn total(&self) -> Traffic {
+        self.total
+    }
+
+    /// Ends the watching: while another process has the connection too, closing would not (epoll(7)).
+    pub fn unwatch(&mut self, epoll: BorrowedFd<'_>) {
+        if self.watch != Watch::No {
+            self.watch = Watch::No;
+            let _ = epoll::delete(epoll, &self.socket);
         }
     }
 
@@ -119,6 +152,7 @@ impl Held {
         calm: bool,
         token: u64,
     ) -> io::Result<EventFlags> {
+        self.interest = interest;
         let noticed = std::mem::replace(&mut self.noticed, EventFlags::empty());
         let (mode, flags) = match interest {
             Interest::Input | Interest::NewInput if self.ending || calm => {

@@ -35,11 +35,12 @@ impl Pool<'_> {
                 .unwrap_or(&self.plan);
             let (threads, main) = (plan.settings.threads, Rc::clone(&plan.main));
             let worker = self.dispatcher.worker_started(threads);
-            let (signals, inherited) = (&mut own.signals, &own.inherited);
+            let keep = [&own.inherited[..], &plan.keep].concat();
+            let signals = &mut own.signals;
             let detach = || drop(signals.take());
             let started = self
                 .processes
-                .start(post, worker, inherited, detach, &*main, now);
+                .start(post, worker, &keep, detach, &*main, now);
             match started {
                 Ok(process) => {
                     if let Err(error) =
@@ -217,7 +218,7 @@ impl Pool<'_> {
 
     /// Says where it listens, as soon as a worker can serve who comes.
     pub(super) fn announce(&mut self) {
-        if self.processes.members().any(|process| process.ready) {
+        if !self.held_back && self.processes.members().any(|process| process.ready) {
             self.listeners.iter_mut().for_each(Listener::announce);
         }
     }

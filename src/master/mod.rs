@@ -12,18 +12,23 @@ pub mod dispatch;
 mod ending;
 mod generation;
 mod held;
+pub mod heritage;
 mod lending;
 pub mod listener;
+mod manager;
+mod pid_file;
 pub mod pool;
 pub mod processes;
 mod reload;
 mod signals;
+pub mod takeover;
 pub mod time;
 mod token;
 pub mod wheel;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -33,10 +38,13 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use listener::Listener;
+use heritage::Heritage;
+use manager::Manager;
+use pid_file::PidFile;
 use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
+use takeover::{Control, Launch, Successor, Takeover};
 use time::Time;
 use token::{Subject, Token};
 
@@ -64,6 +72,34 @@ pub struct Master<'a> {
     stopping: Option<u32>,
     /// It ends without waiting for anything.
     quitting: bool,
+    launch: Launch,
+    offices: Offices,
+    control: Option<Control>,
+    pid_file: Option<PidFile>,
+    manager: Manager,
+    /// Another master takes over from this one.
+    takeover: Option<Takeover>,
+    /// This master takes over from another one.
+    successor: Option<Successor>,
+}
+
+/// Where a master can be found, as long as it is the one in charge.
+#[derive(Debug, Clone, Default)]
+pub struct Offices {
+    /// The socket over which a new master takes over.
+    pub control: Option<PathBuf>,
+    /// The file that names its process.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// What a master begins with.
+pub struct Beginning<'a> {
+    /// What the pools are to be.
+    pub plans: Vec<Plan<'a>>,
+    /// Listeners that exist already (what else the plans want is bound), and the master from which it takes over.
+    pub heritage: Heritage,
+    /// Where it can be found.
+    pub offices: Offices,
 }
 
 /// What the master has to itself, and no worker may keep.
@@ -75,23 +111,26 @@ pub struct Own {
     inherited: Vec<RawFd>,
 }
 
-/// Runs a server until it is told to stop. `bound` are listeners that exist already; what else the plans want is bound
-/// here.
+/// Runs a server until it is told to stop.
 ///
 /// # Errors
 /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
-pub fn run<'a>(plans: Vec<Plan<'a>>, bound: Vec<Listener>, source: &'a Source<'a>) -> Result<()> {
+pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
+    let Beginning {
+        plans,
+        mut heritage,
+        offices,
+    } = beginning;
+    let own = heritage.descriptors();
     let mut inherited = sys::process::open_descriptors();
-    inherited.retain(|fd| {
-        bound
-            .iter()
-            .all(|listener| listener.as_fd().as_raw_fd() != *fd)
-    });
+    // What belongs to a plan goes with it.
+    let kept: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
+    inherited.retain(|fd| !own.contains(fd) && !kept.contains(fd));
     let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
     let epoll =
         epoll::create(CreateFlags::CLOEXEC).map_err(|e| failed("create an epoll set")(e.into()))?;
     let signals = Signals::catch().map_err(failed("catch signals"))?;
-    let data = EventData::new_u64(Token::SIGNALS.encode());
+    let data = EventData::new_u64(Token::own(Subject::Signals).encode());
     epoll::add(&epoll, &signals, data, EventFlags::IN)
         .map_err(|error| failed("watch the signals")(error.into()))?;
     let mut master = Master {
@@ -106,10 +145,16 @@ pub fn run<'a>(plans: Vec<Plan<'a>>, bound: Vec<Listener>, source: &'a Source<'a
         begin: Instant::now(),
         stopping: None,
         quitting: false,
+        launch: Launch::of_this_program(),
+        offices,
+        control: None,
+        pid_file: None,
+        takeover: None,
+        manager: Manager::new(heritage.notifier.take()),
+        successor: heritage.successor.take(),
     };
-    master.set_up(plans, bound)?;
-    master.serve();
-    Ok(())
+    master.set_up(plans, heritage)?;
+    master.serve()
 }
 
 impl<'a> Master<'a> {
@@ -118,16 +163,39 @@ impl<'a> Master<'a> {
         Time::default().after(self.begin.elapsed() + Duration::from_secs(3600))
     }
 
-    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut bound: Vec<Listener>) -> Result<()> {
+    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut heritage: Heritage) -> Result<()> {
         let room = self.room(&plans);
-        let asked: Vec<_> = bound.iter().map(Listener::asked).collect();
-        let missing = reload::bind_missing(&plans, &asked)?;
-        bound.extend(missing);
+        for plan in &plans {
+            for address in &plan.listen {
+                heritage.listen_on(address, plan.settings.backlog)?;
+            }
+        }
+        heritage.close_unused();
+        let mut bound = heritage.listeners;
         for (index, plan) in plans.into_iter().enumerate() {
             let (size, epoll) = (plan.settings.workers, Rc::clone(&self.own.epoll));
             let mut pool = Pool::new(index as u8, plan, size, room, epoll);
+            pool.held_back = self.successor.is_some();
             pool.listen_on(reload::take_wanted(&mut bound, pool.addresses()))?;
             self.pools.push(Some(pool));
+        }
+        if self.successor.is_none() {
+            self.take_office()?;
+        }
+        Ok(())
+    }
+
+    /// Is the master in charge: can be found.
+    fn take_office(&mut self) -> Result<()> {
+        if let Some(path) = &self.offices.control {
+            let control = Control::listen(path, self.successor.is_some())?;
+            let data = EventData::new_u64(Token::own(Subject::Control).encode());
+            epoll::add(&*self.own.epoll, &control, data, EventFlags::IN)
+                .map_err(|error| Error::new(format!("watch {control}"), io::Error::from(error)))?;
+            self.control = Some(control);
+        }
+        if let Some(path) = &self.offices.pid_file {
+            self.pid_file = Some(PidFile::write(path)?);
         }
         Ok(())
     }
@@ -150,7 +218,7 @@ impl<'a> Master<'a> {
 
     // ---- the loop ---------------------------------------------------------------------------------------------
 
-    fn serve(&mut self) {
+    fn serve(&mut self) -> Result<()> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             let now = self.now();
@@ -159,9 +227,13 @@ impl<'a> Master<'a> {
                 pool.carry_out(now);
                 pool.advance(now);
             }
-            self.advance(now);
+            if let Err(error) = self.advance(now) {
+                self.pools().for_each(Pool::quit);
+                return Err(error);
+            }
             if self.is_over() {
-                break;
+                self.end_takeover();
+                return Ok(());
             }
             let mut may_sleep = true;
             for pool in self.pools() {
@@ -183,7 +255,11 @@ impl<'a> Master<'a> {
         let timeout = match now {
             None => Some(Duration::ZERO),
             Some(now) => {
-                let due = self.pools.iter().flatten().filter_map(Pool::next_due).min();
+                let due = self.pools.iter().flatten().filter_map(Pool::next_due);
+                let due = due
+                    .chain(self.change_due())
+                    .chain(self.manager.next_due())
+                    .min();
                 due.map(|due| due.since(now))
             }
         };
@@ -203,10 +279,16 @@ impl<'a> Master<'a> {
 
     fn on_event(&mut self, event: Event, now: Time) {
         let Token { pool, subject } = Token::decode(event.data.u64());
-        if subject == Subject::Signals {
-            self.on_signals(now);
-        } else if let Some(Some(pool)) = self.pools.get_mut(usize::from(pool)) {
-            pool.on_event(subject, event.flags, now);
+        match subject {
+            Subject::Signals => self.on_signals(now),
+            Subject::Control => self.on_control(now),
+            Subject::Takeover => self.on_takeover(now),
+            Subject::Succession => self.on_predecessor(now),
+            _ => {
+                if let Some(Some(pool)) = self.pools.get_mut(usize::from(pool)) {
+                    pool.on_event(subject, event.flags, now);
+                }
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A pool does what its [`Dispatcher`] says and tells it what happens. Pools know nothing of each other; what they share
 //! is the master's loop and its epoll set.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use nix::sys::signal::Signal;
@@ -36,6 +36,8 @@ pub struct Plan<'a> {
     pub conduct: Conduct,
     /// What its workers run.
     pub main: Rc<WorkerMain<'a>>,
+    /// The descriptors that `main` holds and its workers need.
+    pub keep: Vec<RawFd>,
 }
 
 /// How far a pool has come on its way.
@@ -45,6 +47,11 @@ pub enum Phase {
     Serving,
     /// It finishes what it has, until then at the latest.
     Stopping {
+        /// When the grace period is over.
+        until: Time,
+    },
+    /// Another master has taken over; what is still lent is finished, until then at the latest.
+    Leaving {
         /// When the grace period is over.
         until: Time,
     },
@@ -83,6 +90,8 @@ pub struct Pool<'a> {
     pub(super) clients: Clients,
     pub(super) listeners: Vec<Listener>,
     pub(super) accepting: Accepting,
+    /// Another master accepts.
+    pub(super) held_back: bool,
     /// It was said that no descriptor is left, and that is still so.
     pub(super) warned: bool,
     pub(super) epoll: Rc<OwnedFd>,
@@ -111,6 +120,7 @@ impl<'a> Pool<'a> {
             clients: Clients::new(settings.per_client),
             listeners: Vec::new(),
             accepting: Accepting::Yes,
+            held_back: false,
             epoll,
             spared: false,
             warned: false,
@@ -137,7 +147,9 @@ impl<'a> Pool<'a> {
             Accepting::Yes | Accepting::Full => None,
         };
         let phase = match self.phase {
-            Phase::Stopping { until } | Phase::Retiring { until } => Some(until),
+            Phase::Stopping { until } | Phase::Leaving { until } | Phase::Retiring { until } => {
+                Some(until)
+            }
             Phase::Serving | Phase::Over => None,
         };
         let due = [
@@ -159,8 +171,14 @@ impl<'a> Pool<'a> {
             Subject::Listener(index) => {
                 self.on_listener(index, now);
             }
-            Subject::Signals => {}
+            Subject::Signals | Subject::Control | Subject::Takeover | Subject::Succession => {}
         }
+    }
+
+    /// Whether it serves, or would if somebody came.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.processes.members().any(|process| process.ready)
     }
 
     /// Time has passed, and all events were told.

@@ -309,6 +309,12 @@ impl Processes {
         process.generation == self.current.generation
     }
 
+    /// Whether each worker that is wanted is ready.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.members().filter(|process| process.ready).count() >= self.size()
+    }
+
     /// The workers of generations before the one that serves.
     pub fn former(&self) -> impl Iterator<Item = &Process> {
         self.processes()

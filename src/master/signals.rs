@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU};
+use signal_hook::consts::signal::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
+};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -19,6 +21,10 @@ pub enum Request {
     Reap,
     /// SIGHUP: read the configuration anew, and let new workers take over.
     Reload,
+    /// SIGUSR1: open the log file anew.
+    Reopen,
+    /// SIGUSR2: start the program anew, to take over from this one.
+    Upgrade,
     /// SIGTTIN: one worker more.
     Grow,
     /// SIGTTOU: one worker less.
@@ -39,7 +45,9 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let signals = [SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGHUP, SIGTTIN, SIGTTOU];
+        let signals = [
+            SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU,
+        ];
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         Ok(Self { delivery })
     }
@@ -52,6 +60,8 @@ impl Signals {
             SIGQUIT => Some(Request::Quit),
             SIGCHLD => Some(Request::Reap),
             SIGHUP => Some(Request::Reload),
+            SIGUSR1 => Some(Request::Reopen),
+            SIGUSR2 => Some(Request::Upgrade),
             SIGTTIN => Some(Request::Grow),
             SIGTTOU => Some(Request::Shrink),
             _ => None,

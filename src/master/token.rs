@@ -25,6 +25,12 @@ pub enum Subject {
     Listener(usize),
     /// A signal has come.
     Signals,
+    /// Somebody asks at the control socket.
+    Control,
+    /// The master that takes over from this one has said something.
+    Takeover,
+    /// The master from which this one has taken over has said something.
+    Succession,
 }
 
 // The 64 bits of an event: a kind, a pool, and then an index or a name. A name is a serial number of 28 bits and an
@@ -41,13 +47,16 @@ const KIND_WORKER: u64 = 1;
 const KIND_LISTENER: u64 = 2;
 const KIND_SIGNALS: u64 = 3;
 const KIND_DOORBELL: u64 = 4;
+const KIND_CONTROL: u64 = 5;
+const KIND_TAKEOVER: u64 = 6;
+const KIND_SUCCESSION: u64 = 7;
 
 impl Token {
-    /// What the signals' events are about.
-    pub const SIGNALS: Self = Self {
-        pool: 0,
-        subject: Subject::Signals,
-    };
+    /// What the master's own events are about, which are of no pool.
+    #[must_use]
+    pub fn own(subject: Subject) -> Self {
+        Self { pool: 0, subject }
+    }
 
     /// As the epoll set keeps it.
     pub fn encode(self) -> u64 {
@@ -57,6 +66,9 @@ impl Token {
             Subject::Worker(id) => (KIND_WORKER, pack(id.into())),
             Subject::Listener(index) => (KIND_LISTENER, index as u64),
             Subject::Signals => (KIND_SIGNALS, 0),
+            Subject::Control => (KIND_CONTROL, 0),
+            Subject::Takeover => (KIND_TAKEOVER, 0),
+            Subject::Succession => (KIND_SUCCESSION, 0),
         };
         kind << KIND_SHIFT | u64::from(self.pool) << POOL_SHIFT | rest
     }
@@ -69,6 +81,9 @@ impl Token {
             KIND_WORKER => Subject::Worker(unpack(rest).into()),
             KIND_DOORBELL => Subject::Doorbell(unpack(rest).into()),
             KIND_LISTENER => Subject::Listener(rest as usize),
+            KIND_CONTROL => Subject::Control,
+            KIND_TAKEOVER => Subject::Takeover,
+            KIND_SUCCESSION => Subject::Succession,
             _ => Subject::Signals,
         };
         Self {
@@ -100,6 +115,9 @@ mod tests {
             Subject::Doorbell(name.into()),
             Subject::Listener(7),
             Subject::Signals,
+            Subject::Control,
+            Subject::Takeover,
+            Subject::Succession,
         ] {
             for pool in [0, 1, 255] {
                 let token = Token { pool, subject };

@@ -1,7 +1,7 @@
 //! Starting a process that shares nothing with its parent but what it is given.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -52,7 +52,7 @@ pub fn exit_now(status: u8) -> ! {
 }
 
 /// How many threads this process has; 1 where /proc is not there to ask.
-fn threads() -> u64 {
+pub(super) fn threads() -> u64 {
     // A directory's link count is 2 plus one per subdirectory, and each thread has one.
     std::fs::metadata("/proc/self/task").map_or(1, |tasks| tasks.nlink().saturating_sub(2))
 }
@@ -91,4 +91,13 @@ pub fn open_descriptors() -> Vec<RawFd> {
 fn is_open(fd: RawFd) -> bool {
     // SAFETY: F_GETFD only asks; a number that is not open gives EBADF.
     unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}
+
+/// Takes a descriptor over that this process was started with, by its number; `None` when it is not open.
+///
+/// Only for a descriptor that nothing else in this process owns: it is closed when the result is dropped.
+#[must_use]
+pub fn claim(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: it is open, and whoever started this process gave it away by naming it.
+    is_open(fd).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,5 +1,6 @@
 //! The worker's loop: take a connection out of the inbox, serve one turn, report.
 
+pub mod confine;
 mod threads;
 
 use std::io;

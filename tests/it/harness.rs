@@ -9,11 +9,13 @@ pub mod client;
 pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod systemd;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -33,11 +35,33 @@ pub use process::{
 /// The program under test.
 pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");
 
+/// The program of docs/examples that has this name.
+#[track_caller]
+pub fn example(name: &str) -> PathBuf {
+    let programs = Path::new(BATOND).parent().expect("it is in a directory");
+    let path = programs.join("examples").join(name);
+    assert!(
+        path.is_file(),
+        "{} is not there: cargo build --examples",
+        path.display()
+    );
+    path
+}
+
 /// A command that finds nothing of the caller's environment that would change what the server does.
-fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     process::prepare();
     let mut command = Command::new(program);
-    for name in ["RUST_LOG", "RUST_LOG_STYLE", "RUST_BACKTRACE", "NO_COLOR"] {
+    for name in [
+        "RUST_LOG",
+        "RUST_LOG_STYLE",
+        "RUST_BACKTRACE",
+        "NO_COLOR",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ] {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
@@ -132,25 +156,49 @@ pub fn field(line: &str, key: &str) -> i32 {
 /// How a server is to be started.
 #[must_use]
 pub struct Setup {
+    program: PathBuf,
     arguments: Vec<OsString>,
     listeners: Vec<String>,
+    /// How many addresses its file has; none is given as a flag then.
+    in_file: Option<usize>,
     environment: Vec<(String, String)>,
     expected: Vec<String>,
     wrapper: Vec<OsString>,
+    /// What systemd passes, with names; nothing if it is not systemd that starts the server.
+    passed: Option<Vec<(String, OwnedFd)>>,
     directory: TempDir,
 }
 
 impl Setup {
     /// `batond serve` with these arguments. It listens on one port of 127.0.0.1 unless told.
     pub fn new(arguments: &[&str]) -> Self {
+        Self::of(BATOND.into(), &[&["serve"], arguments].concat())
+    }
+
+    /// The same for a program of docs/examples, which knows `-l` and logs like `batond`.
+    #[track_caller]
+    pub fn example(name: &str, arguments: &[&str]) -> Self {
+        Self::of(example(name), arguments)
+    }
+
+    fn of(program: PathBuf, arguments: &[&str]) -> Self {
         Self {
+            program,
             arguments: arguments.iter().map(OsString::from).collect(),
             listeners: Vec::new(),
+            in_file: None,
             environment: Vec::new(),
             expected: Vec::new(),
             wrapper: Vec::new(),
+            passed: None,
             directory: TempDir::with_prefix("batond-test-").expect("a temporary directory"),
         }
+    }
+
+    /// Further arguments.
+    pub fn also(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(OsString::from));
+        self
     }
 
     /// The working directory of the server, removed at the end.
@@ -161,6 +209,15 @@ impl Setup {
     /// Listens on this address (and the others named so) instead of a port of 127.0.0.1.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listeners.push(address.into());
+        self
+    }
+
+    /// Reads this as its file, which names so many addresses, and is given none otherwise.
+    pub fn file(mut self, text: &str, addresses: usize) -> Self {
+        std::fs::write(self.directory().join("batond.toml"), text).expect("a file");
+        self.arguments
+            .extend(["-c", "batond.toml"].map(OsString::from));
+        self.in_file = Some(addresses);
         self
     }
 
@@ -181,6 +238,20 @@ impl Setup {
         self
     }
 
+    /// Starts the server as systemd does: with variables that name its pid.
+    pub fn managed(mut self) -> Self {
+        self.passed.get_or_insert_default();
+        self
+    }
+
+    /// Passes a descriptor to the server as systemd does.
+    pub fn inherit(self, name: &str, descriptor: impl Into<OwnedFd>) -> Self {
+        let mut managed = self.managed();
+        let passed = managed.passed.get_or_insert_default();
+        passed.push((name.to_owned(), descriptor.into()));
+        managed
+    }
+
     /// Starts the server with this hard limit of open files for the master and for each worker.
     pub fn descriptor_limit(self, count: usize) -> Self {
         // There is something behind the server, so that no shell takes it for its last command and
@@ -193,19 +264,23 @@ impl Setup {
     #[track_caller]
     pub fn start(self) -> Server {
         let mut words = self.wrapper.clone();
-        words.push(BATOND.into());
+        if self.passed.is_some() {
+            words.extend(systemd::TRAMPOLINE.map(OsString::from));
+        }
+        words.push(self.program.clone().into());
         let mut command = command(&words[0]);
-        command.args(&words[1..]).arg("serve").args(&self.arguments);
+        command.args(&words[1..]).args(&self.arguments);
         let default = ["127.0.0.1:0".to_owned()];
-        let listeners = match &self.listeners[..] {
-            [] => &default,
-            listeners => listeners,
+        let listeners = match (&self.listeners[..], self.in_file) {
+            ([], None) => &default,
+            (listeners, _) => listeners,
         };
         for listener in listeners {
             command.arg("-l").arg(listener);
         }
         command.current_dir(self.directory.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        systemd::pass(&mut command, self.passed.unwrap_or_default());
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
@@ -221,7 +296,8 @@ impl Setup {
             status: None,
             directory: self.directory,
         };
-        let lines = server.wait_for_lines("listening on ", listeners.len());
+        let count = self.in_file.unwrap_or(listeners.len());
+        let lines = server.wait_for_lines("listening on ", count);
         let directory = server.directory.path();
         let endpoints = lines.iter().map(|line| endpoint(line).within(directory));
         server.endpoints = endpoints.collect();
@@ -546,6 +622,12 @@ pub struct Finished {
 pub fn run(directory: &Path, arguments: &[&str]) -> Finished {
     let mut command = command(BATOND);
     command.args(arguments).current_dir(directory);
+    finish(command)
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn finish(mut command: Command) -> Finished {
     let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
@@ -562,7 +644,7 @@ pub fn run(directory: &Path, arguments: &[&str]) -> Finished {
     let (stdout, stderr) = (stdout.text(), stderr.text());
     assert!(
         in_time,
-        "batond {arguments:?} has not ended after {DEADLINE:?}:\n{stdout}\n{stderr}"
+        "{command:?} has not ended after {DEADLINE:?}:\n{stdout}\n{stderr}"
     );
     Finished {
         status,

@@ -1,6 +1,8 @@
 //! Integration tests: they drive the real binary as a client would, and judge by what comes out of
 //! it, by its log, and by what /proc says. By behaviour, a module each.
 
+mod config;
+mod confine;
 mod crash;
 mod demo;
 mod errors;
@@ -20,6 +22,7 @@ mod staying;
 mod stop;
 mod storm;
 mod stuck;
+mod systemd;
 mod takeback;
 mod threads;
 mod tidy;

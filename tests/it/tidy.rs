@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys"],
     &["fdpass", "wire", "logging"],
     &["scoreboard", "service", "config"],
-    &["inbox"],
+    &["inbox", "systemd"],
     &["seat"],
     &["master", "worker", "services"],
     &["server", "demo", "load"],
@@ -25,9 +25,7 @@ const LAYERS: &[&[&str]] = &[
 /// These touch no clock and no system call: the same input gives the same output, always.
 const PURE: &[&str] = &[
     "src/wire.rs",
-    "src/config.rs",
-    "src/config/settings.rs",
-    "src/config/confinement.rs",
+    "src/config",
     "src/master/dispatch",
     "src/master/connections.rs",
     "src/services/http/head.rs",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::workers::{self, Pace, Tenure};
-use super::{Action, Canned, Dispatcher, Interest, MAX_DEPTH, RELAXED, TurnEnd};
+use super::{Action, Canned, Dispatcher, Interest, Lending, MAX_DEPTH, RELAXED, TurnEnd};
 use crate::master::chains::Chains;
 use crate::master::connections::State;
 use crate::master::time::Time;
@@ -146,6 +146,9 @@ impl<C> Dispatcher<C> {
     }
 
     pub(super) fn schedule(&mut self, now: Time) {
+        if self.lending != Lending::Yes {
+            return;
+        }
         while let Some(index) = self.ready.first() {
             let Some(worker) = self.workers.next(self.depth()) else {
                 break;

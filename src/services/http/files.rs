@@ -5,7 +5,7 @@
 //! nothing here has to know why. Small files are kept in memory (the `cache` module), and sent from
 //! there while a path still leads to the same file, unchanged.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -82,6 +82,11 @@ impl Files {
             cache: Cache::default(),
             clock: SystemTime::now,
         })
+    }
+
+    /// The descriptor of the directory, which a worker process must have.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.root.as_raw_fd()
     }
 
     /// The file that `path` names.

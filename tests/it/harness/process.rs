@@ -195,15 +195,26 @@ pub fn is_nonblocking(pid: Pid, descriptor: i32) -> bool {
     flags.unwrap_or_else(|| panic!("{path} has no flags")) & libc::O_NONBLOCK != 0
 }
 
-/// A number in /proc/PID/status: `Threads`, or `VmRSS` in KiB.
+/// What /proc/PID/status says after this key: `Uid`, or `CapEff`.
 #[track_caller]
-pub fn status_number(pid: Pid, key: &str) -> u64 {
+pub fn status(pid: Pid, key: &str) -> String {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .and_then(|value| value.split_ascii_whitespace().next()?.parse().ok())
-        .unwrap_or_else(|| panic!("{path} has no number {key}"))
+        .unwrap_or_else(|| panic!("{path} has no {key}"))
+        .trim()
+        .to_owned()
+}
+
+/// A number in /proc/PID/status: `Threads`, or `VmRSS` in KiB.
+#[track_caller]
+pub fn status_number(pid: Pid, key: &str) -> u64 {
+    let value = status(pid, key);
+    let number = value.split_ascii_whitespace().next();
+    number
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{key} of {pid} is {value:?}, not a number"))
 }
 
 /// How long a process has been on a processor, its threads included; in steps of 10 ms.

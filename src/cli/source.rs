@@ -1,0 +1,54 @@
+//! Where a server's configuration comes from: a file, the command line, or both. It is kept, so that the file can be
+//! read again.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+
+use crate::config::flags::Flags;
+use crate::config::{self, Config, Settings};
+use crate::error::{Error, Result};
+
+/// No file of settings is longer; something that does not end is.
+const LONGEST: u64 = 1 << 20;
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The file, if there is one.
+    pub(crate) file: Option<PathBuf>,
+    /// What the command line said, which wins.
+    pub(crate) flags: Flags,
+    /// The control socket of the master from which it is to take over.
+    pub(crate) takeover: Option<PathBuf>,
+}
+
+impl Source {
+    /// The configuration as it is now: the file is read each time.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something is wrong with it or with what the flags make of it.
+    pub(crate) fn load(&self) -> Result<Config> {
+        let processors = available_parallelism().map_or(1, usize::from);
+        let defaults = Settings::for_processors(processors);
+        match &self.file {
+            Some(file) => config::parse(&read(file)?, file, &self.flags, &defaults),
+            None => config::without_file(&self.flags, &defaults)
+                .map_err(|reason| Error::because("use the command line", reason)),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let attempt = || format!("read {}", path.display());
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text))
+        .map_err(|error| Error::new(attempt(), error))?;
+    if text.len() as u64 > LONGEST {
+        let reason = format!("it has more than {LONGEST} bytes");
+        return Err(Error::because(attempt(), reason));
+    }
+    String::from_utf8(text).map_err(|_| Error::because(attempt(), "the text is not UTF-8"))
+}

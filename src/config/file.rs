@@ -1,0 +1,229 @@
+//! The configuration file: its layout, and what its text stands for. Pure: a text comes in, settings go out, or what is
+//! wrong with the text and in which line. docs/configuration.md says what each key means.
+
+mod confinement;
+
+use std::path::Path;
+
+use log::LevelFilter;
+use toml::de::DeTable;
+
+use super::draft::{Draft, PoolDraft};
+use super::flags::Flags;
+use super::keys::{Choice, KEYS, Key, Unit};
+use super::table::{Entry, Fault, Table};
+use super::{Address, Config, Log, ServiceConfig, Settings};
+use crate::error::{Error, Result};
+
+/// The keys outside of any table, and the names of the tables.
+const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
+
+/// The keys of `[log]`.
+const LOG: &[&str] = &["filter", "file"];
+
+/// The keys of `[[pool]]` that are neither settings nor part of the confinement.
+const POOL: &[&str] = &["name", "listen", "service", "root"];
+
+/// Longer names would fill the log.
+const LONGEST_NAME: usize = 64;
+
+/// What the text of a file, together with the command line, asks for. `file` is where the text is from: its name is
+/// part of an error, and relative paths in it begin in its directory.
+///
+/// # Errors
+/// What is wrong with it, as `FILE:LINE: pool "NAME": KEY: why`.
+pub(crate) fn parse(text: &str, file: &Path, flags: &Flags, defaults: &Settings) -> Result<Config> {
+    let directory = file.parent().unwrap_or(Path::new(""));
+    read(text, directory)
+        .and_then(|draft| draft.complete(flags, defaults))
+        .map_err(|Fault { at, reason }| {
+            let file = file.display();
+            Error::because(
+                match at {
+                    Some(at) => format!("read {file}:{}", line(text, at)),
+                    None => format!("read {file}"),
+                },
+                reason,
+            )
+        })
+}
+
+/// What the command line asks for by itself.
+///
+/// # Errors
+/// What contradicts itself in it, or contradicts a default.
+pub(crate) fn without_file(flags: &Flags, defaults: &Settings) -> Result<Config, String> {
+    let completed = Draft::without_file().complete(flags, defaults);
+    completed.map_err(|fault| fault.reason)
+}
+
+/// The number of the line at that place, from 1.
+fn line(text: &str, at: usize) -> usize {
+    let before = text.bytes().take(at);
+    before.filter(|byte| *byte == b'\n').count() + 1
+}
+
+fn read(text: &str, directory: &Path) -> Result<Draft, Fault> {
+    let root = DeTable::parse(text).map_err(|error| {
+        let at = error.span().map(|span| span.start);
+        Fault::at(at, error.message())
+    })?;
+    let top = Table::new(root.get_ref(), "", TOP)?;
+    let path = |key| top.get(key).map(|entry| entry.path(directory)).transpose();
+    let place = top.get("control").map(|entry| entry.place());
+    Ok(Draft {
+        log: top
+            .get("log")
+            .map_or_else(|| Ok(Log::default()), |log| read_log(log, directory))?,
+        pid_file: path("pid-file")?,
+        control: path("control")?.map(|path| (path, place)),
+        pools: top
+            .get("pool")
+            .map_or_else(|| Ok(Vec::new()), |pools| read_pools(pools, directory))?,
+    })
+}
+
+fn read_log(log: Entry<'_>, directory: &Path) -> Result<Log, Fault> {
+    let table = log
+        .table()
+        .ok_or_else(|| log.fault("expected a table, [log]"))?;
+    let table = Table::new(table, "log: ", LOG)?;
+    let filter = match table.get("filter") {
+        None => None,
+        Some(entry) => Some(read_filter(entry)?.to_owned()),
+    };
+    let file = table.get("file").map(|entry| entry.path(directory));
+    Ok(Log {
+        filter,
+        file: file.transpose()?,
+    })
+}
+
+/// A wrong level would only be ignored later. (A wrong name of a module cannot be told from a right one.)
+fn read_filter(entry: Entry<'_>) -> Result<&str, Fault> {
+    let text = entry.text()?;
+    let directives = text.split('/').next().unwrap_or_default();
+    for directive in directives.split(',') {
+        if let Some((_, level)) = directive.rsplit_once('=')
+            && level.trim().parse::<LevelFilter>().is_err()
+        {
+            let levels = "off, error, warn, info, debug or trace";
+            return Err(entry.fault(format_args!("{level:?} is no level: {levels}")));
+        }
+    }
+    Ok(text)
+}
+
+fn read_pools(pools: Entry<'_>, directory: &Path) -> Result<Vec<PoolDraft>, Fault> {
+    if pools.table().is_some() {
+        return Err(pools.fault("write [[pool]], for there may be several"));
+    }
+    let pools = pools.list();
+    let alone = pools.len() == 1;
+    let mut drafts = Vec::new();
+    for (number, pool) in (1..).zip(pools) {
+        let table = pool
+            .table()
+            .ok_or_else(|| pool.fault("expected tables, [[pool]]"))?;
+        let context = match table.get("name").and_then(|name| name.get_ref().as_str()) {
+            Some(name) => format!("pool {name:?}: "),
+            None if alone => "pool \"main\": ".to_owned(),
+            None => format!("pool {number}: "),
+        };
+        let draft = read_pool(table, &context, directory)?;
+        drafts.push(PoolDraft {
+            at: Some(pool.place()),
+            context,
+            ..draft
+        });
+    }
+    Ok(drafts)
+}
+
+/// Every key that a pool may have.
+fn pool_keys() -> Vec<&'static str> {
+    let settings = KEYS.iter().map(|key| key.name);
+    let others = [POOL, confinement::KEYS].concat();
+    others.into_iter().chain(settings).collect()
+}
+
+fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<PoolDraft, Fault> {
+    let table = Table::new(table, context, &pool_keys())?;
+    let name = match table.get("name") {
+        None => None,
+        Some(entry) => Some((read_name(entry)?, Some(entry.place()))),
+    };
+    let mut listen = Vec::new();
+    for entry in table.get("listen").iter().flat_map(Entry::list) {
+        let address = entry.text()?.parse().map_err(|error| entry.fault(error))?;
+        listen.push((beneath(directory, address), Some(entry.place())));
+    }
+    let mut choices = Vec::new();
+    for key in KEYS {
+        if let Some(entry) = table.get(key.name) {
+            choices.push((read_choice(key, entry)?, Some(entry.place())));
+        }
+    }
+    Ok(PoolDraft {
+        name,
+        listen,
+        choices,
+        service: read_service(table, directory)?,
+        confinement: confinement::read(table, context, directory)?,
+        ..PoolDraft::default()
+    })
+}
+
+fn read_name(entry: Entry<'_>) -> Result<String, Fault> {
+    let name = entry.text()?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.len() > LONGEST_NAME || !name.chars().all(fits) {
+        let expected = "expected letters, digits, hyphens, underscores and dots";
+        return Err(entry.fault(format_args!("{expected}, {LONGEST_NAME} at most")));
+    }
+    Ok(name.to_owned())
+}
+
+fn read_choice(key: &'static Key, entry: Entry<'_>) -> Result<Choice, Fault> {
+    let value = match (key.unit, entry.text()) {
+        (Unit::Bytes, Ok(text)) => key.parse(text),
+        _ => key.accept(entry.number().map(|(number, _)| number)),
+    };
+    let value = value.map_err(|expected| entry.fault(expected))?;
+    Ok(Choice { key, value })
+}
+
+fn read_service(table: Table<'_>, directory: &Path) -> Result<Option<ServiceConfig>, Fault> {
+    let service = table.get("service");
+    let name = service.map(|entry| entry.text()).transpose()?;
+    let root = table.get("root");
+    Ok(match (service, name, root) {
+        (Some(_), Some("http"), Some(root)) => {
+            let root = root.path(directory)?;
+            Some(ServiceConfig::Http { root })
+        }
+        (Some(http), Some("http"), None) => {
+            return Err(http.fault("http needs a root, the directory that it serves"));
+        }
+        (_, Some("demo" | "echo") | None, Some(root)) => {
+            return Err(root.fault("only the service \"http\" has one"));
+        }
+        (_, Some("demo"), None) => Some(ServiceConfig::Demo),
+        (_, Some("echo"), None) => Some(ServiceConfig::Echo),
+        (Some(other), Some(_), _) => {
+            return Err(other.fault("expected \"demo\", \"echo\" or \"http\""));
+        }
+        _ => None,
+    })
+}
+
+/// Relative paths begin in the file's directory.
+fn beneath(directory: &Path, address: Address) -> Address {
+    match address {
+        Address::Unix(path) => Address::Unix(directory.join(path)),
+        inet => inet,
+    }
+}
+
+#[cfg(test)]
+mod tests;

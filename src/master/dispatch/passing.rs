@@ -1,0 +1,102 @@
+//! Giving connections to another master, and taking them from one. Pure.
+
+use std::time::Duration;
+
+use super::{Dispatcher, Interest};
+use crate::master::connections::{ConnectionId, State};
+use crate::master::time::Time;
+
+/// Whether connections are lent to workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lending {
+    /// They are.
+    Yes,
+    /// Everything stays as it is, for another master is being told of it. Only turns come to their ends.
+    Frozen,
+    /// They are not: another master gets what is ready or parked.
+    PassingOn,
+}
+
+/// How a connection that is not lent stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// It waits for a worker.
+    pub ready: bool,
+    /// How many turns it has had.
+    pub turns: u64,
+    /// How much longer it may be parked; `None` is for ever.
+    pub left: Option<Duration>,
+    /// For how long its client has owed the rest of a request.
+    pub owing: Option<Duration>,
+}
+
+/// Whatever is this far away is never.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+impl<C> Dispatcher<C> {
+    /// Lends, or no longer does.
+    pub fn set_lending(&mut self, lending: Lending, now: Time) {
+        self.lending = lending;
+        self.schedule(now);
+    }
+
+    /// What can be passed on: the ready connections in their order, then the parked ones.
+    #[must_use]
+    pub fn passable(&self) -> Vec<ConnectionId> {
+        let ready = std::iter::successors(self.ready.first(), |index| self.chains.after(*index));
+        let ready = ready.map(|index| self.table.id(index));
+        ready.chain(self.parked()).collect()
+    }
+
+    /// How a connection stands, if it is ready or parked.
+    #[must_use]
+    pub fn standing(&self, id: ConnectionId, now: Time) -> Option<Standing> {
+        let connection = self.table.get(id)?;
+        let ready = match connection.state {
+            State::Ready => true,
+            State::Parked => false,
+            State::Lent(_) | State::Examined | State::Lingering => return None,
+        };
+        let left = Some(connection.deadline.since(now)).filter(|left| !ready && *left < NEVER);
+        Some(Standing {
+            ready,
+            turns: connection.turns,
+            left,
+            owing: connection.partial_since.map(|since| now.since(since)),
+        })
+    }
+
+    /// Forgets a ready or parked connection: it is another master's.
+    pub fn release(&mut self, id: ConnectionId) -> Option<C> {
+        match self.table.get(id)?.state {
+            State::Ready => self.chains.remove(&mut self.ready, id.index()),
+            State::Parked => self.unpark(id.index()),
+            State::Lent(_) | State::Examined | State::Lingering => return None,
+        }
+        Some(self.table.remove(id.index()))
+    }
+
+    /// Takes a connection over as it stood with another master.
+    pub fn adopt(
+        &mut self,
+        payload: C,
+        standing: &Standing,
+        interest: Interest,
+        now: Time,
+    ) -> ConnectionId {
+        let id = self.table.insert(payload);
+        self.chains.admit(id.index());
+        let connection = self.table.at_mut(id.index());
+        connection.turns = standing.turns;
+        connection.partial_since = standing
+            .owing
+            .map(|owing| Time(now.0.saturating_sub(owing.as_nanos() as u64)));
+        if standing.ready {
+            self.make_ready(id.index(), now);
+        } else {
+            self.park(id.index(), interest, standing.left, now);
+        }
+        self.pause_if_full();
+        id
+    }
+}

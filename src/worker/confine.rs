@@ -1,0 +1,269 @@
+//! What a worker gives up before it serves: looked up and checked in the master, carried out in the child.
+//!
+//! Owns the order of the calls. docs/privileges.md says why it is this one, and what it protects.
+
+mod identity;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource as Rlimit, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getgroups, getresgid, getresuid};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::config::{Confinement, Resource};
+use crate::error::{Error, Result};
+use crate::sys::process::open_descriptors;
+use identity::Identity;
+
+/// How many descriptors a worker has for itself: the standard streams, its inbox and a copy for the signal handler, its
+/// doorbell, a log, a directory to serve.
+const OWN_DESCRIPTORS: usize = 8;
+
+/// How many descriptors each of its threads opens: the connection, and a file to send.
+const TURN_DESCRIPTORS: usize = 2;
+
+/// A confinement of which everything is known: no name has to be looked up any more, so that it can be carried out
+/// where there is no user database, and in every later child as in the first.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    processors: Option<CpuSet>,
+    limits: Vec<(Resource, u64)>,
+    umask: Option<Mode>,
+    root: Option<PathBuf>,
+    identity: Option<Identity>,
+    no_new_privs: bool,
+}
+
+/// Who the master is and what it may do: its children begin with the same.
+#[derive(Debug, Clone)]
+struct Means {
+    /// Real, effective, saved.
+    uids: [Uid; 3],
+    gids: [Gid; 3],
+    /// The supplementary groups, in order.
+    groups: Vec<Gid>,
+    capabilities: CapabilitySet,
+}
+
+impl Plan {
+    /// Looks up and checks what can be checked before there is a worker. `threads` is how many turns a worker serves at
+    /// the same time. Says in the log what is allowed and yet no protection.
+    ///
+    /// # Errors
+    /// When there is no such user, group, directory or processor, when a limit can't be set or lived with, and when
+    /// this process lacks the privileges.
+    pub fn new(wanted: &Confinement, threads: usize) -> Result<Self> {
+        let means = Means::own().map_err(|error| Error::new("ask who this process is", error))?;
+        let plan = Self::with(wanted, threads, &means)?;
+        if let Some(root) = &plan.root {
+            plan.warn_of_ways_out(root);
+        }
+        Ok(plan)
+    }
+
+    fn with(wanted: &Confinement, threads: usize, means: &Means) -> Result<Self> {
+        check_limits(&wanted.limits, threads, means)?;
+        Ok(Self {
+            processors: wanted.processors.as_deref().map(processors).transpose()?,
+            limits: wanted.limits.clone(),
+            umask: wanted.umask.map(permissions).transpose()?,
+            root: match &wanted.chroot {
+                Some(path) => Some(directory(path, means)?),
+                None => None,
+            },
+            identity: Identity::resolve(wanted, means)?,
+            no_new_privs: wanted.no_new_privs,
+        })
+    }
+
+    /// Confines this process: the child, before it has a thread and before there is anything of the service's. After an
+    /// error it is confined in part, and good for nothing.
+    ///
+    /// # Errors
+    /// What the calls fail with; also when the kernel did what was asked, and privileges are left all the same.
+    pub fn apply(&self) -> Result<()> {
+        // What takes privileges comes before they go.
+        if let Some(processors) = &self.processors {
+            sched_setaffinity(Pid::from_raw(0), processors)
+                .map_err(|errno| Error::new("run on the processors that were named", errno))?;
+        }
+        for (resource, limit) in &self.limits {
+            setrlimit(rlimit(*resource), *limit, *limit)
+                .map_err(|errno| Error::new(limiting(*resource, *limit), errno))?;
+        }
+        if let Some(mask) = self.umask {
+            umask(mask);
+        }
+        if let Some(root) = &self.root {
+            // A working directory outside would be a way out.
+            chroot(root)
+                .and_then(|()| chdir("/"))
+                .map_err(|errno| Error::new(confining(root), errno))?;
+        }
+        if let Some(identity) = &self.identity {
+            identity.assume()?;
+        }
+        if self.no_new_privs {
+            prctl::set_no_new_privs()
+                .map_err(|errno| Error::new("do without new privileges", errno))?;
+        }
+        Ok(())
+    }
+
+    fn warn_of_ways_out(&self, root: &Path) {
+        if self.identity.as_ref().is_none_or(Identity::is_root) {
+            log::warn!(
+                "a worker can leave {}: it keeps the master's privileges, unless it gets a user",
+                root.display()
+            );
+        }
+        for (number, directory) in directories_outside(root) {
+            log::warn!(
+                "a worker can leave {}: descriptor {number}, which it keeps, is the directory {}",
+                root.display(),
+                directory.display()
+            );
+        }
+    }
+}
+
+impl Means {
+    fn own() -> io::Result<Self> {
+        let (uids, gids) = (getresuid()?, getresgid()?);
+        Ok(Self {
+            uids: [uids.real, uids.effective, uids.saved],
+            gids: [gids.real, gids.effective, gids.saved],
+            groups: ordered(getgroups()?),
+            capabilities: capabilities(None)?.effective,
+        })
+    }
+
+    fn may(&self, capability: CapabilitySet) -> bool {
+        self.capabilities.contains(capability)
+    }
+}
+
+/// Groups are a set: in order, each once.
+fn ordered(mut groups: Vec<Gid>) -> Vec<Gid> {
+    groups.sort_unstable_by_key(|group| group.as_raw());
+    groups.dedup();
+    groups
+}
+
+fn confining(root: &Path) -> String {
+    format!("confine workers to {}", root.display())
+}
+
+/// The real path of a directory that is to become the root of the workers. They get there by its name, not by a
+/// descriptor: one that they kept would be a way back.
+fn directory(path: &Path, means: &Means) -> Result<PathBuf> {
+    let failed = |error: io::Error| Error::new(confining(path), error);
+    let root = path.canonicalize().map_err(failed)?;
+    if !fs::metadata(&root).map_err(failed)?.is_dir() {
+        return Err(failed(Errno::ENOTDIR.into()));
+    }
+    if !means.may(CapabilitySet::SYS_CHROOT) {
+        let reason = "only root may do that, or who has CAP_SYS_CHROOT";
+        return Err(Error::because(confining(path), reason));
+    }
+    Ok(root)
+}
+
+/// The open directories that are not at or below `root`. A process that has one can walk from there to anywhere.
+fn directories_outside(root: &Path) -> Vec<(i32, PathBuf)> {
+    let outside = |fd: &i32| {
+        let link = PathBuf::from(format!("/proc/self/fd/{fd}"));
+        let is_directory = fs::metadata(&link).is_ok_and(|file| file.is_dir());
+        let path = fs::read_link(&link).ok().filter(|_| is_directory)?;
+        (!path.starts_with(root)).then_some((*fd, path))
+    };
+    open_descriptors().iter().filter_map(outside).collect()
+}
+
+fn permissions(mask: u32) -> Result<Mode> {
+    let all = Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO;
+    Mode::from_bits(mask)
+        .filter(|mask| all.contains(*mask))
+        .ok_or_else(|| {
+            let attempt = format!("give workers the umask {mask:o}");
+            Error::because(attempt, "it has more than the bits of 777")
+        })
+}
+
+/// The set of these processors, each of which this process itself may run on.
+fn processors(numbers: &[usize]) -> Result<CpuSet> {
+    if numbers.is_empty() {
+        let reason = "none is named";
+        return Err(Error::because("choose the processors of workers", reason));
+    }
+    let own = sched_getaffinity(Pid::from_raw(0))
+        .map_err(|errno| Error::new("ask which processors there are", errno))?;
+    let mut chosen = CpuSet::new();
+    for number in numbers {
+        // Beyond the end of the set is not there either.
+        if !own.is_set(*number).unwrap_or(false) || chosen.set(*number).is_err() {
+            let attempt = format!("run workers on processor {number}");
+            let reason = "it is not among those that the master may run on";
+            return Err(Error::because(attempt, reason));
+        }
+    }
+    Ok(chosen)
+}
+
+fn check_limits(limits: &[(Resource, u64)], threads: usize, means: &Means) -> Result<()> {
+    for (index, (resource, limit)) in limits.iter().enumerate() {
+        let refused = |reason: String| Err(Error::because(limiting(*resource, *limit), reason));
+        if limits[..index].iter().any(|(other, _)| other == resource) {
+            return refused("it has a limit already".to_owned());
+        }
+        let (_, hard) = getrlimit(rlimit(*resource))
+            .map_err(|errno| Error::new(limiting(*resource, *limit), errno))?;
+        if *limit > hard && !means.may(CapabilitySet::SYS_RESOURCE) {
+            return refused(format!("the hard limit is {hard}"));
+        }
+        if *resource == Resource::Nofile {
+            let needed = OWN_DESCRIPTORS + threads * TURN_DESCRIPTORS;
+            if *limit < needed as u64 {
+                return refused(format!("a worker needs {needed} to serve anyone"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn limiting(resource: Resource, limit: u64) -> String {
+    let name = match resource {
+        Resource::As => "as",
+        Resource::Core => "core",
+        Resource::Cpu => "cpu",
+        Resource::Data => "data",
+        Resource::Fsize => "fsize",
+        Resource::Memlock => "memlock",
+        Resource::Nofile => "nofile",
+        Resource::Nproc => "nproc",
+        Resource::Stack => "stack",
+    };
+    format!("limit {name} of workers to {limit}")
+}
+
+fn rlimit(resource: Resource) -> Rlimit {
+    match resource {
+        Resource::As => Rlimit::RLIMIT_AS,
+        Resource::Core => Rlimit::RLIMIT_CORE,
+        Resource::Cpu => Rlimit::RLIMIT_CPU,
+        Resource::Data => Rlimit::RLIMIT_DATA,
+        Resource::Fsize => Rlimit::RLIMIT_FSIZE,
+        Resource::Memlock => Rlimit::RLIMIT_MEMLOCK,
+        Resource::Nofile => Rlimit::RLIMIT_NOFILE,
+        Resource::Nproc => Rlimit::RLIMIT_NPROC,
+        Resource::Stack => Rlimit::RLIMIT_STACK,
+    }
+}
