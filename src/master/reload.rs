@@ -131,23 +131,27 @@ impl<'a> Master<'a> {
             bound: mut free,
             room,
         } = reload;
-        for pool in self.pools.iter_mut().flatten() {
-            if !names.contains(&pool.plan.name) {
-                pool.stop(now);
+        // What each of the pools wants; one that is to go, or goes already, wants nothing.
+        let wants = |pool: &Pool<'_>| {
+            if pool.is_serving() && names.contains(&pool.plan.name) {
+                pool.addresses().to_vec()
+            } else {
+                Vec::new()
             }
-        }
-        let wanted: Vec<Address> = self
-            .pools()
-            .flat_map(|pool| pool.addresses().to_vec())
-            .collect();
+        };
+        let wanted: Vec<Address> = self.pools.iter().flatten().flat_map(wants).collect();
         for pool in self.pools.iter_mut().flatten() {
             pool.close_listeners(|address| !wanted.contains(address), now);
-            let own = pool.addresses().to_vec();
+            let own = wants(pool);
             free.extend(pool.give_away(|address| !own.contains(address)));
         }
         for pool in self.pools.iter_mut().flatten() {
-            pool.promote(room, now);
-            let mine = take_wanted(&mut free, pool.addresses());
+            let mine = take_wanted(&mut free, &wants(pool));
+            if names.contains(&pool.plan.name) {
+                pool.promote(room, now);
+            } else {
+                pool.stop(now);
+            }
             if let Err(error) = pool.listen_on(mine) {
                 log::error!("{error}");
             }

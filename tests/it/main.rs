@@ -15,6 +15,7 @@ mod leaks;
 mod limits;
 mod lives;
 mod overload;
+mod reconfigure;
 mod reload;
 mod serve;
 mod signals;
