@@ -79,6 +79,8 @@ pub enum Address {
     Name(String, u16),
     /// A Unix socket.
     Unix(PathBuf),
+    /// Whatever listening sockets were passed to this process under a name.
+    Inherited(String),
 }
 
 impl fmt::Display for ServiceConfig {
@@ -98,6 +100,7 @@ impl fmt::Display for Address {
             Self::Any(port) => write!(f, ":{port}"),
             Self::Name(name, port) => write!(f, "{name}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd:{name}"),
         }
     }
 }
@@ -125,7 +128,7 @@ impl fmt::Display for BadAddress {
         let Self(reason) = self;
         write!(
             f,
-            "{reason}; an address looks like 127.0.0.1:8080, [::1]:8080, :8080 or unix:/path"
+            "{reason}; an address looks like 127.0.0.1:8080, [::1]:8080, :8080, unix:/path or fd:NAME"
         )
     }
 }
@@ -141,6 +144,15 @@ impl FromStr for Address {
                 "" => Err(BadAddress("the path is missing")),
                 path if path.contains('\0') => Err(BadAddress("the path holds a NUL character")),
                 path => Ok(Self::Unix(path.into())),
+            };
+        }
+        if let Some(name) = text.strip_prefix("fd:") {
+            return match name {
+                "" => Err(BadAddress("the name is missing")),
+                name if !is_descriptor_name(name) => Err(BadAddress(
+                    "the name is longer than 255 bytes, or holds a colon or what is not printable ASCII",
+                )),
+                name => Ok(Self::Inherited(name.to_owned())),
             };
         }
         if let Ok(address) = text.parse() {
@@ -178,7 +190,7 @@ impl Address {
         match self {
             Self::Inet(address) => Some(address.port()),
             Self::Any(port) | Self::Name(_, port) => Some(*port),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Inherited(_) => None,
         }
     }
 
@@ -187,6 +199,16 @@ impl Address {
     pub fn any(port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
     }
+}
+
+/// Whether a descriptor may have this name when it is passed from process to process: 1 to 255
+/// bytes of printable ASCII without a colon, which separates names (sd_listen_fds(3), sd_notify(3)).
+#[must_use]
+pub fn is_descriptor_name(name: &str) -> bool {
+    const LONGEST: usize = 255;
+    let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    let fits = |byte| printable(byte) && byte != b':';
+    (1..=LONGEST).contains(&name.len()) && name.bytes().all(fits)
 }
 
 #[cfg(test)]
@@ -202,12 +224,17 @@ mod tests {
             "0.0.0.0:0",
             "localhost:80",
             "unix:/run/b.sock",
+            "fd:web",
+            "fd:batond.socket",
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
         }
         assert_eq!(":80".parse(), Ok(Address::Any(80)));
         assert_eq!("unix:rel".parse(), Ok(Address::Unix("rel".into())));
+        // Not port 80 of a machine that is called fd.
+        assert_eq!("fd:80".parse(), Ok(Address::Inherited("80".into())));
+        assert_eq!("fd.:80".parse(), Ok(Address::Name("fd.".into(), 80)));
     }
 
     #[test]
@@ -222,9 +249,26 @@ mod tests {
             ("[::1:80", "the IPv6 address is not valid"),
             ("1.2.3:80", "the IPv4 address is not valid"),
             ("unix:", "the path is missing"),
+            ("fd:", "the name is missing"),
+            (
+                "fd:web:80",
+                "the name is longer than 255 bytes, or holds a colon",
+            ),
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.starts_with(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_names_that_a_descriptor_may_have() {
+        let longest = "n".repeat(255);
+        for name in ["web", "batond.socket", "a b", "~", &longest] {
+            assert!(is_descriptor_name(name), "{name}");
+        }
+        let too_long = "n".repeat(256);
+        for name in ["", "a:b", "a\nb", "\u{7f}", "\u{e4}", &too_long] {
+            assert!(!is_descriptor_name(name), "{name}");
         }
     }
 }

@@ -136,6 +136,11 @@
 //! [`fdpass`] is the mechanism alone: send and receive descriptors over any Unix socket, without a
 //! server. [`wire`] is the format of the messages between master and worker.
 //!
+//! # Under systemd
+//!
+//! [`systemd`] takes the sockets that a service manager passes, tells it how the service is, and
+//! has it keep descriptors across a restart.
+//!
 //! # Logging
 //!
 //! The server logs through the [`log`] crate: workers that come, go and die, addresses, trouble. A
@@ -156,6 +161,7 @@ mod server;
 pub mod service;
 mod services;
 mod sys;
+pub mod systemd;
 pub mod wire;
 mod worker;
 

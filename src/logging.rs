@@ -74,7 +74,6 @@ pub(crate) fn open(role: Role, filter: Option<&str>, file: Option<&Path>) -> Res
 ///
 /// # Errors
 /// When the file cannot be opened. Lines go on to the old one.
-#[expect(dead_code, reason = "the master has no signal for it yet")]
 pub(crate) fn reopen() -> Result<()> {
     file::reopen()
 }

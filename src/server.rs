@@ -11,9 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::config::{Address, Confinement, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
+use crate::master::heritage::Heritage;
 use crate::master::pool::Plan;
 use crate::master::process::MAIN;
-use crate::master::takeover::Heritage;
 use crate::master::{self, Beginning, Offices, Source, listener};
 use crate::seat::Seat;
 use crate::service::Service;
@@ -47,7 +47,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0` or `unix:/path`.
+    /// Binds the first address: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`, `unix:/path`,
+    /// or `fd:NAME` for the sockets that systemd passes under this name.
     ///
     /// # Errors
     /// When it is no address, or can't be bound.
@@ -80,17 +81,13 @@ impl Server {
         let address = address
             .try_into()
             .map_err(|error| Error::because("listen", error.to_string()))?;
-        if self.heritage.is_none() {
-            self.heritage = Some(Heritage::claim(None)?);
-        }
-        let heritage = self.heritage.get_or_insert_default();
-        let listeners = &mut heritage.listeners;
-        if !listeners
-            .iter()
-            .any(|listener| *listener.asked() == address)
-        {
-            listeners.extend(listener::bind_all(&address, self.settings.backlog)?);
-        }
+        let mut heritage = match self.heritage.take() {
+            Some(heritage) => heritage,
+            None => Heritage::claim(None)?,
+        };
+        let listening = heritage.listen_on(&address, self.settings.backlog);
+        self.heritage = Some(heritage);
+        listening?;
         self.listen.push(address);
         Ok(self)
     }

@@ -14,8 +14,8 @@ use crate::config::{Address, PoolConfig, ServiceConfig};
 use crate::error::Result;
 use crate::logging::{self, Role};
 use crate::master::Offices;
+use crate::master::heritage::Heritage;
 use crate::master::pool::Plan;
-use crate::master::takeover::Heritage;
 use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
 
@@ -31,7 +31,8 @@ pub(super) struct ServeArgs {
     #[arg(short, long, value_name = "FILE", value_parser = path())]
     config: Option<PathBuf>,
     /// Listen here: 127.0.0.1:8080, [::1]:8080, :8080 for every address of this machine, or
-    /// unix:/path. Port 0 takes a free one. May be given more than once. [default: 127.0.0.1:8080]
+    /// unix:/path, or fd:NAME for sockets that systemd passes. Port 0 takes a free one. May be given
+    /// more than once. [default: 127.0.0.1:8080]
     #[arg(short, long, value_name = "ADDR")]
     listen: Vec<Address>,
     #[command(flatten)]
@@ -145,7 +146,7 @@ fn plan(pool: PoolConfig) -> Result<Plan<'static>> {
     let confinement = &confinement;
     match service {
         ServiceConfig::Demo => {
-            let make = || http::Http::new(http::Demo);
+            let make = || http::Http::new(http::Demo::default());
             server::plan(&name, listen, settings, confinement, make)
         }
         ServiceConfig::Echo => server::plan(&name, listen, settings, confinement, Echo::new),

@@ -1,5 +1,7 @@
 //! What the master does on a signal.
 
+use std::process::Command;
+
 use super::pool::{Phase, Pool};
 use super::process::Change;
 use super::signals::{Request, Signals};
@@ -7,6 +9,7 @@ use super::takeover::{Session, Takeover};
 use super::time::Time;
 use super::{Master, process};
 use crate::error::{Plain, Result};
+use crate::logging;
 
 impl Master<'_> {
     pub(super) fn on_signals(&mut self, now: Time) {
@@ -22,6 +25,7 @@ impl Master<'_> {
                 Request::Stop { interrupt } => self.stop(interrupt, now),
                 Request::Quit => self.quit("SIGQUIT"),
                 Request::Reload => self.reload(now),
+                Request::Reopen => reopen_log(),
                 Request::Upgrade => self.upgrade(now),
                 // A server that stops has no use for more, and lets all of them go anyway.
                 Request::Grow | Request::Shrink if self.stopping.is_some() => {}
@@ -53,8 +57,9 @@ impl Master<'_> {
                 let grace = self.pools().map(|pool| pool.plan.settings.grace).max();
                 let grace = grace.unwrap_or_default().as_secs();
                 log::info!("stopping: at most {grace} s for what is in hand");
+                self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
-                self.roll_back("the server stops");
+                self.give_up_reload("the server stops");
                 self.pools().for_each(|pool| pool.stop(now));
             }
         }
@@ -74,7 +79,10 @@ impl Master<'_> {
         }
         let started = Session::pair().and_then(|(ours, theirs)| {
             let (signals, keep) = (&mut self.own.signals, &self.own.inherited);
-            let child = self.launch.start(&theirs, keep, || drop(signals.take()))?;
+            let manager = &self.manager;
+            let introduce = |command: &mut Command| manager.introduce(command);
+            let detach = || drop(signals.take());
+            let child = self.launch.start(&theirs, keep, introduce, detach)?;
             Ok((ours, child))
         });
         match started {
@@ -108,6 +116,10 @@ impl Master<'_> {
         self.advance_reload(now);
         self.advance_takeover(now);
         self.advance_succession(now)?;
+        if self.in_charge() && self.pools().all(|pool| pool.serves()) {
+            self.manager.ready();
+        }
+        self.manager.tick(now);
         for place in &mut self.pools {
             if place.as_ref().is_some_and(|pool| pool.phase == Phase::Over) {
                 *place = None;
@@ -119,7 +131,21 @@ impl Master<'_> {
         Ok(())
     }
 
+    /// Whether this master is the one that serves, as far as it knows.
+    fn in_charge(&self) -> bool {
+        let taking_over = self.successor.as_ref().is_some_and(|s| !s.reigns());
+        !taking_over && self.stopping.is_none() && self.reload.is_none()
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.pools.iter().all(Option::is_none)
+    }
+}
+
+/// SIGUSR1: somebody has moved the log file away.
+fn reopen_log() {
+    match logging::reopen() {
+        Ok(()) => log::info!("log file opened anew"),
+        Err(error) => log::error!("{error}"),
     }
 }

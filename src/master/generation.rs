@@ -74,12 +74,12 @@ impl<'a> Pool<'a> {
         let Some(Incoming { plan, .. }) = self.incoming.take() else {
             return;
         };
-        self.former_until = Some(now.after(plan.settings.grace));
+        let until = now.after(plan.settings.grace);
         self.dispatcher.set_limits(limits_of(&plan.settings, room));
         self.clients.set_limit(plan.settings.per_client);
         self.upkeep.set_base(plan.settings.workers);
         self.plan = plan;
-        self.processes.promote_next();
+        self.processes.promote_next(until);
         let ready: Vec<_> = self.processes.members().map(|p| p.worker).collect();
         for worker in ready {
             self.dispatcher.worker_ready(worker, now);
@@ -115,18 +115,24 @@ impl<'a> Pool<'a> {
     /// When something is due in a change of generations.
     pub(super) fn next_generation_due(&self) -> Option<Time> {
         let until = self.incoming.as_ref().map(|incoming| incoming.until);
-        [until, self.former_until].into_iter().flatten().min()
+        let former = self.processes.former().filter_map(|p| p.until).min();
+        [until, former].into_iter().flatten().min()
     }
 
     /// Ends what is left of former generations when the grace period is over.
     pub(super) fn end_former(&mut self, now: Time) {
-        if self.former_until.is_none_or(|until| until > now) {
-            return;
-        }
-        self.former_until = None;
-        for process in self.processes.former() {
-            log::warn!("the grace period is over: killing worker {process}");
-            let _ = kill(process.pid, Signal::SIGKILL);
+        let due: Vec<_> = self
+            .processes
+            .former()
+            .filter(|process| process.until.is_some_and(|until| until <= now))
+            .map(|process| process.worker)
+            .collect();
+        for process in due {
+            if let Some(process) = self.processes.get_mut(process) {
+                process.until = None;
+                log::warn!("the grace period is over: killing worker {process}");
+                let _ = kill(process.pid, Signal::SIGKILL);
+            }
         }
     }
 

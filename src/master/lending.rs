@@ -214,13 +214,11 @@ impl Pool<'_> {
         }
     }
 
-    /// A worker says that it can serve. One of a generation that is not serving yet is only counted.
+    /// A worker says that it can serve. One of a generation that is not serving yet is only counted, and one of a
+    /// generation that was given up is dying: its word was under way when it was killed.
     fn on_ready(&mut self, worker: WorkerId, now: Time) {
-        let next = self
-            .processes
-            .get(worker)
-            .is_some_and(|p| self.processes.is_next(p));
-        if !next {
+        let process = self.processes.get(worker);
+        if process.is_some_and(|process| self.processes.is_member(process)) {
             self.dispatcher.worker_ready(worker, now);
             self.announce();
             self.upkeep.soon();

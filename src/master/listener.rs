@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,6 +20,7 @@ use crate::config::Address;
 use crate::error::{Error, Plain, Result};
 use crate::service::Peer;
 use crate::sys::tcp;
+use crate::systemd::{Kind, Local, kind};
 
 /// One listening socket.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Listener {
 enum Bound {
     Inet(SocketAddr),
     Unix(SocketFile),
+    /// A Unix socket that somebody else has bound, and is to remove.
+    Foreign(Local),
 }
 
 /// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A worker process drops
@@ -68,6 +71,7 @@ impl fmt::Display for Listener {
         match &self.bound {
             Bound::Inet(address) => address.fmt(f),
             Bound::Unix(file) => write!(f, "unix:{file}"),
+            Bound::Foreign(name) => name.fmt(f),
         }
     }
 }
@@ -93,6 +97,10 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
             clear(path)?;
             unix(path, backlog).map(|new| vec![new])
         }
+        Address::Inherited(_) => {
+            let cause = "no socket with this name was passed to this process";
+            return Err(Error::because(format!("listen on {address}"), cause));
+        }
     };
     let mut listeners = listeners.map_err(failed)?;
     for listener in &mut listeners {
@@ -101,11 +109,22 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+/// The addresses that a name stands for, each once.
+///
+/// # Errors
+/// When it stands for none, or nobody can be asked.
+pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// Whether this machine knows IPv6.
+fn has_ipv6() -> bool {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None);
+    socket.err() != Some(rustix::io::Errno::AFNOSUPPORT)
 }
 
 /// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.
@@ -195,16 +214,12 @@ impl Listener {
     /// # Errors
     /// When it is no listening socket.
     pub fn adopt(socket: OwnedFd, asked: Address) -> Result<Self> {
-        let failed = |error: io::Error| Error::new(format!("take over {asked}"), error);
-        let bound = match &asked {
-            Address::Unix(path) => SocketFile::at(path).map(Bound::Unix),
-            _ => socket
-                .try_clone()
-                .and_then(|socket| TcpListener::from(socket).local_addr())
-                .map(Bound::Inet),
+        let Address::Unix(path) = &asked else {
+            return Self::inherit(socket, asked);
         };
-        let bound = bound.map_err(failed)?;
-        Ok(Self::new(socket, asked, bound))
+        let file = SocketFile::at(path)
+            .map_err(|error| Error::new(format!("take over {asked}"), error))?;
+        Ok(Self::new(socket, asked, Bound::Unix(file)))
     }
 
     /// Another master has it too: what was made for it stays when it is dropped here.
@@ -225,6 +240,67 @@ impl Listener {
         if !std::mem::replace(&mut self.announced, true) {
             log::info!("listening on {self}");
         }
+    }
+
+    /// Listens on a socket that somebody else has bound, and passed to this process; `asked` is what the
+    /// configuration calls it. Its backlog is theirs. So is the file of a Unix socket: it stays. O_NONBLOCK is set,
+    /// for all who share the socket.
+    ///
+    /// # Errors
+    /// When it is no listening TCP or Unix stream socket.
+    pub fn inherit(socket: OwnedFd, asked: Address) -> Result<Self> {
+        let attempt = || format!("listen on {asked}");
+        let local = match kind(&socket) {
+            Kind::Listening(local) => local,
+            Kind::Connected(_) => {
+                return Err(Error::because(attempt(), "it is a connected socket"));
+            }
+            Kind::Other(what) => return Err(Error::because(attempt(), format!("it is {what}"))),
+        };
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| Error::new(attempt(), error))?;
+        let bound = match local {
+            Local::Inet(address) => Bound::Inet(address),
+            name => Bound::Foreign(name),
+        };
+        Ok(Self::new(socket, asked, bound))
+    }
+
+    /// Whether it is bound to what an address asks for, whatever the configuration called it. Never for port 0,
+    /// which asks for a new one; nor for a name, to be [`resolve`]d first; nor for `fd:NAME`, for a socket has no
+    /// name.
+    #[must_use]
+    pub fn matches(&self, address: &Address) -> bool {
+        match (address, &self.bound) {
+            (Address::Inet(wanted), Bound::Inet(bound)) => {
+                wanted.port() != 0
+                    && wanted == bound
+                    && (*wanted != Address::any(wanted.port()) || self.takes_ipv4())
+            }
+            (Address::Any(port), Bound::Inet(bound)) => {
+                let every = match bound.ip() {
+                    IpAddr::V6(ip) => ip.is_unspecified() && self.takes_ipv4(),
+                    // What `any` makes of it where there is no IPv6.
+                    IpAddr::V4(ip) => ip.is_unspecified() && !has_ipv6(),
+                };
+                *port != 0 && *port == bound.port() && every
+            }
+            (Address::Unix(wanted), Bound::Unix(file)) => *wanted == file.path,
+            (Address::Unix(wanted), Bound::Foreign(Local::Path(path))) => wanted == path,
+            (
+                Address::Inet(_)
+                | Address::Any(_)
+                | Address::Unix(_)
+                | Address::Name(..)
+                | Address::Inherited(_),
+                _,
+            ) => false,
+        }
+    }
+
+    /// Whether an IPv6 socket that is bound to every address takes IPv4 too. (Whoever passes one may have decided
+    /// otherwise.)
+    fn takes_ipv4(&self) -> bool {
+        sockopt::ipv6_v6only(&self.socket) == Ok(false)
     }
 
     /// Sets what connections inherit from their listener, which saves the calls on each of them. With `defer`, the
@@ -289,7 +365,7 @@ impl Listener {
                     None => Ok(Accepted::Lost),
                 }
             }
-            Bound::Unix(_) => {
+            Bound::Unix(_) | Bound::Foreign(_) => {
                 // Unix sockets inherit no timeouts.
                 set_timeouts(&socket, self.client_timeout)?;
                 Ok(Accepted::Connection(socket, Peer::Unix))
@@ -302,7 +378,7 @@ impl Listener {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self.bound {
             Bound::Inet(address) => Some(address),
-            Bound::Unix(_) => None,
+            Bound::Unix(_) | Bound::Foreign(_) => None,
         }
     }
 }
@@ -343,3 +419,6 @@ impl Drop for SocketFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,9 +14,11 @@ mod early;
 mod ending;
 mod generation;
 mod held;
+pub mod heritage;
 mod lending;
 mod life;
 pub mod listener;
+mod manager;
 mod memory;
 mod pid_file;
 pub mod pool;
@@ -34,7 +36,7 @@ mod upkeep;
 pub mod wheel;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -45,13 +47,14 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use listener::Listener;
+use heritage::Heritage;
+use manager::Manager;
 use pid_file::PidFile;
 use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
 use sizing::Bounds;
-use takeover::{Control, Heritage, Launch, Successor, Takeover};
+use takeover::{Control, Launch, Successor, Takeover};
 use time::Time;
 use token::{Subject, Token};
 
@@ -83,6 +86,7 @@ pub struct Master<'a> {
     offices: Offices,
     control: Option<Control>,
     pid_file: Option<PidFile>,
+    manager: Manager,
     /// Another master takes over from this one.
     takeover: Option<Takeover>,
     /// This master takes over from another one.
@@ -124,16 +128,10 @@ pub struct Own {
 pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
     let Beginning {
         plans,
-        heritage,
+        mut heritage,
         offices,
     } = beginning;
-    let Heritage {
-        listeners: bound,
-        successor,
-    } = heritage;
-    let own = bound.iter().map(AsFd::as_fd);
-    let own = own.chain(successor.iter().map(AsFd::as_fd));
-    let own: Vec<RawFd> = own.map(|fd| fd.as_raw_fd()).collect();
+    let own = heritage.descriptors();
     let mut inherited = sys::process::open_descriptors();
     // What belongs to a plan goes with it.
     let kept: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
@@ -162,9 +160,10 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
         control: None,
         pid_file: None,
         takeover: None,
-        successor,
+        manager: Manager::new(heritage.notifier.take()),
+        successor: heritage.successor.take(),
     };
-    master.set_up(plans, bound)?;
+    master.set_up(plans, heritage)?;
     master.serve()
 }
 
@@ -174,11 +173,15 @@ impl<'a> Master<'a> {
         Time::default().after(self.begin.elapsed() + Duration::from_secs(3600))
     }
 
-    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut bound: Vec<Listener>) -> Result<()> {
+    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut heritage: Heritage) -> Result<()> {
         let room = self.room(&plans);
-        let asked: Vec<_> = bound.iter().map(Listener::asked).collect();
-        let missing = reload::bind_missing(&plans, &asked)?;
-        bound.extend(missing);
+        for plan in &plans {
+            for address in &plan.listen {
+                heritage.listen_on(address, plan.settings.backlog)?;
+            }
+        }
+        heritage.close_unused();
+        let mut bound = heritage.listeners;
         for (index, plan) in plans.into_iter().enumerate() {
             let (size, epoll) = (plan.settings.workers, Rc::clone(&self.own.epoll));
             let mut pool = Pool::new(index as u8, plan, size, room, epoll);
@@ -211,14 +214,15 @@ impl<'a> Master<'a> {
         self.pools.iter_mut().flatten()
     }
 
-    /// How many connections leave enough descriptors for the workers and their replacements.
+    /// How many connections leave enough descriptors for the workers and their replacements, and for a reload.
     fn room(&self, plans: &[Plan<'_>]) -> usize {
         let limit =
             getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
         let most = |plan: &Plan<'_>| Bounds::most_of(&plan.settings);
         let workers: usize = plans.iter().map(most).sum();
-        // Both ends of a socketpair, the worker's copy of its own, and a doorbell.
-        let kept_back = 4 * (workers + 2) + SPARE_DESCRIPTORS;
+        // Both ends of a socketpair, and a doorbell; while a worker is started, its own copy of its end too. At a reload
+        // each worker has a successor beside it.
+        let kept_back = (4 + 3) * workers + 4 * 2 + SPARE_DESCRIPTORS;
         let open = self.own.inherited.len();
         limit.saturating_sub(open + kept_back).max(1)
     }
@@ -264,7 +268,10 @@ impl<'a> Master<'a> {
             None => Some(Duration::ZERO),
             Some(now) => {
                 let due = self.pools.iter().flatten().filter_map(Pool::next_due);
-                let due = due.chain(self.change_due()).min();
+                let due = due
+                    .chain(self.change_due())
+                    .chain(self.manager.next_due())
+                    .min();
                 due.map(|due| due.since(now))
             }
         };

@@ -105,8 +105,6 @@ pub struct Pool<'a> {
     pub(super) awaited: Vec<ConnectionId>,
     pub(super) messages: MessageBuffer,
     scratch: Vec<u8>,
-    /// When what is left of former generations is ended.
-    pub(super) former_until: Option<Time>,
     pub(super) phase: Phase,
     pub(super) upkeep: Upkeep,
 }
@@ -132,7 +130,6 @@ impl<'a> Pool<'a> {
             awaited: Vec::new(),
             messages: MessageBuffer::default(),
             scratch: vec![0; 64 * 1024],
-            former_until: None,
             phase: Phase::Serving,
             upkeep: Upkeep::new(size),
             plan,
@@ -180,6 +177,12 @@ impl<'a> Pool<'a> {
             }
             Subject::Signals | Subject::Control | Subject::Takeover | Subject::Succession => {}
         }
+    }
+
+    /// Whether it serves, or would if somebody came.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.processes.members().any(|process| process.ready)
     }
 
     /// Time has passed, and all events were told.

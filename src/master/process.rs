@@ -59,6 +59,8 @@ pub struct Process {
     pub worker: WorkerId,
     /// When it was started.
     pub born: Time,
+    /// When it is killed, if it belongs to a generation that was replaced.
+    pub until: Option<Time>,
 }
 
 /// How a process ended, for the log.

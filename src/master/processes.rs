@@ -129,10 +129,18 @@ impl Processes {
         next == Some(post.generation)
     }
 
-    /// The coming generation is the one that serves from now on.
-    pub fn promote_next(&mut self) {
-        if let Some(crew) = self.incoming.take() {
-            self.current = crew;
+    /// The coming generation is the one that serves from now on. The one that served has until then to finish; those
+    /// that were replaced before it keep the time that they have.
+    pub fn promote_next(&mut self, until: Time) {
+        let Some(crew) = self.incoming.take() else {
+            return;
+        };
+        self.current = crew;
+        let generation = self.current.generation;
+        for process in self.processes.iter_mut().flatten() {
+            if process.generation != generation {
+                process.until.get_or_insert(until);
+            }
         }
     }
 
@@ -149,8 +157,13 @@ impl Processes {
 
     /// The workers of the generation that serves.
     pub fn members(&self) -> impl Iterator<Item = &Process> {
-        self.processes()
-            .filter(|process| process.generation == self.current.generation)
+        self.processes().filter(|process| self.is_member(process))
+    }
+
+    /// Whether the worker belongs to the generation that serves.
+    #[must_use]
+    pub fn is_member(&self, process: &Process) -> bool {
+        process.generation == self.current.generation
     }
 
     /// Whether each worker that is wanted is ready.
@@ -162,7 +175,7 @@ impl Processes {
     /// The workers of generations before the one that serves.
     pub fn former(&self) -> impl Iterator<Item = &Process> {
         self.processes()
-            .filter(|process| process.generation != self.current.generation)
+            .filter(|process| !self.is_member(process))
             .filter(|process| !self.is_next(process))
     }
 
@@ -291,6 +304,7 @@ impl Processes {
             ended: false,
             worker,
             born: now,
+            until: None,
         };
         Ok(self.processes[place].insert(process))
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::signal::{
-    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2,
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
 };
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -21,6 +21,8 @@ pub enum Request {
     Reap,
     /// SIGHUP: read the configuration anew, and let new workers take over.
     Reload,
+    /// SIGUSR1: open the log file anew.
+    Reopen,
     /// SIGUSR2: start the program anew, to take over from this one.
     Upgrade,
     /// SIGTTIN: one worker more.
@@ -44,7 +46,7 @@ impl Signals {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         let signals = [
-            SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGHUP, SIGUSR2, SIGTTIN, SIGTTOU,
+            SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU,
         ];
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         Ok(Self { delivery })
@@ -58,6 +60,7 @@ impl Signals {
             SIGQUIT => Some(Request::Quit),
             SIGCHLD => Some(Request::Reap),
             SIGHUP => Some(Request::Reload),
+            SIGUSR1 => Some(Request::Reopen),
             SIGUSR2 => Some(Request::Upgrade),
             SIGTTIN => Some(Request::Grow),
             SIGTTOU => Some(Request::Shrink),

@@ -4,6 +4,7 @@
 //! descriptor safety is checked or documented at each function.
 #![allow(unsafe_code)]
 
+pub mod environment;
 pub mod process;
 pub mod shared;
 pub mod signals;

@@ -52,7 +52,7 @@ pub fn exit_now(status: u8) -> ! {
 }
 
 /// How many threads this process has; 1 where /proc is not there to ask.
-fn threads() -> u64 {
+pub(super) fn threads() -> u64 {
     // A directory's link count is 2 plus one per subdirectory, and each thread has one.
     std::fs::metadata("/proc/self/task").map_or(1, |tasks| tasks.nlink().saturating_sub(2))
 }

@@ -6,11 +6,14 @@
 //! a test ends by asserting that the server logged no warning that the test did not expect.
 
 pub mod client;
+pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod systemd;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,6 +26,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
+pub use ledger::{Counting, Ledger};
 pub use load::{Clients, Habit, Tally, load};
 pub use process::{
     DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
@@ -48,7 +52,16 @@ pub fn example(name: &str) -> PathBuf {
 pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     process::prepare();
     let mut command = Command::new(program);
-    for name in ["RUST_LOG", "RUST_LOG_STYLE", "RUST_BACKTRACE", "NO_COLOR"] {
+    for name in [
+        "RUST_LOG",
+        "RUST_LOG_STYLE",
+        "RUST_BACKTRACE",
+        "NO_COLOR",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ] {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
@@ -151,6 +164,8 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     expected: Vec<String>,
     wrapper: Vec<OsString>,
+    /// What systemd passes, with names; nothing if it is not systemd that starts the server.
+    passed: Option<Vec<(String, OwnedFd)>>,
     directory: TempDir,
 }
 
@@ -175,6 +190,7 @@ impl Setup {
             environment: Vec::new(),
             expected: Vec::new(),
             wrapper: Vec::new(),
+            passed: None,
             directory: TempDir::with_prefix("batond-test-").expect("a temporary directory"),
         }
     }
@@ -222,6 +238,20 @@ impl Setup {
         self
     }
 
+    /// Starts the server as systemd does: with variables that name its pid.
+    pub fn managed(mut self) -> Self {
+        self.passed.get_or_insert_default();
+        self
+    }
+
+    /// Passes a descriptor to the server as systemd does.
+    pub fn inherit(self, name: &str, descriptor: impl Into<OwnedFd>) -> Self {
+        let mut managed = self.managed();
+        let passed = managed.passed.get_or_insert_default();
+        passed.push((name.to_owned(), descriptor.into()));
+        managed
+    }
+
     /// Starts the server with this hard limit of open files for the master and for each worker.
     pub fn descriptor_limit(self, count: usize) -> Self {
         // There is something behind the server, so that no shell takes it for its last command and
@@ -234,6 +264,9 @@ impl Setup {
     #[track_caller]
     pub fn start(self) -> Server {
         let mut words = self.wrapper.clone();
+        if self.passed.is_some() {
+            words.extend(systemd::TRAMPOLINE.map(OsString::from));
+        }
         words.push(self.program.clone().into());
         let mut command = command(&words[0]);
         command.args(&words[1..]).args(&self.arguments);
@@ -247,6 +280,7 @@ impl Setup {
         }
         command.current_dir(self.directory.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        systemd::pass(&mut command, self.passed.unwrap_or_default());
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
@@ -395,11 +429,19 @@ impl Server {
     /// Kills a worker by a signal that it can't refuse, and waits until the master has seen it.
     #[track_caller]
     pub fn kill(&self, worker: Worker) {
-        let Worker { slot, pid } = worker;
-        process::signal(pid, Signal::SIGKILL);
-        self.wait_for_log(&format!(
-            "worker died slot={slot} pid={pid}: killed by SIGKILL"
-        ));
+        process::signal(worker.pid, Signal::SIGKILL);
+        let line = self.wait_for_word("worker died slot=", worker);
+        assert!(line.contains("killed by SIGKILL"), "{line}");
+    }
+
+    /// Waits for a log line with these words about this worker. (Its generation may stand there too.)
+    #[track_caller]
+    pub fn wait_for_word(&self, pattern: &str, worker: Worker) -> String {
+        let line = self.stderr.wait(|output| {
+            let mut lines = matching(&output.lines, pattern).into_iter();
+            lines.find(|line| Worker::named_in(line) == worker)
+        });
+        line.unwrap_or_else(|| panic!("the server did not say {pattern:?} of {worker:?}"))
     }
 
     /// The worker that is ready in this slot, once it is another one than before.

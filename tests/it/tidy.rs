@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys"],
     &["fdpass", "wire", "logging"],
     &["scoreboard", "service", "config"],
-    &["inbox"],
+    &["inbox", "systemd"],
     &["seat"],
     &["master", "worker", "services"],
     &["server", "demo", "load"],
@@ -28,6 +28,10 @@ const PURE: &[&str] = &[
     "src/config",
     "src/master/dispatch",
     "src/master/connections.rs",
+    "src/master/crew.rs",
+    "src/master/early.rs",
+    "src/master/life.rs",
+    "src/master/sizing.rs",
     "src/services/http/head.rs",
 ];
 

@@ -267,7 +267,7 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
         (
             "service = 'demo'\nlisten = [\n':1',\n':x'\n]",
             "5: pool \"main\": listen: the port is not a number; an address looks like 127.0.0.1:8080, \
-             [::1]:8080, :8080 or unix:/path",
+             [::1]:8080, :8080, unix:/path or fd:NAME",
         ),
         (
             "service = 'demo'\nlisten = [':1', ':2',\n':1']",

@@ -42,7 +42,7 @@ impl Launch {
     }
 
     /// Starts the program again; `theirs` is its end of the session. `keep` are the descriptors that it has besides,
-    /// and `detach` drops what of the master's must not live on.
+    /// `introduce` adds to its environment, and `detach` drops what of the master's must not live on.
     ///
     /// # Errors
     /// What fork(2) fails with.
@@ -50,6 +50,7 @@ impl Launch {
         &self,
         theirs: &OwnedFd,
         keep: &[RawFd],
+        introduce: impl FnOnce(&mut Command),
         detach: impl FnOnce(),
     ) -> io::Result<Pid> {
         let descriptor = theirs.as_raw_fd();
@@ -59,6 +60,7 @@ impl Launch {
         command
             .args(&self.arguments)
             .env(VARIABLE, format!("{descriptor} {parent}"));
+        introduce(&mut command);
         // As for a worker: no signal may reach the child while it still has the master's handlers. Executing the
         // program unblocks them.
         let mut before = SigSet::empty();

@@ -12,40 +12,7 @@ mod new;
 mod old;
 mod session;
 
-pub use launch::Launch;
+pub use launch::{Launch, inherited_session};
 pub use new::Successor;
 pub use old::{Control, Takeover};
 pub use session::Session;
-
-use std::path::Path;
-
-use super::listener::Listener;
-use crate::error::Result;
-
-/// The listeners that this program has from its start, and the master from which it is to take over.
-#[derive(Debug, Default)]
-pub struct Heritage {
-    /// Listeners.
-    pub listeners: Vec<Listener>,
-    /// Who takes over.
-    pub successor: Option<Successor>,
-}
-
-impl Heritage {
-    /// What the old master offers that has started this program (SIGUSR2), or the one behind a control socket.
-    ///
-    /// # Errors
-    /// When the old master refuses or is gone.
-    pub fn claim(control: Option<&Path>) -> Result<Self> {
-        let claimed = match (launch::inherited_session(), control) {
-            (Some(session), _) => Successor::ask(session, "take over")?,
-            (None, Some(path)) => Successor::connect(path)?,
-            (None, None) => return Ok(Self::default()),
-        };
-        let (successor, listeners) = claimed;
-        Ok(Self {
-            listeners,
-            successor: Some(successor),
-        })
-    }
-}

@@ -104,6 +104,12 @@ impl Successor {
         Ok((successor, listeners))
     }
 
+    /// Whether it is in charge.
+    #[must_use]
+    pub fn reigns(&self) -> bool {
+        self.reigns
+    }
+
     /// When it looks again whether the workers are ready, at the latest.
     #[must_use]
     pub fn due(&self, limit: Duration) -> Option<Time> {

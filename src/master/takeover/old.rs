@@ -309,6 +309,9 @@ impl Master<'_> {
             }
         }
         takeover.stage = Stage::Reigning;
+        let successor = takeover.child.or_else(|| takeover.session.peer());
+        self.manager
+            .hand_over_to(successor.map(|pid| pid.as_raw().cast_unsigned()));
         log::info!("handed over {count} connections to the new master; finishing what is lent");
         Ok(())
     }

@@ -4,6 +4,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -51,6 +53,13 @@ impl Session {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self::over(ours)?, theirs))
+    }
+
+    /// The process that made the other end, as far as this process can see it.
+    #[must_use]
+    pub fn peer(&self) -> Option<Pid> {
+        let peer = getsockopt(&self.socket, PeerCredentials).ok()?;
+        (peer.pid() > 0).then(|| Pid::from_raw(peer.pid()))
     }
 
     /// Sends what the old master says. Sleeps while the other one is behind.

@@ -1,0 +1,96 @@
+//! What the service manager is told: when the server is ready, reloads, stops, and that it is alive.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::time::Time;
+use crate::systemd::Notifier;
+
+/// How long a message waits that the manager's queue had no room for.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The manager, if there is one that wants to know.
+#[derive(Debug, Default)]
+pub struct Manager {
+    notifier: Option<Notifier>,
+    /// It was told that the server is ready, and nothing else since.
+    ready: bool,
+    next_sign_of_life: Time,
+    next_retry: Time,
+}
+
+impl Manager {
+    /// Reports through this.
+    #[must_use]
+    pub fn new(notifier: Option<Notifier>) -> Self {
+        Self {
+            notifier,
+            ..Self::default()
+        }
+    }
+
+    /// The server serves. Said once, and again after a reload.
+    pub fn ready(&mut self) {
+        if let Some(notifier) = self.notifier.as_mut().filter(|_| !self.ready) {
+            notifier.ready();
+            self.ready = true;
+        }
+    }
+
+    /// The configuration is read anew; [`Manager::ready`] says when that is over.
+    pub fn reloading(&mut self) {
+        if let Some(notifier) = &mut self.notifier {
+            notifier.reloading();
+            self.ready = false;
+        }
+    }
+
+    /// The server stops.
+    pub fn stopping(&mut self) {
+        if let Some(notifier) = &mut self.notifier {
+            notifier.stopping();
+        }
+    }
+
+    /// Another process is the server from now on, and this one says nothing more.
+    pub fn hand_over_to(&mut self, pid: Option<u32>) {
+        if let Some(mut notifier) = self.notifier.take()
+            && let Some(pid) = pid
+        {
+            notifier.main_pid(pid);
+        }
+    }
+
+    /// Lets a program that is started reach the manager too.
+    pub fn introduce(&self, command: &mut Command) {
+        if let Some(notifier) = &self.notifier {
+            notifier.hand_over(command);
+        }
+    }
+
+    /// Says what is due.
+    pub fn tick(&mut self, now: Time) {
+        let Some(notifier) = &mut self.notifier else {
+            return;
+        };
+        if let Some(interval) = notifier.watchdog_interval()
+            && self.next_sign_of_life <= now
+        {
+            self.next_sign_of_life = now.after(interval);
+            notifier.watchdog();
+        }
+        if notifier.is_waiting() && self.next_retry <= now {
+            self.next_retry = now.after(RETRY);
+            notifier.retry();
+        }
+    }
+
+    /// When something is due.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        let notifier = self.notifier.as_ref()?;
+        let watchdog = notifier.watchdog_interval().map(|_| self.next_sign_of_life);
+        let retry = notifier.is_waiting().then_some(self.next_retry);
+        [watchdog, retry].into_iter().flatten().min()
+    }
+}
