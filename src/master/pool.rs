@@ -18,6 +18,7 @@ use super::listener::Listener;
 use super::processes::{Processes, WorkerMain};
 use super::time::Time;
 use super::token::{MAX_INDEX, Subject, Token};
+use super::upkeep::Upkeep;
 use crate::config::{Address, Settings};
 use crate::error::Plain;
 use crate::inbox::MessageBuffer;
@@ -104,9 +105,8 @@ pub struct Pool<'a> {
     pub(super) awaited: Vec<ConnectionId>,
     pub(super) messages: MessageBuffer,
     scratch: Vec<u8>,
-    /// When what is left of former generations is ended.
-    pub(super) former_until: Option<Time>,
     pub(super) phase: Phase,
+    pub(super) upkeep: Upkeep,
 }
 
 impl<'a> Pool<'a> {
@@ -130,8 +130,8 @@ impl<'a> Pool<'a> {
             awaited: Vec::new(),
             messages: MessageBuffer::default(),
             scratch: vec![0; 64 * 1024],
-            former_until: None,
             phase: Phase::Serving,
+            upkeep: Upkeep::new(size),
             plan,
         }
     }
@@ -160,6 +160,7 @@ impl<'a> Pool<'a> {
             exhausted,
             phase,
             self.processes.next_due(),
+            self.next_upkeep(),
             self.next_generation_due(),
         ];
         due.into_iter().flatten().min()

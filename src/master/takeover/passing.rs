@@ -42,6 +42,7 @@ impl Pool<'_> {
     pub(super) fn return_from_leave(&mut self, now: Time) {
         if self.is_leaving() {
             self.phase = Phase::Serving;
+            self.upkeep.soon();
             self.dispatcher.set_lending(Lending::Yes, now);
         }
     }
@@ -112,6 +113,7 @@ impl Pool<'_> {
         self.held_back = false;
         self.close_listeners(|address| !is_kept(kept, address), now);
         self.hold_accepting();
+        self.rouse();
     }
 
     /// Passes on what has become ready or parked since.
