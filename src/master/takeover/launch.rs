@@ -66,14 +66,17 @@ impl Launch {
         }
         command.env(VARIABLE, format!("{descriptor} {parent}"));
         introduce(&mut command);
-        // As for a worker: no signal may reach the child while it still has the master's handlers. Executing the
-        // program unblocks them.
+        // As for a worker: no signal may reach the child while it still has the master's handlers, which are gone when
+        // it executes the program. What is blocked then stays blocked.
         let mut before = SigSet::empty();
         let all = SigSet::all();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
         let pid = sys::process::spawn(&keep, detach, || {
             let inherited = rustix::io::fcntl_setfd(theirs.as_fd(), FdFlags::empty());
-            let error = inherited.map_or_else(io::Error::from, |()| command.exec());
+            let unblocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+            let ready = inherited.map_err(io::Error::from);
+            let ready = ready.and_then(|()| Ok(unblocked?));
+            let error = ready.map_or_else(|error| error, |()| command.exec());
             log::error!(
                 "cannot execute {}: {}",
                 self.program.display(),
