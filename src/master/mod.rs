@@ -54,7 +54,7 @@ use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
 use sizing::Bounds;
-use takeover::{Control, Launch, Successor, Takeover};
+use takeover::{Condemned, Control, Launch, Successor, Takeover};
 use time::Time;
 use token::{Subject, Token};
 
@@ -89,6 +89,8 @@ pub struct Master<'a> {
     manager: Manager,
     /// Another master takes over from this one.
     takeover: Option<Takeover>,
+    /// Those that were to take over, and failed.
+    condemned: Vec<Condemned>,
     /// This master takes over from another one.
     successor: Option<Successor>,
 }
@@ -160,6 +162,7 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
         control: None,
         pid_file: None,
         takeover: None,
+        condemned: Vec::new(),
         manager: Manager::new(heritage.notifier.take(), heritage.successor.is_none()),
         successor: heritage.successor.take(),
     };
