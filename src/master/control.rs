@@ -59,7 +59,7 @@ impl Master<'_> {
                 log::info!("stopping: at most {grace} s for what is in hand");
                 self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
-                self.give_up_reload("the server stops");
+                self.give_up_reload("the server stops", now);
                 self.pools().for_each(|pool| pool.stop(now));
             }
         }
@@ -116,7 +116,12 @@ impl Master<'_> {
         self.advance_reload(now);
         self.advance_takeover(now);
         self.advance_succession(now)?;
-        if self.in_charge() && self.pools().all(|pool| pool.serves()) {
+        if self.in_charge()
+            && self
+                .pools()
+                .filter(|pool| pool.is_serving())
+                .all(|pool| pool.serves())
+        {
             self.manager.ready();
         }
         self.manager.tick(now);

@@ -74,6 +74,9 @@ impl<'a> Pool<'a> {
         let Some(Incoming { plan, .. }) = self.incoming.take() else {
             return;
         };
+        if self.phase == Phase::Coming {
+            self.phase = Phase::Serving;
+        }
         let until = now.after(plan.settings.grace);
         self.dispatcher.set_limits(limits_of(&plan.settings, room));
         self.clients.set_limit(plan.settings.per_client);
@@ -91,9 +94,13 @@ impl<'a> Pool<'a> {
         self.carry_out(now);
     }
 
-    /// Gives the new generation up, and ends what there is of it.
-    pub fn abandon(&mut self) {
+    /// Gives the new generation up, and ends what there is of it. A pool that was made for it goes too.
+    pub fn abandon(&mut self, now: Time) {
         self.incoming = None;
+        if self.phase == Phase::Coming {
+            let until = now.after(self.plan.settings.grace);
+            self.phase = Phase::Retiring { until };
+        }
         self.upkeep.soon();
         for worker in self.processes.abandon_next() {
             if let Some(process) = self.processes.get_mut(worker) {
@@ -140,6 +147,11 @@ impl<'a> Pool<'a> {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
+    }
+
+    /// Whether it is to serve when the reload under way is through.
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(self.phase, Phase::Coming | Phase::Serving)
     }
 
     /// A worker that was started belongs to the generation that is not serving yet.

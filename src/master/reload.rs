@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::listener::{self, Listener};
-use super::pool::{Plan, Pool};
+use super::pool::{Phase, Plan, Pool};
 use super::time::Time;
 use super::{MAX_POOLS, Master};
 use crate::config::Address;
@@ -53,12 +53,12 @@ impl<'a> Master<'a> {
         if self.takeover.is_some() || self.successor.is_some() {
             return log::warn!("reload refused: a takeover is under way");
         }
-        self.give_up_reload("another one begins");
+        self.give_up_reload("another one begins", now);
         self.manager.reloading();
         match self.prepare(now) {
             Ok(()) => log::info!("reloading"),
             Err(error) => {
-                self.roll_back_quietly();
+                self.roll_back_quietly(now);
                 log::error!("reload refused: {error}; nothing has changed");
             }
         }
@@ -96,8 +96,8 @@ impl<'a> Master<'a> {
                     return Err(Error::because(format!("add pool {}", plan.name), cause));
                 }
                 let epoll = Rc::clone(&self.own.epoll);
-                let pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
-                self.pools.truncate(place.max(self.pools.len()));
+                let mut pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
+                pool.phase = Phase::Coming;
                 if place == self.pools.len() {
                     self.pools.push(None);
                 }
@@ -117,7 +117,7 @@ impl<'a> Master<'a> {
         for pool in self.pools.iter().flatten() {
             match pool.is_prepared(now) {
                 Ok(ready) => prepared &= ready,
-                Err(why) => return self.roll_back(&why),
+                Err(why) => return self.roll_back(&why, now),
             }
         }
         if prepared && let Some(reload) = self.reload.take() {
@@ -133,7 +133,7 @@ impl<'a> Master<'a> {
         } = reload;
         // What each of the pools wants; one that is to go, or goes already, wants nothing.
         let wants = |pool: &Pool<'_>| {
-            if pool.is_serving() && names.contains(&pool.plan.name) {
+            if pool.is_wanted() && names.contains(&pool.plan.name) {
                 pool.addresses().to_vec()
             } else {
                 Vec::new()
@@ -160,23 +160,23 @@ impl<'a> Master<'a> {
     }
 
     /// Gives up a reload that can't succeed.
-    fn roll_back(&mut self, why: &str) {
+    fn roll_back(&mut self, why: &str, now: Time) {
         log::error!("reload failed: {why}; the old workers serve on");
-        self.roll_back_quietly();
+        self.roll_back_quietly(now);
     }
 
     /// Gives up a reload that is under way, if one is, for something that comes before it.
-    pub(super) fn give_up_reload(&mut self, why: &str) {
+    pub(super) fn give_up_reload(&mut self, why: &str, now: Time) {
         if self.reload.is_some() {
             log::info!("giving up the reload under way: {why}");
-            self.roll_back_quietly();
+            self.roll_back_quietly(now);
         }
     }
 
-    fn roll_back_quietly(&mut self) {
+    fn roll_back_quietly(&mut self, now: Time) {
         self.reload = None;
         for pool in self.pools.iter_mut().flatten() {
-            pool.abandon();
+            pool.abandon(now);
         }
     }
 }

@@ -1,10 +1,14 @@
 //! SIGHUP after the configuration file has changed: pools and listeners come, go and move.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
+use crate::harness::process::children;
+use crate::harness::systemd::Manager;
 use crate::harness::{Client, Endpoint, Server, Setup, eventually};
 
 /// A pool that listens on Unix sockets of these names.
@@ -196,4 +200,46 @@ fn a_bad_file_changes_nothing() {
     assert_eq!(server.workers(2), workers);
     change(&server, &good);
     answers(&server, "a");
+}
+
+/// A pool whose workers do not come to serve: there is no room for their threads.
+fn broken(name: &str, socket: &str, more: &str) -> String {
+    let more = format!("{more}threads = 2\nlimits = {{ as = \"1M\" }}");
+    pool(name, "demo", &[socket], &more)
+}
+
+#[test]
+fn nothing_is_left_of_a_new_pool_that_does_not_come_to_serve() {
+    let manager = Manager::new(0);
+    let good = pool("site", "demo", &["a"], "");
+    let setup = Setup::new(&[])
+        .file(&good, 1)
+        .expect(" died ")
+        .expect("cannot go on")
+        .expect("reload failed");
+    let server = manager.manage(setup).start();
+    let workers = server.workers(2);
+    manager.wait_for("READY=1");
+    // It would grow by itself if it stayed.
+    let more = broken("more", "b", "min-spare = 1\n");
+    rewrite(&server, &(good.clone() + &more));
+    server.wait_for_log("reload failed");
+    // The manager waits for it; and nobody else does.
+    manager.wait_for_messages("READY=1", 2);
+    eventually("nothing is left of it", || {
+        children(server.master()).0.len() == 2
+    });
+    server.signal(Signal::SIGTTIN);
+    server.wait_for_log("pool size");
+    assert_eq!(server.workers(3)[..2], workers);
+    thread::sleep(Duration::from_millis(1500));
+    let sizes = server.log_lines("pool size");
+    assert!(
+        sizes.iter().all(|line| line.contains("pool=site")),
+        "{sizes:?}"
+    );
+    // What comes next under its name begins anew.
+    change(&server, &(good + &pool("more", "demo", &["b"], "")));
+    answers(&server, "a");
+    answers(&server, "b");
 }
