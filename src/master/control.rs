@@ -100,10 +100,12 @@ impl Master<'_> {
 
     /// When a change of masters is due for something.
     pub(super) fn change_due(&self) -> Option<Time> {
-        let limits = self.pools.iter().flatten();
-        let limit = limits.map(|pool| pool.plan.settings.start_timeout).min();
-        let successor = self.successor.as_ref();
-        let succession = successor.and_then(|s| s.due(limit.unwrap_or_default()));
+        // It waits for one pool after the other. When all are ready it waits for nothing.
+        let mut pools = self.pools.iter().flatten();
+        let slow = pools.find(|pool| !pool.processes.is_whole());
+        let limit = slow.map(|pool| pool.plan.settings.start_timeout);
+        let successor = self.successor.as_ref().zip(limit);
+        let succession = successor.and_then(|(successor, limit)| successor.due(limit));
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
         [succession, takeover].into_iter().flatten().min()
     }

@@ -121,7 +121,10 @@ impl<'a> Pool<'a> {
 
     /// When something is due in a change of generations.
     pub(super) fn next_generation_due(&self) -> Option<Time> {
-        let until = self.incoming.as_ref().map(|incoming| incoming.until);
+        // One that is ready waits for those of other pools, which may have more time.
+        let incoming = self.incoming.as_ref();
+        let incoming = incoming.filter(|_| !self.processes.next_is_ready());
+        let until = incoming.map(|incoming| incoming.until);
         let former = self.processes.former().filter_map(|p| p.until).min();
         [until, former].into_iter().flatten().min()
     }

@@ -5,9 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::harness::client::Served;
-use crate::harness::process::children;
+use crate::harness::process::{self, Births, children};
 use crate::harness::systemd::Manager;
 use crate::harness::{Client, Endpoint, Server, Setup, eventually};
 
@@ -241,5 +242,56 @@ fn nothing_is_left_of_a_new_pool_that_does_not_come_to_serve() {
     // What comes next under its name begins anew.
     change(&server, &(good + &pool("more", "demo", &["b"], "")));
     answers(&server, "a");
+    answers(&server, "b");
+}
+
+/// Changes the file until the first of the new workers is stopped before it can say that it is ready.
+#[track_caller]
+fn hold_up(server: &Server, text: &str) -> Pid {
+    let mut held = None;
+    eventually("a new worker is stopped before it is ready", || {
+        let done = server.log_lines("reloaded").len();
+        let mut births = Births::watch(server.master());
+        rewrite(server, text);
+        if let Some(new) = births.next_within(Duration::from_secs(5)) {
+            process::signal(new, Signal::SIGSTOP);
+            let pid = format!("pid={new} ");
+            let said = |pattern: &str| {
+                let lines = server.log_lines(pattern);
+                lines.iter().any(|line| line.contains(&pid))
+            };
+            eventually("the master knows of it", || said("worker stopped"));
+            // What it had said before is known too when this is answered.
+            answers(server, "a");
+            if !said("worker ready") {
+                held = Some(new);
+                return true;
+            }
+            process::signal(new, Signal::SIGCONT);
+        }
+        server.wait_for_lines("reloaded", done + 1);
+        false
+    });
+    held.expect("one is held")
+}
+
+#[test]
+fn a_pool_that_is_ready_waits_for_a_slow_one_without_work() {
+    let one = pool("one", "demo", &["a"], "start-timeout = 1");
+    // The workers of the first pool are born first.
+    let text = pool("two", "demo", &["b"], "") + &one;
+    let server = Setup::new(&[])
+        .file(&text, 2)
+        .expect("worker stopped")
+        .start();
+    let held = hold_up(&server, &text);
+    thread::sleep(Duration::from_millis(1200));
+    let before = process::cpu_time(server.master());
+    thread::sleep(Duration::from_millis(1000));
+    let spent = process::cpu_time(server.master()) - before;
+    assert!(spent < Duration::from_millis(300), "{spent:?}");
+    let done = server.log_lines("reloaded").len();
+    process::signal(held, Signal::SIGCONT);
+    server.wait_for_lines("reloaded", done + 1);
     answers(&server, "b");
 }
