@@ -384,8 +384,9 @@ impl Pool<'_> {
         let unreported = board.and_then(|board| board.unreported(id.into()));
         let foreseen = board.and_then(|board| board.foreseen(id.into()));
         // What was taken out of the inbox, and not counted as taken, was taken by the kernel while it ended the process.
-        let unseen = process.is_some_and(|process| process.inbox_length() > 0);
-        let verdict = if unseen && self.plan.settings.threads == 1 {
+        let unseen =
+            process.is_some_and(|process| process.threads == 1 && process.inbox_length() > 0);
+        let verdict = if unseen {
             Verdict::Untouched
         } else {
             held.examine(unreported, foreseen)
