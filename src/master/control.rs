@@ -139,7 +139,7 @@ impl Master<'_> {
     }
 
     /// Whether this master is the one that serves, as far as it knows.
-    fn in_charge(&self) -> bool {
+    pub(super) fn in_charge(&self) -> bool {
         let taking_over = self.successor.as_ref().is_some_and(|s| !s.reigns());
         !taking_over && self.stopping.is_none() && self.reload.is_none()
     }

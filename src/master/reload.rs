@@ -51,7 +51,12 @@ impl<'a> Master<'a> {
             return;
         }
         if self.takeover.is_some() || self.successor.is_some() {
-            return log::warn!("reload refused: a takeover is under way");
+            log::warn!("reload refused: a takeover is under way");
+            if self.in_charge() {
+                // A manager that has sent the signal waits for an answer. That it is over is said with the next look.
+                self.manager.reloading();
+            }
+            return;
         }
         self.give_up_reload("another one begins", now);
         self.manager.reloading();
