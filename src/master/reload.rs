@@ -1,5 +1,6 @@
 //! A reload: all pools go over to what the configuration says now, or none does.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::listener::{self, Listener};
@@ -23,24 +24,51 @@ pub struct Reload {
 ///
 /// # Errors
 /// When an address can't be bound.
-pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Address]) -> Result<Vec<Listener>> {
+pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Listener]) -> Result<Vec<Listener>> {
     let mut new = Vec::new();
-    for plan in plans {
-        for address in &plan.listen {
-            if !bound.contains(&address) {
-                new.extend(listener::bind_all(address, plan.settings.backlog)?);
-            }
+    for (plan, address, before) in wanted(plans) {
+        let there = bound.iter().copied().chain(&new);
+        if !listener::is_bound(there, address, before) {
+            new.extend(listener::bind_all(address, plan.settings.backlog)?);
         }
     }
     Ok(new)
 }
 
-/// Takes those of the listeners that are for one of the addresses.
-pub fn take_wanted(listeners: &mut Vec<Listener>, addresses: &[Address]) -> Vec<Listener> {
-    let (wanted, rest) = std::mem::take(listeners)
-        .into_iter()
-        .partition(|listener| addresses.contains(listener.asked()));
-    *listeners = rest;
+/// Each address that a plan wants, and how many times it was wanted before.
+pub fn wanted<'p, 'a>(
+    plans: &'p [Plan<'a>],
+) -> impl Iterator<Item = (&'p Plan<'a>, &'p Address, usize)> {
+    let mut times = HashMap::new();
+    let all = plans
+        .iter()
+        .flat_map(|plan| plan.listen.iter().map(move |address| (plan, address)));
+    all.map(move |(plan, address)| {
+        let before: &mut usize = times.entry(address.to_string()).or_default();
+        *before += 1;
+        (plan, address, *before - 1)
+    })
+}
+
+/// Takes those of the listeners that are for one of the addresses, and that whoever has those of `own` lacks: of port 0
+/// there may be more, which are for others.
+pub fn take_wanted(
+    listeners: &mut Vec<Listener>,
+    addresses: &[Address],
+    own: &[Listener],
+) -> Vec<Listener> {
+    let mut wanted = Vec::new();
+    for listener in std::mem::take(listeners) {
+        let asked = listener.asked();
+        let times = addresses.iter().filter(|one| *one == asked).count();
+        let same = |one: &&Listener| one.asked() == asked && one.host() == listener.host();
+        let there = own.iter().chain(&wanted).filter(same).count();
+        if times > 0 && (asked.port() != Some(0) || there < times) {
+            wanted.push(listener);
+        } else {
+            listeners.push(listener);
+        }
+    }
     wanted
 }
 
@@ -73,7 +101,7 @@ impl<'a> Master<'a> {
         let plans = (self.source)()?;
         let room = self.room(&plans);
         let listeners = self.pools.iter().flatten().flat_map(|pool| &pool.listeners);
-        let bound: Vec<_> = listeners.map(Listener::asked).collect();
+        let bound: Vec<_> = listeners.collect();
         let bound = bind_missing(&plans, &bound)?;
         let names = plans.iter().map(|plan| Rc::clone(&plan.name)).collect();
         // From here on a failure must be rolled back.
@@ -151,7 +179,7 @@ impl<'a> Master<'a> {
             free.extend(pool.give_away(|address| !own.contains(address)));
         }
         for pool in self.pools.iter_mut().flatten() {
-            let mine = take_wanted(&mut free, &wants(pool));
+            let mine = take_wanted(&mut free, &wants(pool), &pool.listeners);
             if names.contains(&pool.plan.name) {
                 pool.promote(room, now);
             } else {

@@ -1,6 +1,9 @@
 //! SIGHUP after the configuration file has changed: pools and listeners come, go and move.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -294,4 +297,31 @@ fn a_pool_that_is_ready_waits_for_a_slow_one_without_work() {
     process::signal(held, Signal::SIGCONT);
     server.wait_for_lines("reloaded", done + 1);
     answers(&server, "b");
+}
+
+#[test]
+fn each_pool_has_a_free_port_of_its_own() {
+    let site = |name: &str, service: &str| {
+        pool(name, service, &[], "").replace("[]", "[\"127.0.0.1:0\", \"127.0.0.1:0\"]")
+    };
+    let two = site("one", "demo") + &site("two", "echo");
+    let server = start(&two, 4);
+    let ports: BTreeSet<_> = server.endpoints().iter().map(|one| one.tcp()).collect();
+    assert_eq!(ports.len(), 4);
+    let echoes = || {
+        let hello = |one: &SocketAddr| {
+            let mut client = TcpStream::connect(one).expect("it listens");
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("sent");
+            let mut start = [0; 4];
+            client.read_exact(&mut start).expect("an answer");
+            (&start == b"GET ").then_some(*one)
+        };
+        ports.iter().filter_map(hello).collect::<Vec<_>>()
+    };
+    let of_two = echoes();
+    assert_eq!(of_two.len(), 2);
+    // They stay, and another pool gets others.
+    change(&server, &(site("three", "echo") + &two));
+    assert_eq!(echoes(), of_two);
+    assert_eq!(server.log_lines("listening on").len(), 6);
 }
