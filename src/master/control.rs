@@ -45,7 +45,7 @@ impl Master<'_> {
         }
     }
 
-    fn stop(&mut self, interrupt: bool, now: Time) {
+    pub(super) fn stop(&mut self, interrupt: bool, now: Time) {
         match &mut self.stopping {
             Some(interrupts) => {
                 *interrupts += u32::from(interrupt);
@@ -60,6 +60,8 @@ impl Master<'_> {
                 self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
                 self.give_up_reload("the server stops", now);
+                self.give_up_takeover("the server stops");
+                self.tell_of_stop();
                 self.pools().for_each(|pool| pool.stop(now));
             }
         }
@@ -69,6 +71,7 @@ impl Master<'_> {
         log::info!("stopping at once: {why}");
         self.stopping.get_or_insert(0);
         self.quitting = true;
+        self.give_up_takeover("the server stops");
         self.pools().for_each(Pool::quit);
     }
 
@@ -139,7 +142,7 @@ impl Master<'_> {
     }
 
     /// Whether this master is the one that serves, as far as it knows.
-    pub(super) fn in_charge(&self) -> bool {
+    fn in_charge(&self) -> bool {
         let taking_over = self.successor.as_ref().is_some_and(|s| !s.reigns());
         !taking_over && self.stopping.is_none() && self.reload.is_none()
     }

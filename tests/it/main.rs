@@ -29,3 +29,4 @@ mod systemd;
 mod takeback;
 mod threads;
 mod tidy;
+mod upgrade;
