@@ -3,6 +3,7 @@
 
 use nix::sys::signal::{Signal, kill};
 
+use super::held::Held;
 use super::pool::{Phase, Plan, Pool, limits_of};
 use super::process::Process;
 use super::sizing::Bounds;
@@ -79,7 +80,10 @@ impl<'a> Pool<'a> {
         }
         let until = now.after(plan.settings.grace);
         self.dispatcher.set_limits(limits_of(&plan.settings, room));
-        self.clients.set_limit(plan.settings.per_client);
+        // What is to be closed already is not in the table any more, and must have left before the others are counted.
+        self.carry_out(now);
+        let peers = self.dispatcher.payloads().map(Held::peer);
+        self.clients.set_limit(plan.settings.per_client, peers);
         self.upkeep.set_base(plan.settings.workers);
         self.plan = plan;
         self.processes.promote_next(until);
