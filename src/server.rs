@@ -85,7 +85,8 @@ impl Server {
             Some(heritage) => heritage,
             None => Heritage::claim(None)?,
         };
-        let listening = heritage.listen_on(&address, self.settings.backlog);
+        let before = self.listen.iter().filter(|other| **other == address);
+        let listening = heritage.listen_on(&address, before.count(), self.settings.backlog);
         self.heritage = Some(heritage);
         listening?;
         self.listen.push(address);

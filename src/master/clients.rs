@@ -44,11 +44,17 @@ impl Clients {
         }
     }
 
-    /// Goes by another limit from now on. Connections that were not counted, for there was no limit, stay uncounted.
-    pub fn set_limit(&mut self, limit: Option<u32>) {
+    /// Goes by another limit from now on. Connections that were not counted, for there was no limit, are counted now: if
+    /// they were not, each that ends would make room for one too many.
+    pub fn set_limit(&mut self, limit: Option<u32>, there: impl Iterator<Item = Peer>) {
+        let counted = self.limit.is_some();
         self.limit = limit;
         if limit.is_none() {
             self.counts.clear();
+        } else if !counted {
+            for peer in there {
+                let _ = self.enter(peer);
+            }
         }
     }
 
@@ -108,6 +114,27 @@ mod tests {
         assert!(clients.enter(peer("[2001:db8::1]:1")));
         assert!(!clients.enter(peer("[2001:db8::ffff:2]:1")));
         assert!(clients.enter(peer("[2001:db8:0:1::1]:1")));
+    }
+
+    #[test]
+    fn who_was_there_before_the_limit_counts_too() {
+        let mut clients = Clients::new(None);
+        let there = [1, 2, 3].map(|port| peer(&format!("10.0.0.1:{port}")));
+        for peer in there {
+            assert!(clients.enter(peer));
+        }
+        clients.set_limit(Some(2), there.into_iter());
+        assert!(!clients.enter(peer("10.0.0.1:4")));
+        // They are counted once, whatever the next limit.
+        clients.set_limit(Some(3), there.into_iter());
+        for peer in &there[..2] {
+            clients.leave(*peer);
+        }
+        assert!(clients.enter(peer("10.0.0.1:5")));
+        assert!(!clients.enter(peer("10.0.0.1:6")));
+        clients.set_limit(None, there.into_iter());
+        assert!(clients.enter(peer("10.0.0.1:7")));
+        assert_eq!(clients.counts.len(), 0);
     }
 
     #[test]

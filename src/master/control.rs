@@ -59,7 +59,7 @@ impl Master<'_> {
                 log::info!("stopping: at most {grace} s for what is in hand");
                 self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
-                self.give_up_reload("the server stops");
+                self.give_up_reload("the server stops", now);
                 self.give_up_takeover("the server stops", now);
                 self.tell_of_stop();
                 self.pools().for_each(|pool| pool.stop(now));
@@ -103,10 +103,12 @@ impl Master<'_> {
 
     /// When a change of masters is due for something.
     pub(super) fn change_due(&self) -> Option<Time> {
-        let limits = self.pools.iter().flatten();
-        let limit = limits.map(|pool| pool.plan.settings.start_timeout).min();
-        let successor = self.successor.as_ref();
-        let succession = successor.and_then(|s| s.due(limit.unwrap_or_default()));
+        // It waits for one pool after the other. When all are ready it waits for nothing.
+        let mut pools = self.pools.iter().flatten();
+        let slow = pools.find(|pool| !pool.processes.is_whole());
+        let limit = slow.map(|pool| pool.plan.settings.start_timeout);
+        let successor = self.successor.as_ref().zip(limit);
+        let succession = successor.and_then(|(successor, limit)| successor.due(limit));
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
         let condemned = self.condemned.iter().map(Condemned::due).min();
         [succession, takeover, condemned]
@@ -123,7 +125,12 @@ impl Master<'_> {
         self.advance_reload(now);
         self.advance_takeover(now);
         self.advance_succession(now)?;
-        if self.in_charge() && self.pools().all(|pool| pool.serves()) {
+        if self.in_charge()
+            && self
+                .pools()
+                .filter(|pool| pool.is_serving())
+                .all(|pool| pool.serves())
+        {
             self.manager.ready();
         }
         self.manager.tick(now);

@@ -112,6 +112,12 @@ impl<C> Dispatcher<C> {
             .map(|connection| &mut connection.payload)
     }
 
+    /// What the master holds for all connections.
+    pub fn payloads(&self) -> impl Iterator<Item = &C> {
+        let ids = self.table.ids();
+        ids.map(|id| &self.table.at(id.index()).payload)
+    }
+
     /// Which turn a connection is in, from 1.
     #[must_use]
     pub fn turn_number(&self, id: ConnectionId) -> u64 {

@@ -12,7 +12,7 @@ impl Pool<'_> {
         if self.phase != Phase::Serving {
             return;
         }
-        self.abandon();
+        self.abandon(now);
         let until = now.after(self.plan.settings.grace);
         self.phase = Phase::Stopping { until };
         self.processes.end_relief();

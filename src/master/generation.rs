@@ -3,6 +3,7 @@
 
 use nix::sys::signal::{Signal, kill};
 
+use super::held::Held;
 use super::pool::{Phase, Plan, Pool, limits_of};
 use super::process::Process;
 use super::sizing::Bounds;
@@ -74,9 +75,15 @@ impl<'a> Pool<'a> {
         let Some(Incoming { plan, .. }) = self.incoming.take() else {
             return;
         };
+        if self.phase == Phase::Coming {
+            self.phase = Phase::Serving;
+        }
         let until = now.after(plan.settings.grace);
         self.dispatcher.set_limits(limits_of(&plan.settings, room));
-        self.clients.set_limit(plan.settings.per_client);
+        // What is to be closed already is not in the table any more, and must have left before the others are counted.
+        self.carry_out(now);
+        let peers = self.dispatcher.payloads().map(Held::peer);
+        self.clients.set_limit(plan.settings.per_client, peers);
         self.upkeep.set_base(plan.settings.workers);
         self.plan = plan;
         self.processes.promote_next(until);
@@ -91,9 +98,13 @@ impl<'a> Pool<'a> {
         self.carry_out(now);
     }
 
-    /// Gives the new generation up, and ends what there is of it.
-    pub fn abandon(&mut self) {
+    /// Gives the new generation up, and ends what there is of it. A pool that was made for it goes too.
+    pub fn abandon(&mut self, now: Time) {
         self.incoming = None;
+        if self.phase == Phase::Coming {
+            let until = now.after(self.plan.settings.grace);
+            self.phase = Phase::Retiring { until };
+        }
         self.upkeep.soon();
         for worker in self.processes.abandon_next() {
             if let Some(process) = self.processes.get_mut(worker) {
@@ -114,7 +125,10 @@ impl<'a> Pool<'a> {
 
     /// When something is due in a change of generations.
     pub(super) fn next_generation_due(&self) -> Option<Time> {
-        let until = self.incoming.as_ref().map(|incoming| incoming.until);
+        // One that is ready waits for those of other pools, which may have more time.
+        let incoming = self.incoming.as_ref();
+        let incoming = incoming.filter(|_| !self.processes.next_is_ready());
+        let until = incoming.map(|incoming| incoming.until);
         let former = self.processes.former().filter_map(|p| p.until).min();
         [until, former].into_iter().flatten().min()
     }
@@ -140,6 +154,11 @@ impl<'a> Pool<'a> {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
+    }
+
+    /// Whether it is to serve when the reload under way is through.
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(self.phase, Phase::Coming | Phase::Serving)
     }
 
     /// A worker that was started belongs to the generation that is not serving yet.

@@ -46,12 +46,12 @@ impl Heritage {
     }
 
     /// Makes sure that there are listeners for an address: the old master's, or what systemd has passed for it, or new
-    /// ones.
+    /// ones. Port 0 may have been wanted so many times `before`.
     ///
     /// # Errors
     /// When it can't be bound, or what was passed is no listener.
-    pub fn listen_on(&mut self, address: &Address, backlog: i32) -> Result<()> {
-        if self.listeners.iter().any(|one| one.asked() == address) {
+    pub fn listen_on(&mut self, address: &Address, before: usize, backlog: i32) -> Result<()> {
+        if listener::is_bound(&self.listeners, address, before) {
             return Ok(());
         }
         let meant = |one: &Inherited| match address {

@@ -26,8 +26,10 @@ use crate::wire::{FromWorker, Lend, Report};
 impl Pool<'_> {
     /// Starts the workers that are wanted and not there.
     pub fn start_missing(&mut self, own: &mut Own, now: Time) {
-        while matches!(self.phase, Phase::Serving | Phase::Stopping { .. })
-            && let Some(post) = self.processes.due(now)
+        while matches!(
+            self.phase,
+            Phase::Coming | Phase::Serving | Phase::Stopping { .. }
+        ) && let Some(post) = self.processes.due(now)
         {
             let next = self.incoming.as_ref().map(Incoming::plan);
             let plan = next
@@ -285,7 +287,7 @@ impl Pool<'_> {
                 process.stopped = true;
                 log::warn!("worker stopped {process}: others get what it has not begun");
                 self.dispatcher.worker_stopped(worker);
-                if self.phase != Phase::Serving {
+                if !self.is_wanted() {
                     self.rouse();
                 }
             }
@@ -311,7 +313,7 @@ impl Pool<'_> {
         self.take_back(worker, now);
         self.dispatcher.worker_gone(worker, now);
         if let Some(process) = self.processes.get(worker) {
-            let expected = process.retiring || self.phase != Phase::Serving;
+            let expected = process.retiring || !self.is_wanted();
             if end == End::Exited(0) || expected && end == End::Killed(Signal::SIGKILL) {
                 log::info!("worker retired {process}");
             } else {
@@ -382,8 +384,9 @@ impl Pool<'_> {
         let unreported = board.and_then(|board| board.unreported(id.into()));
         let foreseen = board.and_then(|board| board.foreseen(id.into()));
         // What was taken out of the inbox, and not counted as taken, was taken by the kernel while it ended the process.
-        let unseen = process.is_some_and(|process| process.inbox_length() > 0);
-        let verdict = if unseen && self.plan.settings.threads == 1 {
+        let unseen =
+            process.is_some_and(|process| process.threads == 1 && process.inbox_length() > 0);
+        let verdict = if unseen {
             Verdict::Untouched
         } else {
             held.examine(unreported, foreseen)

@@ -111,6 +111,21 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     Ok(listeners)
 }
 
+/// Whether an address is bound more than so many times. Only port 0 can be, and is another port each time.
+#[must_use]
+pub fn is_bound<'a>(
+    listeners: impl IntoIterator<Item = &'a Listener>,
+    address: &Address,
+    times: usize,
+) -> bool {
+    let mut same = listeners.into_iter().filter(|one| one.asked() == address);
+    let Some(first) = same.next() else {
+        return false;
+    };
+    // A name stands for several addresses, of which each is bound that often.
+    address.port() != Some(0) || same.filter(|one| one.host() == first.host()).count() >= times
+}
+
 /// The addresses that a name stands for, each once.
 ///
 /// # Errors
@@ -394,6 +409,12 @@ impl Listener {
                 Ok(Accepted::Connection(socket, Peer::Unix))
             }
         }
+    }
+
+    /// The IP address that it is bound to, if it is one.
+    #[must_use]
+    pub fn host(&self) -> Option<IpAddr> {
+        self.local_address().map(|address| address.ip())
     }
 
     /// The TCP address that it is bound to, with its real port.

@@ -178,10 +178,8 @@ impl<'a> Master<'a> {
 
     fn set_up(&mut self, plans: Vec<Plan<'a>>, mut heritage: Heritage) -> Result<()> {
         let room = self.room(&plans);
-        for plan in &plans {
-            for address in &plan.listen {
-                heritage.listen_on(address, plan.settings.backlog)?;
-            }
+        for (plan, address, before) in reload::wanted(&plans) {
+            heritage.listen_on(address, before, plan.settings.backlog)?;
         }
         heritage.close_unused();
         let mut bound = heritage.listeners;
@@ -189,7 +187,7 @@ impl<'a> Master<'a> {
             let (size, epoll) = (plan.settings.workers, Rc::clone(&self.own.epoll));
             let mut pool = Pool::new(index as u8, plan, size, room, epoll);
             pool.held_back = self.successor.is_some();
-            pool.listen_on(reload::take_wanted(&mut bound, pool.addresses()))?;
+            pool.listen_on(reload::take_wanted(&mut bound, pool.addresses(), &[]))?;
             self.pools.push(Some(pool));
         }
         self.prepare_office(self.successor.is_some())

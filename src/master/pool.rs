@@ -44,6 +44,8 @@ pub struct Plan<'a> {
 /// How far a pool has come on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// It was made for a reload that is not through yet, and is nothing without it.
+    Coming,
     /// It serves.
     Serving,
     /// It finishes what it has, until then at the latest.
@@ -153,7 +155,7 @@ impl<'a> Pool<'a> {
             Phase::Stopping { until } | Phase::Leaving { until } | Phase::Retiring { until } => {
                 Some(until)
             }
-            Phase::Serving | Phase::Over => None,
+            Phase::Coming | Phase::Serving | Phase::Over => None,
         };
         let due = [
             self.dispatcher.next_tick(),

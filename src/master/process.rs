@@ -39,6 +39,8 @@ pub struct Process {
     pub(super) sent: u64,
     /// It has said that it can serve.
     pub ready: bool,
+    /// How many turns it serves at the same time; other generations may differ.
+    pub threads: usize,
     /// How long it is to live.
     pub life: Life,
     /// How many turns it has served, as far as it has said.

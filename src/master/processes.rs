@@ -294,6 +294,7 @@ impl Processes {
             board,
             sent: 0,
             ready: false,
+            threads: settings.threads,
             life: Life::new(settings, pid.as_raw().unsigned_abs().into(), now),
             turns: 0,
             memory: 0,

@@ -1,9 +1,10 @@
 //! A reload: all pools go over to what the configuration says now, or none does.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::listener::{self, Listener};
-use super::pool::{Plan, Pool};
+use super::pool::{Phase, Plan, Pool};
 use super::time::Time;
 use super::{MAX_POOLS, Master};
 use crate::config::Address;
@@ -23,24 +24,51 @@ pub struct Reload {
 ///
 /// # Errors
 /// When an address can't be bound.
-pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Address]) -> Result<Vec<Listener>> {
+pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Listener]) -> Result<Vec<Listener>> {
     let mut new = Vec::new();
-    for plan in plans {
-        for address in &plan.listen {
-            if !bound.contains(&address) {
-                new.extend(listener::bind_all(address, plan.settings.backlog)?);
-            }
+    for (plan, address, before) in wanted(plans) {
+        let there = bound.iter().copied().chain(&new);
+        if !listener::is_bound(there, address, before) {
+            new.extend(listener::bind_all(address, plan.settings.backlog)?);
         }
     }
     Ok(new)
 }
 
-/// Takes those of the listeners that are for one of the addresses.
-pub fn take_wanted(listeners: &mut Vec<Listener>, addresses: &[Address]) -> Vec<Listener> {
-    let (wanted, rest) = std::mem::take(listeners)
-        .into_iter()
-        .partition(|listener| addresses.contains(listener.asked()));
-    *listeners = rest;
+/// Each address that a plan wants, and how many times it was wanted before.
+pub fn wanted<'p, 'a>(
+    plans: &'p [Plan<'a>],
+) -> impl Iterator<Item = (&'p Plan<'a>, &'p Address, usize)> {
+    let mut times = HashMap::new();
+    let all = plans
+        .iter()
+        .flat_map(|plan| plan.listen.iter().map(move |address| (plan, address)));
+    all.map(move |(plan, address)| {
+        let before: &mut usize = times.entry(address.to_string()).or_default();
+        *before += 1;
+        (plan, address, *before - 1)
+    })
+}
+
+/// Takes those of the listeners that are for one of the addresses, and that whoever has those of `own` lacks: of port 0
+/// there may be more, which are for others.
+pub fn take_wanted(
+    listeners: &mut Vec<Listener>,
+    addresses: &[Address],
+    own: &[Listener],
+) -> Vec<Listener> {
+    let mut wanted = Vec::new();
+    for listener in std::mem::take(listeners) {
+        let asked = listener.asked();
+        let times = addresses.iter().filter(|one| *one == asked).count();
+        let same = |one: &&Listener| one.asked() == asked && one.host() == listener.host();
+        let there = own.iter().chain(&wanted).filter(same).count();
+        if times > 0 && (asked.port() != Some(0) || there < times) {
+            wanted.push(listener);
+        } else {
+            listeners.push(listener);
+        }
+    }
     wanted
 }
 
@@ -55,11 +83,11 @@ impl<'a> Master<'a> {
         if self.takeover.is_some() || self.successor.is_some() {
             return log::warn!("reload refused: a takeover is under way");
         }
-        self.give_up_reload("another one begins");
+        self.give_up_reload("another one begins", now);
         match self.prepare(now) {
             Ok(()) => log::info!("reloading"),
             Err(error) => {
-                self.roll_back_quietly();
+                self.roll_back_quietly(now);
                 log::error!("reload refused: {error}; nothing has changed");
             }
         }
@@ -69,7 +97,7 @@ impl<'a> Master<'a> {
         let plans = (self.source)()?;
         let room = self.room(&plans);
         let listeners = self.pools.iter().flatten().flat_map(|pool| &pool.listeners);
-        let bound: Vec<_> = listeners.map(Listener::asked).collect();
+        let bound: Vec<_> = listeners.collect();
         let bound = bind_missing(&plans, &bound)?;
         let names = plans.iter().map(|plan| Rc::clone(&plan.name)).collect();
         // From here on a failure must be rolled back.
@@ -97,8 +125,8 @@ impl<'a> Master<'a> {
                     return Err(Error::because(format!("add pool {}", plan.name), cause));
                 }
                 let epoll = Rc::clone(&self.own.epoll);
-                let pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
-                self.pools.truncate(place.max(self.pools.len()));
+                let mut pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
+                pool.phase = Phase::Coming;
                 if place == self.pools.len() {
                     self.pools.push(None);
                 }
@@ -118,7 +146,7 @@ impl<'a> Master<'a> {
         for pool in self.pools.iter().flatten() {
             match pool.is_prepared(now) {
                 Ok(ready) => prepared &= ready,
-                Err(why) => return self.roll_back(&why),
+                Err(why) => return self.roll_back(&why, now),
             }
         }
         if prepared && let Some(reload) = self.reload.take() {
@@ -134,7 +162,7 @@ impl<'a> Master<'a> {
         } = reload;
         // What each of the pools wants; one that is to go, or goes already, wants nothing.
         let wants = |pool: &Pool<'_>| {
-            if pool.is_serving() && names.contains(&pool.plan.name) {
+            if pool.is_wanted() && names.contains(&pool.plan.name) {
                 pool.addresses().to_vec()
             } else {
                 Vec::new()
@@ -147,7 +175,7 @@ impl<'a> Master<'a> {
             free.extend(pool.give_away(|address| !own.contains(address)));
         }
         for pool in self.pools.iter_mut().flatten() {
-            let mine = take_wanted(&mut free, &wants(pool));
+            let mine = take_wanted(&mut free, &wants(pool), &pool.listeners);
             if names.contains(&pool.plan.name) {
                 pool.promote(room, now);
             } else {
@@ -161,23 +189,23 @@ impl<'a> Master<'a> {
     }
 
     /// Gives up a reload that can't succeed.
-    fn roll_back(&mut self, why: &str) {
+    fn roll_back(&mut self, why: &str, now: Time) {
         log::error!("reload failed: {why}; the old workers serve on");
-        self.roll_back_quietly();
+        self.roll_back_quietly(now);
     }
 
     /// Gives up a reload that is under way, if one is, for something that comes before it.
-    pub(super) fn give_up_reload(&mut self, why: &str) {
+    pub(super) fn give_up_reload(&mut self, why: &str, now: Time) {
         if self.reload.is_some() {
             log::info!("giving up the reload under way: {why}");
-            self.roll_back_quietly();
+            self.roll_back_quietly(now);
         }
     }
 
-    fn roll_back_quietly(&mut self) {
+    fn roll_back_quietly(&mut self, now: Time) {
         self.reload = None;
         for pool in self.pools.iter_mut().flatten() {
-            pool.abandon();
+            pool.abandon(now);
         }
     }
 }

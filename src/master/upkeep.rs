@@ -223,6 +223,10 @@ impl Pool<'_> {
 
     /// SIGTTIN and SIGTTOU: so many workers more or less, whatever the demand.
     pub(super) fn resize_by(&mut self, change: isize) {
+        if !self.is_serving() {
+            // It goes, or is not there yet.
+            return;
+        }
         let base = self.upkeep.base.saturating_add_signed(change);
         if base == 0 {
             log::warn!("the last worker stays");

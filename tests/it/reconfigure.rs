@@ -1,10 +1,18 @@
 //! SIGHUP after the configuration file has changed: pools and listeners come, go and move.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::harness::client::Served;
+use crate::harness::process::{self, Births, children};
+use crate::harness::systemd::Manager;
 use crate::harness::{Client, Endpoint, Server, Setup, eventually};
 
 /// A pool that listens on Unix sockets of these names.
@@ -196,4 +204,124 @@ fn a_bad_file_changes_nothing() {
     assert_eq!(server.workers(2), workers);
     change(&server, &good);
     answers(&server, "a");
+}
+
+/// A pool whose workers do not come to serve: there is no room for their threads.
+fn broken(name: &str, socket: &str, more: &str) -> String {
+    let more = format!("{more}threads = 2\nlimits = {{ as = \"1M\" }}");
+    pool(name, "demo", &[socket], &more)
+}
+
+#[test]
+fn nothing_is_left_of_a_new_pool_that_does_not_come_to_serve() {
+    let manager = Manager::new(0);
+    let good = pool("site", "demo", &["a"], "");
+    let setup = Setup::new(&[])
+        .file(&good, 1)
+        .expect(" died ")
+        .expect("cannot go on")
+        .expect("reload failed");
+    let server = manager.manage(setup).start();
+    let workers = server.workers(2);
+    manager.wait_for("READY=1");
+    // It would grow by itself if it stayed.
+    let more = broken("more", "b", "min-spare = 1\n");
+    rewrite(&server, &(good.clone() + &more));
+    server.wait_for_log("reload failed");
+    // The manager waits for it; and nobody else does.
+    manager.wait_for_messages("READY=1", 2);
+    eventually("nothing is left of it", || {
+        children(server.master()).0.len() == 2
+    });
+    server.signal(Signal::SIGTTIN);
+    server.wait_for_log("pool size");
+    assert_eq!(server.workers(3)[..2], workers);
+    thread::sleep(Duration::from_millis(1500));
+    let sizes = server.log_lines("pool size");
+    assert!(
+        sizes.iter().all(|line| line.contains("pool=site")),
+        "{sizes:?}"
+    );
+    // What comes next under its name begins anew.
+    change(&server, &(good + &pool("more", "demo", &["b"], "")));
+    answers(&server, "a");
+    answers(&server, "b");
+}
+
+/// Changes the file until the first of the new workers is stopped before it can say that it is ready.
+#[track_caller]
+fn hold_up(server: &Server, text: &str) -> Pid {
+    let mut held = None;
+    eventually("a new worker is stopped before it is ready", || {
+        let done = server.log_lines("reloaded").len();
+        let mut births = Births::watch(server.master());
+        rewrite(server, text);
+        if let Some(new) = births.next_within(Duration::from_secs(5)) {
+            process::signal(new, Signal::SIGSTOP);
+            let pid = format!("pid={new} ");
+            let said = |pattern: &str| {
+                let lines = server.log_lines(pattern);
+                lines.iter().any(|line| line.contains(&pid))
+            };
+            eventually("the master knows of it", || said("worker stopped"));
+            // What it had said before is known too when this is answered.
+            answers(server, "a");
+            if !said("worker ready") {
+                held = Some(new);
+                return true;
+            }
+            process::signal(new, Signal::SIGCONT);
+        }
+        server.wait_for_lines("reloaded", done + 1);
+        false
+    });
+    held.expect("one is held")
+}
+
+#[test]
+fn a_pool_that_is_ready_waits_for_a_slow_one_without_work() {
+    let one = pool("one", "demo", &["a"], "start-timeout = 1");
+    // The workers of the first pool are born first.
+    let text = pool("two", "demo", &["b"], "") + &one;
+    let server = Setup::new(&[])
+        .file(&text, 2)
+        .expect("worker stopped")
+        .start();
+    let held = hold_up(&server, &text);
+    thread::sleep(Duration::from_millis(1200));
+    let before = process::cpu_time(server.master());
+    thread::sleep(Duration::from_millis(1000));
+    let spent = process::cpu_time(server.master()) - before;
+    assert!(spent < Duration::from_millis(300), "{spent:?}");
+    let done = server.log_lines("reloaded").len();
+    process::signal(held, Signal::SIGCONT);
+    server.wait_for_lines("reloaded", done + 1);
+    answers(&server, "b");
+}
+
+#[test]
+fn each_pool_has_a_free_port_of_its_own() {
+    let site = |name: &str, service: &str| {
+        pool(name, service, &[], "").replace("[]", "[\"127.0.0.1:0\", \"127.0.0.1:0\"]")
+    };
+    let two = site("one", "demo") + &site("two", "echo");
+    let server = start(&two, 4);
+    let ports: BTreeSet<_> = server.endpoints().iter().map(|one| one.tcp()).collect();
+    assert_eq!(ports.len(), 4);
+    let echoes = || {
+        let hello = |one: &SocketAddr| {
+            let mut client = TcpStream::connect(one).expect("it listens");
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("sent");
+            let mut start = [0; 4];
+            client.read_exact(&mut start).expect("an answer");
+            (&start == b"GET ").then_some(*one)
+        };
+        ports.iter().filter_map(hello).collect::<Vec<_>>()
+    };
+    let of_two = echoes();
+    assert_eq!(of_two.len(), 2);
+    // They stay, and another pool gets others.
+    change(&server, &(site("three", "echo") + &two));
+    assert_eq!(echoes(), of_two);
+    assert_eq!(server.log_lines("listening on").len(), 6);
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use crate::harness::systemd::{Manager, tell};
 use crate::harness::{BATOND, Setup, open_descriptors, run};
@@ -74,6 +75,26 @@ fn a_reload_keeps_the_passed_sockets() {
     server.wait_for_log("reloaded");
     assert_ne!(server.replacement(old), old);
     assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn the_manager_hears_of_a_reload_that_is_refused() {
+    let manager = Manager::new(0);
+    let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
+    let setup = setup.expect("reload refused").expect("takeover failed");
+    let server = manager.manage(setup).start();
+    manager.wait_for_messages("READY=1", 1);
+    // Somebody is about to take over, and never says so.
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let asks = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
+    let path = server.directory().join("control");
+    let address = UnixAddr::new(&path).expect("an address");
+    connect(asks.as_raw_fd(), &address).expect("the master listens there");
+    server.wait_for_log("control socket: process");
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reload refused: a takeover is under way");
+    manager.wait_for_messages("RELOADING=1", 1);
+    manager.wait_for_messages("READY=1", 2);
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn an_old_master_that_fails_at_any_step() {
     let connect = "CONNECTION main 127.0.0.1:1 1 input 1000 - 5 5\n";
     let gone = "the old master is gone";
     let unexpected = "the talk with the old master: it says something unexpected";
-    told.fails(&format!(" at old: {gone}"), |session| drop(session));
+    told.fails(&format!(" at old: {gone}"), drop);
     told.fails(&format!(" at old: {gone}"), |session| {
         session.hear();
         session.pass("LISTENER unix:s.sock file\n", &[listener.as_fd()]);
