@@ -61,6 +61,7 @@ impl Master<'_> {
                 self.stopping = Some(u32::from(interrupt));
                 self.roll_back("the server stops");
                 self.pools().for_each(|pool| pool.stop(now));
+                self.relist();
             }
         }
     }
@@ -105,7 +106,10 @@ impl Master<'_> {
         let successor = self.successor.as_ref();
         let succession = successor.and_then(|s| s.due(limit.unwrap_or_default()));
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
-        [succession, takeover].into_iter().flatten().min()
+        [succession, takeover, self.orphans_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Forgets the pools that have come to their end, and goes on with what changes.
@@ -116,6 +120,9 @@ impl Master<'_> {
         self.advance_reload(now);
         self.advance_takeover(now);
         self.advance_succession(now)?;
+        if self.orphans_due().is_some_and(|due| due <= now) {
+            self.advance_orphans(now);
+        }
         if self.in_charge() && self.pools().all(|pool| pool.serves()) {
             self.manager.ready();
         }

@@ -98,7 +98,8 @@ impl<'a> Master<'a> {
                     return Err(Error::because(format!("add pool {}", plan.name), cause));
                 }
                 let epoll = Rc::clone(&self.own.epoll);
-                let pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
+                let mut pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
+                pool.store = self.store.clone();
                 self.pools.truncate(place.max(self.pools.len()));
                 if place == self.pools.len() {
                     self.pools.push(None);
@@ -154,6 +155,7 @@ impl<'a> Master<'a> {
                 log::error!("{error}");
             }
         }
+        self.relist();
         log::info!("reloaded");
     }
 

@@ -12,7 +12,8 @@
 //! new: READY pool...                  old: CONNECTION pool peer turns ...  (with its descriptor; each of them)
 //!                                     old: ALL count
 //! new: CONFIRM count                  old: GO
-//! new: DONE                           old: CONNECTION ...  (as their turns end)
+//! new: DONE                           old: STORE mark  (if it has stored descriptors with a manager)
+//!                                     old: CONNECTION ...  (as their turns end)
 //!                                     old: END
 //! ```
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
+use crate::master::store::names::ConnectionName;
 use crate::wire::{MAX_CARRY, Peer, Traffic};
 
 /// The version of this protocol.
@@ -60,6 +62,9 @@ pub enum FromOld<'a> {
     All(u64),
     /// The new master is in charge, when it has said so.
     Go,
+    /// The manager that started the server listens to the new master from now on. The old one had stored descriptors
+    /// there, with this number in their names.
+    Store(u64),
     /// The old master has nothing left.
     End,
 }
@@ -92,6 +97,8 @@ pub struct Passed<'a> {
     pub owing: Option<Duration>,
     /// What all turns have moved.
     pub total: Traffic,
+    /// What the manager that started the server keeps it as.
+    pub stored: Option<ConnectionName>,
     /// What was read and not consumed.
     pub carry: &'a [u8],
 }
@@ -140,6 +147,31 @@ impl std::fmt::Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Some(span) => span.as_millis().fmt(f),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+/// Mark and number, or `-` for none.
+fn stored(text: Option<&str>) -> Result<Option<ConnectionName>, Malformed> {
+    match text {
+        Some("-") => Ok(None),
+        text => {
+            let (mark, serial) = text
+                .and_then(|text| text.split_once('.'))
+                .ok_or(Malformed)?;
+            let (mark, serial) = (number(Some(mark))?, number(Some(serial))?);
+            Ok(Some(ConnectionName { mark, serial }))
+        }
+    }
+}
+
+struct Stored(Option<ConnectionName>);
+
+impl std::fmt::Display for Stored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(ConnectionName { mark, serial }) => write!(f, "{mark}.{serial}"),
             None => f.write_str("-"),
         }
     }
@@ -198,6 +230,7 @@ impl<'a> FromOld<'a> {
             Self::Connection(passed) => passed.header(),
             Self::All(count) => format!("ALL {count}\n"),
             Self::Go => "GO\n".to_owned(),
+            Self::Store(mark) => format!("STORE {mark}\n"),
             Self::End => "END\n".to_owned(),
         }
     }
@@ -218,6 +251,7 @@ impl<'a> FromOld<'a> {
             Some("CONNECTION") => Self::Connection(Passed::parse(&mut words, rest)?),
             Some("ALL") => Self::All(number(words.next())?),
             Some("GO") => Self::Go,
+            Some("STORE") => Self::Store(number(words.next())?),
             Some("END") => Self::End,
             _ => return Err(Malformed),
         };
@@ -235,7 +269,7 @@ impl<'a> Passed<'a> {
             Waiting::Output => "output",
         };
         format!(
-            "CONNECTION {} {} {} {waiting} {} {} {} {}\n",
+            "CONNECTION {} {} {} {waiting} {} {} {} {} {}\n",
             escape(&self.pool),
             self.peer,
             self.turns,
@@ -243,6 +277,7 @@ impl<'a> Passed<'a> {
             Span(self.owing),
             self.total.read,
             self.total.written,
+            Stored(self.stored),
         )
     }
 
@@ -269,6 +304,7 @@ impl<'a> Passed<'a> {
                 read: number(words.next())?,
                 written: number(words.next())?,
             },
+            stored: stored(words.next())?,
             carry,
         })
     }
@@ -305,6 +341,7 @@ mod tests {
             left in spans(),
             owing in spans(),
             traffic: (u64, u64),
+            stored: Option<(u64, u64)>,
             carry: Vec<u8>,
             waiting in prop_oneof![Just(Waiting::Worker), Just(Waiting::Input), Just(Waiting::Output)],
         ) {
@@ -316,6 +353,7 @@ mod tests {
                 left,
                 owing,
                 total: Traffic { read: traffic.0, written: traffic.1 },
+                stored: stored.map(|(mark, serial)| ConnectionName { mark, serial }),
                 carry: &carry,
             };
             for message in [
@@ -325,6 +363,7 @@ mod tests {
                 FromOld::Connection(passed),
                 FromOld::All(turns),
                 FromOld::Go,
+                FromOld::Store(turns),
                 FromOld::End,
             ] {
                 let mut bytes = message.header().into_bytes();

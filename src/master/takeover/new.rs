@@ -16,6 +16,7 @@ use crate::master::dispatch::{Interest, Standing};
 use crate::master::held::Held;
 use crate::master::listener::Listener;
 use crate::master::pool::Pool;
+use crate::master::store::ledger::Stage;
 use crate::master::time::Time;
 use crate::master::token::{Subject, Token};
 
@@ -219,6 +220,12 @@ impl Master<'_> {
                 Ok(Some((FromOld::Connection(passed), Some(socket)))) => {
                     Ok(Arrival::new(passed, socket))
                 }
+                Ok(Some((FromOld::Store(mark), None))) => {
+                    if let Some(store) = &self.store {
+                        store.take_charge(Some(mark));
+                    }
+                    continue;
+                }
                 Ok(Some((FromOld::End, None))) => Err("it has ended".to_owned()),
                 Ok(Some(_)) => Err(reason(&unexpected())),
                 Err(error) => Err(reason(&error)),
@@ -228,6 +235,9 @@ impl Master<'_> {
                 Err(why) => {
                     log::info!("nothing more comes from the old master: {why}");
                     self.successor = None;
+                    if let Some(store) = &self.store {
+                        store.predecessor_ended();
+                    }
                 }
             }
         }
@@ -253,7 +263,11 @@ impl Pool<'_> {
             carry,
             socket,
         } = arrival;
-        let held = Held::adopted(socket, passed.peer, &carry, passed.total);
+        let mut held = Held::adopted(socket, passed.peer, &carry, passed.total);
+        if let Some(name) = passed.stored {
+            let store = self.store.as_ref();
+            held.copied(store.and_then(|store| store.keep_stored(name, &self.plan.name)));
+        }
         // It was counted by the old master, and is not refused now.
         let _ = self.clients.enter(passed.peer);
         let standing = Standing {
@@ -266,6 +280,11 @@ impl Pool<'_> {
             Waiting::Output => Interest::Output,
             Waiting::Worker | Waiting::Input => Interest::Input,
         };
+        let stage = match standing.ready {
+            true => Stage::Ready,
+            false => Stage::Parked,
+        };
+        held.note_standing(stage, &standing, now);
         self.dispatcher.adopt(held, &standing, interest, now);
     }
 }

@@ -22,6 +22,7 @@ use crate::master::connections::ConnectionId;
 use crate::master::dispatch::{Interest, Lending};
 use crate::master::listener::SocketFile;
 use crate::master::pool::{Phase, Pool};
+use crate::master::store::Kept;
 use crate::master::time::Time;
 use crate::master::token::{Subject, Token};
 
@@ -197,6 +198,8 @@ impl Master<'_> {
             Some("another one is under way")
         } else if self.successor.is_some() {
             Some("this master is still taking over itself")
+        } else if self.orphans.is_some() {
+            Some("this master waits for workers of one that was killed")
         } else {
             None
         }
@@ -312,6 +315,11 @@ impl Master<'_> {
         let successor = takeover.child.or_else(|| takeover.session.peer());
         self.manager
             .hand_over_to(successor.map(|pid| pid.as_raw().cast_unsigned()));
+        if let Some(store) = &self.store {
+            // The manager listens to the new one from here on. If that is gone already, it needs to know nothing.
+            let _ = takeover.session.tell(&FromOld::Store(store.mark()), None);
+            store.relieve();
+        }
         log::info!("handed over {count} connections to the new master; finishing what is lent");
         Ok(())
     }
@@ -443,6 +451,7 @@ impl Pool<'_> {
             left: standing.left,
             owing: standing.owing,
             total: held.total(),
+            stored: held.kept().and_then(Kept::stored_name),
             carry: held.carry(),
         };
         session.tell(&FromOld::Connection(passed), Some(held.descriptor()))
@@ -453,6 +462,7 @@ impl Pool<'_> {
         let epoll = self.epoll.as_fd();
         if let Some(mut held) = self.dispatcher.release(id) {
             held.unwatch(epoll);
+            held.pass_on();
             self.clients.leave(held.peer());
         }
     }
