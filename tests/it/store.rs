@@ -225,7 +225,7 @@ fn a_worker_that_has_lost_its_master_may_finish_its_turn() {
 #[test]
 fn what_has_ended_is_not_stored() {
     let manager = Manager::new(1000);
-    let server = start(&manager, &["demo", "-w", "2", "--idle-timeout", "1s"]);
+    let server = start(&manager, &["demo", "-w", "2", "--idle-timeout", "1"]);
     let workers = server.workers(2);
     wait_for_connections(&manager, 0);
     for _ in 0..20 {
@@ -281,10 +281,10 @@ fn what_the_store_has_no_room_for_is_not_stored() {
     let mut first = start(&manager, &["demo", "-w", "2"]);
     let workers = first.workers(2);
     let mut clients = first.connect_all(10);
-    for client in &mut clients {
+    for (before, client) in clients.iter_mut().enumerate() {
         assert_eq!(turn(client), 1);
+        wait_until_parked(&manager, 5.min(before + 1));
     }
-    wait_until_parked(&manager, 5);
     let mut rest = clients.split_off(5);
     drop(clients);
     eventually("those that have gone are removed", || {
@@ -325,7 +325,7 @@ fn a_reload_changes_nothing_about_the_store() {
 fn an_address_that_is_given_up_is_not_stored_any_more() {
     let manager = Manager::new(100);
     let text = |listen: &str| {
-        format!("[pool.main]\nservice = \"demo\"\nworkers = 1\nlisten = [{listen}]\n")
+        format!("[[pool]]\nname = \"main\"\nservice = \"demo\"\nworkers = 1\nlisten = [{listen}]\n")
     };
     let both = text("\"127.0.0.1:0\", \"unix:socket\"");
     let setup = Setup::new(&[]).file(&both, 2);
