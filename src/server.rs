@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::master::heritage::Heritage;
 use crate::master::pool::Plan;
-use crate::master::processes::MAIN;
+use crate::master::process::MAIN;
 use crate::master::{self, Beginning, Offices, Source, listener};
 use crate::seat::Seat;
 use crate::service::Service;

@@ -146,7 +146,7 @@ fn plan(pool: PoolConfig) -> Result<Plan<'static>> {
     let confinement = &confinement;
     match service {
         ServiceConfig::Demo => {
-            let make = || http::Http::new(http::Demo);
+            let make = || http::Http::new(http::Demo::default());
             server::plan(&name, listen, settings, confinement, make)
         }
         ServiceConfig::Echo => server::plan(&name, listen, settings, confinement, Echo::new),

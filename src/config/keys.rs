@@ -217,7 +217,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "max-spare",
         heading: Heading::Workers,
-        help: "Retire workers while more than this many are idle, down to --workers. 0: never.",
+        help: "Retire workers while more than this many are idle, down to --workers. 0: --min-spare and 3.",
         most: MOST_WORKERS,
         get: |s| number(s.max_spare),
         set: |s, n| s.max_spare = some(n),
@@ -226,7 +226,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "max-workers",
         heading: Heading::Workers,
-        help: "Let --min-spare make them this many at most. 0: no bound.",
+        help: "Let --min-spare make them this many at most. 0: four times --workers.",
         most: MOST_WORKERS,
         get: |s| number(s.max_workers),
         set: |s, n| s.max_workers = some(n),

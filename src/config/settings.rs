@@ -48,9 +48,10 @@ pub struct Settings {
     pub max_rss: Option<u64>,
     /// While fewer workers than this are idle, more are started, up to `max_workers`.
     pub min_spare: Option<usize>,
-    /// While more workers than this are idle, some are retired, down to `workers`.
+    /// While more workers than this are idle, some are retired, down to `workers`; three more than `min_spare`, unless
+    /// told.
     pub max_spare: Option<usize>,
-    /// The most workers that demand (`min_spare`) can make of `workers`.
+    /// The most workers that demand (`min_spare`) can make of `workers`; four times as many, unless told.
     pub max_workers: Option<usize>,
     /// How many connections the kernel may queue for each listener (listen(2)); it has a bound of its own, somaxconn.
     pub backlog: i32,

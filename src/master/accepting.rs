@@ -7,6 +7,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::held::Held;
 use super::listener::{Accepted, Listener};
 use super::pool::{Accepting, Pool};
+use super::process::Process;
 use super::time::Time;
 use super::token::Subject;
 use crate::config::Address;
@@ -31,7 +32,11 @@ impl Pool<'_> {
             match listener.accept() {
                 Ok(Accepted::Connection(socket, peer)) => {
                     let held = Held::new(socket, peer);
-                    let likely = listener.is_deferred() && self.plan.conduct.tolerates_empty_turns;
+                    // With nobody to serve it, who has not said anything is not to wait in the queue, and be turned
+                    // away from there.
+                    let likely = listener.is_deferred()
+                        && self.plan.conduct.tolerates_empty_turns
+                        && self.processes.members().any(Process::serves);
                     let ready = likely || self.plan.conduct.speaks_first || held.has_input();
                     if self.clients.enter(peer) {
                         self.dispatcher.accepted(held, ready, now);

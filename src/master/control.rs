@@ -3,11 +3,11 @@
 use std::process::Command;
 
 use super::pool::{Phase, Pool};
-use super::processes::Change;
+use super::process::Change;
 use super::signals::{Request, Signals};
 use super::takeover::{Session, Takeover};
 use super::time::Time;
-use super::{Master, processes};
+use super::{Master, process};
 use crate::error::{Plain, Result};
 use crate::logging;
 
@@ -37,7 +37,7 @@ impl Master<'_> {
 
     /// Looks which workers have ended, were stopped or go on.
     fn reap(&mut self, now: Time) {
-        while let Some((pid, change)) = processes::next_change() {
+        while let Some((pid, change)) = process::next_change() {
             let ours = self.pools().any(|pool| pool.on_change(pid, change, now));
             if !ours && let Change::Ended(end) = change {
                 self.on_stranger(pid, &end.to_string(), now);
@@ -59,7 +59,7 @@ impl Master<'_> {
                 log::info!("stopping: at most {grace} s for what is in hand");
                 self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
-                self.roll_back("the server stops");
+                self.give_up_reload("the server stops");
                 self.pools().for_each(|pool| pool.stop(now));
                 self.relist();
             }
@@ -154,19 +154,5 @@ fn reopen_log() {
     match logging::reopen() {
         Ok(()) => log::info!("log file opened anew"),
         Err(error) => log::error!("{error}"),
-    }
-}
-
-impl Pool<'_> {
-    fn resize_by(&mut self, change: isize) {
-        let size = self.processes.size().saturating_add_signed(change);
-        if size == 0 {
-            log::warn!("the last worker stays");
-            return;
-        }
-        log::info!("pool size {size}");
-        for worker in self.processes.resize(size) {
-            self.dispatcher.retire(worker);
-        }
     }
 }

@@ -10,6 +10,7 @@
 //! a turn outlasts the patience all the same, what waits behind it is taken back and lent elsewhere.
 
 mod average;
+mod demand;
 mod hang;
 mod passing;
 #[cfg(test)]

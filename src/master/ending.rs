@@ -1,6 +1,8 @@
 //! How a pool comes to its end: stop accepting, finish what is in hand, close the parked, let the workers go; all of it
 //! bounded by the grace period.
 
+use nix::sys::signal::{Signal, kill};
+
 use super::pool::{Accepting, Phase, Pool};
 use super::time::Time;
 
@@ -13,9 +15,22 @@ impl Pool<'_> {
         self.abandon();
         let until = now.after(self.plan.settings.grace);
         self.phase = Phase::Stopping { until };
+        self.processes.end_relief();
         self.close_listeners(|_| true, now);
         self.keep_what_has_input(now);
         self.dispatcher.stop();
+        self.rouse();
+    }
+
+    /// Lets stopped workers go on: none of them could finish what it has, nor exit.
+    pub(super) fn rouse(&mut self) {
+        for process in self.processes.processes_mut() {
+            if std::mem::take(&mut process.stopped) && !process.ended {
+                log::info!("worker {process} is to go on, to come to its end");
+                // ESRCH: it has just ended.
+                let _ = kill(process.pid, Signal::SIGCONT);
+            }
+        }
     }
 
     /// Ends at once.
@@ -58,6 +73,7 @@ impl Pool<'_> {
                     self.retire(worker);
                 }
                 self.phase = Phase::Retiring { until };
+                self.rouse();
                 self.advance(now);
             }
             Phase::Retiring { until }

@@ -4,7 +4,8 @@
 use nix::sys::signal::{Signal, kill};
 
 use super::pool::{Phase, Plan, Pool, limits_of};
-use super::processes::Process;
+use super::process::Process;
+use super::sizing::Bounds;
 use super::time::Time;
 use crate::config::Address;
 
@@ -27,7 +28,12 @@ impl<'a> Incoming<'a> {
 impl<'a> Pool<'a> {
     /// Wants a new generation, by this plan.
     pub fn prepare(&mut self, plan: Plan<'a>, now: Time) {
-        self.processes.prepare_next(plan.settings.workers);
+        // What demand has made of the old generation is not to begin anew with the next one.
+        let workers = plan.settings.workers;
+        let size = Bounds::of(&plan.settings, workers).map_or(workers, |bounds| {
+            self.processes.size().clamp(bounds.least, bounds.most)
+        });
+        self.processes.prepare_next(size);
         self.incoming = Some(Incoming {
             until: now.after(plan.settings.start_timeout),
             failure: None,
@@ -68,11 +74,12 @@ impl<'a> Pool<'a> {
         let Some(Incoming { plan, .. }) = self.incoming.take() else {
             return;
         };
-        self.former_until = Some(now.after(plan.settings.grace));
+        let until = now.after(plan.settings.grace);
         self.dispatcher.set_limits(limits_of(&plan.settings, room));
         self.clients.set_limit(plan.settings.per_client);
+        self.upkeep.set_base(plan.settings.workers);
         self.plan = plan;
-        self.processes.promote_next();
+        self.processes.promote_next(until);
         let ready: Vec<_> = self.processes.members().map(|p| p.worker).collect();
         for worker in ready {
             self.dispatcher.worker_ready(worker, now);
@@ -87,6 +94,7 @@ impl<'a> Pool<'a> {
     /// Gives the new generation up, and ends what there is of it.
     pub fn abandon(&mut self) {
         self.incoming = None;
+        self.upkeep.soon();
         for worker in self.processes.abandon_next() {
             if let Some(process) = self.processes.get_mut(worker) {
                 process.retiring = true;
@@ -107,18 +115,24 @@ impl<'a> Pool<'a> {
     /// When something is due in a change of generations.
     pub(super) fn next_generation_due(&self) -> Option<Time> {
         let until = self.incoming.as_ref().map(|incoming| incoming.until);
-        [until, self.former_until].into_iter().flatten().min()
+        let former = self.processes.former().filter_map(|p| p.until).min();
+        [until, former].into_iter().flatten().min()
     }
 
     /// Ends what is left of former generations when the grace period is over.
     pub(super) fn end_former(&mut self, now: Time) {
-        if self.former_until.is_none_or(|until| until > now) {
-            return;
-        }
-        self.former_until = None;
-        for process in self.processes.former() {
-            log::warn!("the grace period is over: killing worker {process}");
-            let _ = kill(process.pid, Signal::SIGKILL);
+        let due: Vec<_> = self
+            .processes
+            .former()
+            .filter(|process| process.until.is_some_and(|until| until <= now))
+            .map(|process| process.worker)
+            .collect();
+        for process in due {
+            if let Some(process) = self.processes.get_mut(process) {
+                process.until = None;
+                log::warn!("the grace period is over: killing worker {process}");
+                let _ = kill(process.pid, Signal::SIGKILL);
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use super::generation::Incoming;
 use super::held::Held;
 use super::listener::Listener;
 use super::pool::{Accepting, Phase, Pool};
-use super::processes::{Change, End, Process};
+use super::process::{Change, End, Process};
 use super::store::ledger::Stage;
 use super::time::Time;
 use super::token::{Subject, Token};
@@ -34,14 +34,15 @@ impl Pool<'_> {
             let plan = next
                 .filter(|_| self.processes.is_of_next(post))
                 .unwrap_or(&self.plan);
-            let (threads, main) = (plan.settings.threads, Rc::clone(&plan.main));
-            let worker = self.dispatcher.worker_started(threads);
+            let (settings, main) = (&plan.settings, Rc::clone(&plan.main));
+            let worker = self.dispatcher.worker_started(settings.threads);
             let keep = [&own.inherited[..], &plan.keep].concat();
             let signals = &mut own.signals;
             let detach = || drop(signals.take());
-            let started = self
-                .processes
-                .start(post, worker, &keep, detach, &*main, now);
+            let started =
+                self.processes
+                    .start(post, worker, &keep, detach, (&*main, settings), now);
+            self.upkeep.soon();
             match started {
                 Ok(process) => {
                     if let Err(error) =
@@ -72,7 +73,12 @@ impl Pool<'_> {
                         let what = stray(report.id);
                         return self.end_rogue(worker, &what);
                     }
+                    if process.count_turns(1) {
+                        self.upkeep.soon();
+                    }
                 }
+                // Too late: it is being ended.
+                Ok(Some(FromWorker::Ready)) if process.condemned.is_some() => {}
                 Ok(Some(FromWorker::Ready)) => {
                     process.ready = true;
                     log::info!("worker ready {process}");
@@ -104,7 +110,7 @@ impl Pool<'_> {
     fn collect(&mut self, worker: WorkerId, now: Time) {
         // A rogue that publishes without end gets no more attention than one that works.
         for _ in 0..RING {
-            let Some(process) = self.processes.get(worker) else {
+            let Some(process) = self.processes.get_mut(worker) else {
                 return;
             };
             let Some(entry) = process.board.collect() else {
@@ -113,10 +119,12 @@ impl Pool<'_> {
             let noted = entry.map(|entry| {
                 let report = as_report(&entry);
                 note_report(&mut self.dispatcher, worker, &report, Some(&entry), now)
+                    .map(|()| process.count_turns(entry.turns))
                     .map_err(|Stray| report.id)
             });
             match noted {
-                Ok(Ok(())) => {}
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => self.upkeep.soon(),
                 Ok(Err(id)) => return self.end_rogue(worker, &stray(id)),
                 Err(_) => return self.end_rogue(worker, "a malformed report"),
             }
@@ -207,15 +215,14 @@ impl Pool<'_> {
         }
     }
 
-    /// A worker says that it can serve. One of a generation that is not serving yet is only counted.
+    /// A worker says that it can serve. One of a generation that is not serving yet is only counted, and one of a
+    /// generation that was given up is dying: its word was under way when it was killed.
     fn on_ready(&mut self, worker: WorkerId, now: Time) {
-        let next = self
-            .processes
-            .get(worker)
-            .is_some_and(|p| self.processes.is_next(p));
-        if !next {
+        let process = self.processes.get(worker);
+        if process.is_some_and(|process| self.processes.is_member(process)) {
             self.dispatcher.worker_ready(worker, now);
             self.announce();
+            self.upkeep.soon();
         }
     }
 
@@ -271,16 +278,21 @@ impl Pool<'_> {
         let Some(worker) = self.processes.worker(pid) else {
             return false;
         };
-        let Some(process) = self.processes.get(worker) else {
+        let Some(process) = self.processes.get_mut(worker) else {
             return false;
         };
         match change {
             Change::Ended(end) => self.settle(worker, end, now),
             Change::Stopped => {
+                process.stopped = true;
                 log::warn!("worker stopped {process}: others get what it has not begun");
                 self.dispatcher.worker_stopped(worker);
+                if self.phase != Phase::Serving {
+                    self.rouse();
+                }
             }
             Change::Continued => {
+                process.stopped = false;
                 log::info!("worker continued {process}");
                 self.dispatcher.worker_continued(worker, now);
             }
@@ -313,7 +325,19 @@ impl Pool<'_> {
         }
         // Its connections are examined while its process is still known by slot and pid.
         self.carry_out(now);
-        self.processes.bury(worker, now);
+        if self.processes.bury(worker, now) && self.phase == Phase::Serving {
+            self.note_early_death(end, now);
+        }
+        self.upkeep.soon();
+    }
+
+    /// Wants a worker no more: it finishes what it has, then exits.
+    pub(super) fn let_go(&mut self, worker: WorkerId) {
+        if let Some(process) = self.processes.get_mut(worker) {
+            process.leaving = true;
+        }
+        self.dispatcher.retire(worker);
+        self.upkeep.soon();
     }
 
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {

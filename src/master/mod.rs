@@ -8,23 +8,32 @@ pub mod chains;
 mod clients;
 pub mod connections;
 mod control;
+pub mod crew;
 pub mod dispatch;
+mod early;
 mod ending;
 mod generation;
 mod held;
 pub mod heritage;
 mod lending;
+mod life;
 pub mod listener;
 mod manager;
+mod memory;
 mod pid_file;
 pub mod pool;
+pub mod process;
 pub mod processes;
+mod recycling;
+mod relief;
 mod reload;
 mod signals;
+mod sizing;
 pub mod store;
 pub mod takeover;
 pub mod time;
 mod token;
+mod upkeep;
 pub mod wheel;
 
 use std::io;
@@ -45,6 +54,7 @@ use pid_file::PidFile;
 use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
+use sizing::Bounds;
 use store::{Orphans, Store};
 use takeover::{Control, Launch, Successor, Takeover};
 use time::Time;
@@ -218,13 +228,15 @@ impl<'a> Master<'a> {
         self.pools.iter_mut().flatten()
     }
 
-    /// How many connections leave enough descriptors for the workers and their replacements.
+    /// How many connections leave enough descriptors for the workers and their replacements, and for a reload.
     fn room(&self, plans: &[Plan<'_>]) -> usize {
         let limit =
             getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
-        let workers: usize = plans.iter().map(|plan| plan.settings.workers).sum();
-        // Both ends of a socketpair, the worker's copy of its own, and a doorbell.
-        let kept_back = 4 * (workers + 2) + SPARE_DESCRIPTORS;
+        let most = |plan: &Plan<'_>| Bounds::most_of(&plan.settings);
+        let workers: usize = plans.iter().map(most).sum();
+        // Both ends of a socketpair, and a doorbell; while a worker is started, its own copy of its end too. At a reload
+        // each worker has a successor beside it.
+        let kept_back = (4 + 3) * workers + 4 * 2 + SPARE_DESCRIPTORS;
         let open = self.own.inherited.len();
         limit.saturating_sub(open + kept_back).max(1)
     }
@@ -236,6 +248,7 @@ impl<'a> Master<'a> {
         loop {
             let now = self.now();
             for pool in self.pools.iter_mut().flatten() {
+                pool.tend(now);
                 pool.start_missing(&mut self.own, now);
                 pool.carry_out(now);
                 pool.advance(now);

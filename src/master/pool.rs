@@ -20,6 +20,7 @@ use super::store::Store;
 use super::store::ledger::Stage;
 use super::time::Time;
 use super::token::{MAX_INDEX, Subject, Token};
+use super::upkeep::Upkeep;
 use crate::config::{Address, Settings};
 use crate::error::Plain;
 use crate::inbox::MessageBuffer;
@@ -108,9 +109,8 @@ pub struct Pool<'a> {
     pub(super) awaited: Vec<ConnectionId>,
     pub(super) messages: MessageBuffer,
     scratch: Vec<u8>,
-    /// When what is left of former generations is ended.
-    pub(super) former_until: Option<Time>,
     pub(super) phase: Phase,
+    pub(super) upkeep: Upkeep,
 }
 
 impl<'a> Pool<'a> {
@@ -135,8 +135,8 @@ impl<'a> Pool<'a> {
             awaited: Vec::new(),
             messages: MessageBuffer::default(),
             scratch: vec![0; 64 * 1024],
-            former_until: None,
             phase: Phase::Serving,
+            upkeep: Upkeep::new(size),
             plan,
         }
     }
@@ -165,6 +165,7 @@ impl<'a> Pool<'a> {
             exhausted,
             phase,
             self.processes.next_due(),
+            self.next_upkeep(),
             self.next_generation_due(),
         ];
         due.into_iter().flatten().min()

@@ -1,33 +1,31 @@
 //! The worker processes of a pool: start, ready, reap, and start again with a growing delay.
 //!
 //! This reconciles: it compares the workers that there should be with those that there are, and starts what is
-//! missing. It never decides from an event alone, so a lost or doubled event does no harm.
+//! missing. It never decides from an event alone, so a lost or doubled event does no harm. Which places are to be filled,
+//! and when, is the [`Crew`]'s.
 
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use super::crew::{Crew, Post};
 use super::dispatch::{MAX_DEPTH, WorkerId};
+use super::life::Life;
+use super::process::Process;
+use super::relief::Relief;
 use super::time::Time;
-use crate::config::MAX_THREADS;
+use crate::config::{MAX_THREADS, Settings};
 use crate::error::{Error, Result};
 use crate::inbox::{self, MasterEnd, WorkerEnd};
 use crate::scoreboard::Scoreboard;
 use crate::seat::Seat;
 use crate::sys;
-
-/// A worker that lives for less than this and dies of its first connection, or before, died young: its replacement
-/// waits. One that has served others is no sign of a service that can't work, whatever killed it.
-const YOUNG: Duration = Duration::from_secs(1);
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LAST_DELAY: Duration = Duration::from_secs(10);
 
 // All that a worker can have at a time fits into the ring of its scoreboard.
 #[cfg(not(loom))]
@@ -36,119 +34,8 @@ const _: () = assert!(MAX_THREADS + MAX_DEPTH <= crate::scoreboard::RING);
 /// How many descriptors it takes to start a worker: the socketpair and a copy, the doorbell.
 const RESERVE: usize = 4;
 
-/// The name of a pool that needs none, for it is the only one.
-pub const MAIN: &str = "main";
-
 /// The main function of a worker process: what it runs, and the exit status.
 pub type WorkerMain<'a> = dyn Fn(Seat<'_>) -> u8 + 'a;
-
-/// One worker process.
-#[derive(Debug)]
-pub struct Process {
-    /// The pool that it belongs to.
-    pool: Rc<str>,
-    /// Its process id.
-    pub pid: Pid,
-    /// Its place in the pool, from 0. A replacement has the same.
-    pub slot: u32,
-    /// The generation of workers that it belongs to: each reload makes a new one.
-    pub generation: u32,
-    /// The master's end of its socketpair.
-    pub end: MasterEnd,
-    /// The memory that it shares with the master.
-    pub board: Scoreboard,
-    /// How many connections were sent into its inbox, less those that were taken back.
-    sent: u64,
-    /// It has said that it can serve.
-    pub ready: bool,
-    /// It was asked to exit.
-    pub retiring: bool,
-    /// It has ended, or was killed because it broke the protocol.
-    pub ended: bool,
-    /// What the dispatcher calls it.
-    pub worker: WorkerId,
-    /// When it was started.
-    pub born: Time,
-}
-
-/// Where a worker belongs.
-#[derive(Debug, Clone, Copy)]
-enum Slot {
-    /// A process is there.
-    Taken,
-    /// A process is to be started, no earlier than then.
-    Vacant { from: Time },
-}
-
-/// A place that a process is started for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Post {
-    /// The generation that it belongs to.
-    pub generation: u32,
-    /// The place in the pool, from 0.
-    pub slot: u32,
-}
-
-/// How a process ended, for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// It returned this exit status.
-    Exited(i32),
-    /// It was killed by this signal.
-    Killed(Signal),
-}
-
-impl Process {
-    /// Counts a connection that was sent into its inbox.
-    pub fn count_sent(&mut self) {
-        self.sent += 1;
-        self.board.sent(self.sent);
-    }
-
-    /// Counts a connection that was taken back out of its inbox.
-    pub fn count_taken_back(&mut self) {
-        self.sent -= 1;
-        self.board.sent(self.sent);
-    }
-
-    /// How many connections lie in its inbox: sent, and neither taken up nor taken back.
-    #[must_use]
-    pub fn inbox_length(&self) -> u64 {
-        self.sent.saturating_sub(self.board.taken())
-    }
-}
-
-/// As the log names it: by slot and pid; by pool too where there may be several, and by generation after a reload.
-impl std::fmt::Display for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "slot={} pid={}", self.slot, self.pid)?;
-        if &*self.pool != MAIN {
-            write!(f, " pool={}", self.pool)?;
-        }
-        if self.generation > 0 {
-            write!(f, " generation={}", self.generation)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "exited with status {status}"),
-            Self::Killed(signal) => write!(f, "killed by {signal}"),
-        }
-    }
-}
-
-/// The workers that there should be, of one generation.
-#[derive(Debug, Default)]
-struct Crew {
-    generation: u32,
-    slots: Vec<Slot>,
-    /// By slot: how long the successor of a worker that dies young waits.
-    delays: Vec<Duration>,
-}
 
 /// The processes of one pool.
 #[derive(Debug)]
@@ -161,75 +48,52 @@ pub struct Processes {
     /// The one that is to follow it, when all of its workers are ready.
     incoming: Option<Crew>,
     last_generation: u32,
+    pub(super) relief: Option<Relief>,
     /// Descriptors that stand for nothing, given up for a worker that is to be started.
     reserve: Vec<EventFd>,
-}
-
-impl Crew {
-    fn resize(&mut self, size: usize) {
-        self.slots.resize(
-            size,
-            Slot::Vacant {
-                from: Time::default(),
-            },
-        );
-        self.delays.resize(size, Duration::ZERO);
-    }
-
-    fn due(&self, now: Time) -> Option<Post> {
-        let vacant = |slot: &Slot| matches!(slot, Slot::Vacant { from } if *from <= now);
-        let slot = self.slots.iter().position(vacant)?;
-        Some(Post {
-            generation: self.generation,
-            slot: slot as u32,
-        })
-    }
-
-    fn next_due(&self) -> Option<Time> {
-        let times = self.slots.iter().filter_map(|slot| match slot {
-            Slot::Vacant { from } => Some(*from),
-            Slot::Taken => None,
-        });
-        times.min()
-    }
-
-    fn grow_delay(&mut self, slot: u32) -> Duration {
-        let delay = &mut self.delays[slot as usize];
-        *delay = (*delay * 2).clamp(FIRST_DELAY, LAST_DELAY);
-        *delay
-    }
 }
 
 impl Processes {
     /// The processes of a pool, of which `size` are wanted.
     #[must_use]
     pub fn new(pool: &Rc<str>, size: usize) -> Self {
-        let mut processes = Self {
+        Self {
             pool: Rc::clone(pool),
             processes: Vec::new(),
-            current: Crew::default(),
+            current: Crew::new(0, size),
             incoming: None,
             last_generation: 0,
+            relief: None,
             reserve: Vec::new(),
-        };
-        processes.current.resize(size);
-        processes
+        }
     }
 
     /// How many workers are wanted.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.current.slots.len()
+        self.current.size()
     }
 
     /// Wants `size` workers from now on. Those beyond it are returned, to be retired.
     pub fn resize(&mut self, size: usize) -> Vec<WorkerId> {
         self.current.resize(size);
-        let generation = self.current.generation;
-        let beyond = self.processes().filter(|process| {
-            process.generation == generation && process.slot as usize >= size && !process.retiring
+        self.unwanted()
+    }
+
+    /// Wants one worker less, and not this one nor another in its slot. Who is there is returned, to be retired.
+    pub fn close_slot_of(&mut self, worker: WorkerId) -> Vec<WorkerId> {
+        let slot = self.get(worker).map(|process| process.slot);
+        if let Some(slot) = slot {
+            self.current.close(slot);
+        }
+        self.unwanted()
+    }
+
+    fn unwanted(&self) -> Vec<WorkerId> {
+        let unwanted = self.members().filter(|process| {
+            !self.current.wants(process.slot) && !process.leaving && !process.retiring
         });
-        beyond.map(|process| process.worker).collect()
+        unwanted.map(|process| process.worker).collect()
     }
 
     // ---- generations ------------------------------------------------------------------------------------------
@@ -237,12 +101,7 @@ impl Processes {
     /// Wants a whole new generation of `size` workers besides the one that serves.
     pub fn prepare_next(&mut self, size: usize) {
         self.last_generation += 1;
-        let mut crew = Crew {
-            generation: self.last_generation,
-            ..Crew::default()
-        };
-        crew.resize(size);
-        self.incoming = Some(crew);
+        self.incoming = Some(Crew::new(self.last_generation, size));
     }
 
     /// Whether each worker of the coming generation is ready.
@@ -252,7 +111,7 @@ impl Processes {
             let ready = self
                 .processes()
                 .filter(|process| process.generation == crew.generation && process.ready);
-            ready.count() >= crew.slots.len()
+            ready.count() >= crew.size()
         })
     }
 
@@ -270,10 +129,18 @@ impl Processes {
         next == Some(post.generation)
     }
 
-    /// The coming generation is the one that serves from now on.
-    pub fn promote_next(&mut self) {
-        if let Some(crew) = self.incoming.take() {
-            self.current = crew;
+    /// The coming generation is the one that serves from now on. The one that served has until then to finish; those
+    /// that were replaced before it keep the time that they have.
+    pub fn promote_next(&mut self, until: Time) {
+        let Some(crew) = self.incoming.take() else {
+            return;
+        };
+        self.current = crew;
+        let generation = self.current.generation;
+        for process in self.processes.iter_mut().flatten() {
+            if process.generation != generation {
+                process.until.get_or_insert(until);
+            }
         }
     }
 
@@ -290,8 +157,13 @@ impl Processes {
 
     /// The workers of the generation that serves.
     pub fn members(&self) -> impl Iterator<Item = &Process> {
-        self.processes()
-            .filter(|process| process.generation == self.current.generation)
+        self.processes().filter(|process| self.is_member(process))
+    }
+
+    /// Whether the worker belongs to the generation that serves.
+    #[must_use]
+    pub fn is_member(&self, process: &Process) -> bool {
+        process.generation == self.current.generation
     }
 
     /// Whether each worker that is wanted is ready.
@@ -303,7 +175,7 @@ impl Processes {
     /// The workers of generations before the one that serves.
     pub fn former(&self) -> impl Iterator<Item = &Process> {
         self.processes()
-            .filter(|process| process.generation != self.current.generation)
+            .filter(|process| !self.is_member(process))
             .filter(|process| !self.is_next(process))
     }
 
@@ -331,6 +203,11 @@ impl Processes {
         self.processes.iter().flatten()
     }
 
+    /// All processes.
+    pub fn processes_mut(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.processes.iter_mut().flatten()
+    }
+
     /// The worker whose process this is.
     #[must_use]
     pub fn worker(&self, pid: Pid) -> Option<WorkerId> {
@@ -342,18 +219,21 @@ impl Processes {
     /// The place of a worker that is to be started now, if there is one.
     #[must_use]
     pub fn due(&self, now: Time) -> Option<Post> {
-        let next = self.incoming.as_ref().and_then(|crew| crew.due(now));
-        self.current.due(now).or(next)
+        let next = || self.incoming.as_ref()?.due(now);
+        let relief = || Some(self.relief_due().filter(|(_, from)| *from <= now)?.0);
+        self.current.due(now).or_else(relief).or_else(next)
     }
 
     /// When the next worker is to be started.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         let next = self.incoming.as_ref().and_then(Crew::next_due);
-        [self.current.next_due(), next].into_iter().flatten().min()
+        let relief = self.relief_due().map(|(_, from)| from);
+        let times = [self.current.next_due(), relief, next];
+        times.into_iter().flatten().min()
     }
 
-    fn crew(&mut self, generation: u32) -> Option<&mut Crew> {
+    pub(super) fn crew(&mut self, generation: u32) -> Option<&mut Crew> {
         let crews = [Some(&mut self.current), self.incoming.as_mut()];
         crews
             .into_iter()
@@ -384,26 +264,20 @@ impl Processes {
         worker: WorkerId,
         keep: &[RawFd],
         detach: impl FnOnce(),
-        main: &WorkerMain<'_>,
+        (main, settings): (&WorkerMain<'_>, &Settings),
         now: Time,
-    ) -> Result<&Process> {
+    ) -> Result<&mut Process> {
         let Post { generation, slot } = post;
         self.reserve.clear();
         let started = fork_worker(slot, keep, detach, main);
         self.hold_reserve();
-        let crew = self.crew(generation);
         let (pid, end, board) = match started {
             Ok(parts) => {
-                if let Some(crew) = crew {
-                    crew.slots[slot as usize] = Slot::Taken;
-                }
+                self.filled(post);
                 parts
             }
             Err(error) => {
-                if let Some(crew) = crew {
-                    let from = now.after(crew.grow_delay(slot));
-                    crew.slots[slot as usize] = Slot::Vacant { from };
-                }
+                self.vacated(post, true, now);
                 return Err(Error::new(format!("start a worker for slot {slot}"), error));
             }
         };
@@ -420,37 +294,60 @@ impl Processes {
             board,
             sent: 0,
             ready: false,
+            life: Life::new(settings, pid.as_raw().unsigned_abs().into(), now),
+            turns: 0,
+            memory: 0,
+            condemned: None,
+            stopped: false,
+            leaving: false,
             retiring: false,
             ended: false,
             worker,
             born: now,
+            until: None,
         };
         Ok(self.processes[place].insert(process))
     }
 
-    /// Forgets a process that has ended, and wants another in its place unless it was asked to exit.
-    pub fn bury(&mut self, worker: WorkerId, now: Time) -> Option<Process> {
-        self.get(worker)?;
-        let process = self.processes[worker.index() as usize].take()?;
-        let (generation, slot) = (process.generation, process.slot);
-        let successor = self
-            .processes()
-            .any(|other| other.generation == generation && other.slot == slot);
-        let Some(crew) = self.crew(generation).filter(|_| !successor) else {
-            return Some(process);
-        };
-        if let Some(Slot::Taken) = crew.slots.get(slot as usize) {
-            let served = process.board.taken() > 1;
-            let young = now.since(process.born) < YOUNG && !process.retiring && !served;
-            let from = if young {
-                now.after(crew.grow_delay(slot))
-            } else {
-                crew.delays[slot as usize] = Duration::ZERO;
-                now
-            };
-            crew.slots[slot as usize] = Slot::Vacant { from };
+    /// Forgets a process that has ended, and wants another in its place if that is still wanted and nobody is there.
+    /// True when one of the generation that serves has died early.
+    pub fn bury(&mut self, worker: WorkerId, now: Time) -> bool {
+        if self.get(worker).is_none() {
+            return false;
         }
-        Some(process)
+        let Some(process) = self.processes[worker.index() as usize].take() else {
+            return false;
+        };
+        let Process {
+            generation, slot, ..
+        } = process;
+        if process.leaving {
+            // Nobody is wanted in its slot, or somebody else is there already.
+            return false;
+        }
+        let early = !process.retiring && !process.has_outlived_its_start(now);
+        self.vacated(Post { generation, slot }, early, now);
+        early && generation == self.current.generation
+    }
+
+    fn filled(&mut self, post: Post) {
+        if !self.filled_by_relief(post)
+            && let Some(crew) = self.crew(post.generation)
+        {
+            crew.fill(post.slot);
+        }
+    }
+
+    /// There is one process less for a post than there was, or than there was to be.
+    fn vacated(&mut self, post: Post, early: bool, now: Time) {
+        let serves = |other: &Process| {
+            other.generation == post.generation && other.slot == post.slot && !other.leaving
+        };
+        if self.processes().any(serves) {
+            self.relief_vacated(post, early, now);
+        } else if let Some(crew) = self.crew(post.generation) {
+            crew.vacate(post.slot, early, now);
+        }
     }
 
     /// Kills every process at once, and reaps it.
@@ -461,41 +358,6 @@ impl Processes {
         }
         for process in self.processes.iter_mut().filter_map(Option::take) {
             while waitpid(process.pid, None) == Err(nix::errno::Errno::EINTR) {}
-        }
-    }
-}
-
-/// What the kernel says of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It has ended, and is reaped.
-    Ended(End),
-    /// A signal has stopped it.
-    Stopped,
-    /// It goes on after a stop.
-    Continued,
-}
-
-/// The next process of which something has changed, and what.
-#[must_use]
-pub fn next_change() -> Option<(Pid, Change)> {
-    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
-    loop {
-        match waitpid(None, Some(flags)) {
-            Ok(WaitStatus::Exited(pid, status)) => {
-                return Some((pid, Change::Ended(End::Exited(status))));
-            }
-            Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                return Some((pid, Change::Ended(End::Killed(signal))));
-            }
-            Ok(WaitStatus::Stopped(pid, _)) => return Some((pid, Change::Stopped)),
-            Ok(WaitStatus::Continued(pid)) => return Some((pid, Change::Continued)),
-            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return None,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => {
-                log::error!("cannot wait for workers: {}", error.desc());
-                return None;
-            }
         }
     }
 }

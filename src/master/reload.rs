@@ -53,9 +53,7 @@ impl<'a> Master<'a> {
         if self.takeover.is_some() || self.successor.is_some() {
             return log::warn!("reload refused: a takeover is under way");
         }
-        if self.reload.is_some() {
-            self.roll_back("another one begins");
-        }
+        self.give_up_reload("another one begins");
         self.manager.reloading();
         match self.prepare(now) {
             Ok(()) => log::info!("reloading"),
@@ -134,23 +132,27 @@ impl<'a> Master<'a> {
             bound: mut free,
             room,
         } = reload;
-        for pool in self.pools.iter_mut().flatten() {
-            if !names.contains(&pool.plan.name) {
-                pool.stop(now);
+        // What each of the pools wants; one that is to go, or goes already, wants nothing.
+        let wants = |pool: &Pool<'_>| {
+            if pool.is_serving() && names.contains(&pool.plan.name) {
+                pool.addresses().to_vec()
+            } else {
+                Vec::new()
             }
-        }
-        let wanted: Vec<Address> = self
-            .pools()
-            .flat_map(|pool| pool.addresses().to_vec())
-            .collect();
+        };
+        let wanted: Vec<Address> = self.pools.iter().flatten().flat_map(wants).collect();
         for pool in self.pools.iter_mut().flatten() {
             pool.close_listeners(|address| !wanted.contains(address), now);
-            let own = pool.addresses().to_vec();
+            let own = wants(pool);
             free.extend(pool.give_away(|address| !own.contains(address)));
         }
         for pool in self.pools.iter_mut().flatten() {
-            pool.promote(room, now);
-            let mine = take_wanted(&mut free, pool.addresses());
+            let mine = take_wanted(&mut free, &wants(pool));
+            if names.contains(&pool.plan.name) {
+                pool.promote(room, now);
+            } else {
+                pool.stop(now);
+            }
             if let Err(error) = pool.listen_on(mine) {
                 log::error!("{error}");
             }
@@ -159,12 +161,18 @@ impl<'a> Master<'a> {
         log::info!("reloaded");
     }
 
-    /// Gives up a reload that is under way.
-    pub(super) fn roll_back(&mut self, why: &str) {
-        if self.reload.is_some() {
-            log::error!("reload failed: {why}; the old workers serve on");
-        }
+    /// Gives up a reload that can't succeed.
+    fn roll_back(&mut self, why: &str) {
+        log::error!("reload failed: {why}; the old workers serve on");
         self.roll_back_quietly();
+    }
+
+    /// Gives up a reload that is under way, if one is, for something that comes before it.
+    pub(super) fn give_up_reload(&mut self, why: &str) {
+        if self.reload.is_some() {
+            log::info!("giving up the reload under way: {why}");
+            self.roll_back_quietly();
+        }
     }
 
     fn roll_back_quietly(&mut self) {

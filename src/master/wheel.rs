@@ -1,6 +1,9 @@
 //! Deadlines of many connections at a constant cost each: a hashed timing wheel (Varghese and Lauck, 1987). Pure.
 //!
 //! The wheel trades precision for cost: a deadline is met up to [`TICK`] late, never early.
+//!
+//! A slot comes round every [`SLOTS`] ticks. What is due in a later round is *far*, and nobody is woken for it: it is
+//! looked at when its slot is passed anyway, and at least once a round. From its own round on it is *near*.
 
 use std::time::Duration;
 
@@ -18,8 +21,9 @@ const WORDS: usize = SLOTS as usize / 64;
 #[derive(Debug)]
 pub struct Wheel {
     slots: Vec<List>,
-    /// A bit for each slot that is not empty: whoever looks for the next one reads two cache lines.
-    occupied: [u64; WORDS],
+    /// A bit for each slot where something may be due within a round: whoever looks for the next one reads two cache
+    /// lines.
+    near: [u64; WORDS],
     /// The last tick whose slot has been looked through.
     done: u64,
     length: usize,
@@ -29,7 +33,7 @@ impl Default for Wheel {
     fn default() -> Self {
         Self {
             slots: vec![List::default(); SLOTS as usize],
-            occupied: [0; WORDS],
+            near: [0; WORDS],
             done: 0,
             length: 0,
         }
@@ -51,7 +55,9 @@ impl Wheel {
         debug_assert!(tick_at_or_after(deadline) > self.done);
         let slot = slot_of(deadline);
         chains.push_back(&mut self.slots[slot], index);
-        self.occupied[slot / 64] |= 1 << (slot % 64);
+        if tick_at_or_after(deadline) <= self.done + SLOTS {
+            self.near[slot / 64] |= 1 << (slot % 64);
+        }
         self.length += 1;
     }
 
@@ -63,7 +69,7 @@ impl Wheel {
     fn take_out(&mut self, chains: &mut Chains, slot: usize, index: u32) {
         chains.remove(&mut self.slots[slot], index);
         if self.slots[slot].is_empty() {
-            self.occupied[slot / 64] &= !(1 << (slot % 64));
+            self.near[slot / 64] &= !(1 << (slot % 64));
         }
         self.length -= 1;
     }
@@ -91,12 +97,17 @@ impl Wheel {
         // After a long sleep, one round over all slots sees everything.
         for tick in (last.saturating_sub(SLOTS - 1)).max(self.done + 1)..=last {
             let slot = (tick % SLOTS) as usize;
+            // Known anew below, from what stays.
+            self.near[slot / 64] &= !(1 << (slot % 64));
             let mut at = self.slots[slot].first();
             while let Some(index) = at {
                 at = chains.after(index);
-                if tick_at_or_after(deadline_of(index)) <= last {
+                let tick = tick_at_or_after(deadline_of(index));
+                if tick <= last {
                     self.take_out(chains, slot, index);
                     due.push(index);
+                } else if tick <= last + SLOTS {
+                    self.near[slot / 64] |= 1 << (slot % 64);
                 }
             }
         }
@@ -104,18 +115,23 @@ impl Wheel {
         due
     }
 
-    /// When [`Wheel::turn`] may next find something; `None` when the wheel is empty.
+    /// When [`Wheel::turn`] is to be called next; `None` when the wheel is empty.
     #[must_use]
     pub fn next(&self) -> Option<Time> {
         let first = self.done + 1;
         let (word, bit) = ((first % SLOTS) as usize / 64, first % 64);
         // From the first slot on, then the other words, and again what comes before it in its own.
-        let begin = self.occupied[word] & (u64::MAX << bit);
-        let rest = (1..=WORDS).map(|step| self.occupied[(word + step) % WORDS]);
-        let (step, bits) = (0u64..)
+        let begin = self.near[word] & (u64::MAX << bit);
+        let rest = (1..=WORDS).map(|step| self.near[(word + step) % WORDS]);
+        let near = (0u64..)
             .zip(std::iter::once(begin).chain(rest))
-            .find(|(_, bits)| *bits != 0)?;
-        let tick = first - bit + step * 64 + u64::from(bits.trailing_zeros());
+            .find(|(_, bits)| *bits != 0);
+        let tick = match near {
+            Some((step, bits)) => first - bit + step * 64 + u64::from(bits.trailing_zeros()),
+            // What is far becomes near when its slot is passed, which must be before its own round is over.
+            None if self.length > 0 => self.done + SLOTS,
+            None => return None,
+        };
         Some(Time(tick * TICK_NANOS))
     }
 }
@@ -150,9 +166,13 @@ mod tests {
                     met[index as usize] += 1;
                     prop_assert!(deadlines[index as usize] <= now);
                 }
-                let next = (wheel.done + 1..=wheel.done + SLOTS)
-                    .find(|tick| !wheel.slots[(tick % SLOTS) as usize].is_empty());
-                prop_assert_eq!(wheel.next(), next.map(|tick| Time(tick * TICK_NANOS)));
+                // Nobody is woken in vain, but for the look once a round.
+                let first = (0..met.len().min(deadlines.len()))
+                    .filter(|index| met[*index] == 0)
+                    .map(|index| tick_at_or_after(deadlines[index]))
+                    .min();
+                let next = first.map(|first| Time(first.min(wheel.done + SLOTS) * TICK_NANOS));
+                prop_assert_eq!(wheel.next(), next);
                 for (index, deadline) in deadlines.iter().enumerate() {
                     let overdue = now.0 >= deadline.0 + TICK_NANOS;
                     prop_assert!(met[index] <= 1);
@@ -163,5 +183,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_idle_server_with_far_deadlines_sleeps() {
+        let mut wheel = Wheel::default();
+        let mut chains = Chains::default();
+        let second = 1_000_000_000;
+        // Connections that were parked one after the other, and are closed after ten minutes.
+        let deadlines: Vec<_> = (0..1000)
+            .map(|n| Time(600 * second + n * TICK_NANOS))
+            .collect();
+        for (index, deadline) in (0..).zip(&deadlines) {
+            chains.admit(index);
+            wheel.add(&mut chains, index, *deadline);
+        }
+        let mut wakes = 0;
+        while let Some(next) = wheel.next().filter(|next| *next < deadlines[0]) {
+            let due = wheel.turn(&mut chains, next, |index| deadlines[index as usize]);
+            assert!(due.is_empty());
+            wakes += 1;
+        }
+        assert!(wakes <= 6, "{wakes} times in ten minutes");
+    }
+
+    #[test]
+    fn what_was_removed_wakes_nobody_twice() {
+        let mut wheel = Wheel::default();
+        let mut chains = Chains::default();
+        // In one slot: one in this round, and one in the next.
+        let deadlines = [Time(10 * TICK_NANOS), Time((10 + SLOTS) * TICK_NANOS)];
+        for (index, deadline) in (0..).zip(deadlines) {
+            chains.admit(index);
+            wheel.add(&mut chains, index, deadline);
+        }
+        wheel.remove(&mut chains, 0, deadlines[0]);
+        let mut wakes = Vec::new();
+        while let Some(next) = wheel.next() {
+            wakes.push(next.0 / TICK_NANOS);
+            wheel.turn(&mut chains, next, |index| deadlines[index as usize]);
+        }
+        assert_eq!(wakes, [10, 10 + SLOTS]);
     }
 }

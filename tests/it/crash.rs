@@ -214,7 +214,8 @@ fn workers_killed_under_load_cost_one_turn_each_at_most() {
 
 #[test]
 fn a_worker_that_keeps_dying_young_is_replaced_ever_later() {
-    let server = Setup::new(&["demo", "-w", "1"]).expect(" died ").start();
+    let setup = Setup::new(&["demo", "-w", "1"]).expect(" died ");
+    let server = setup.expect("die at their start").start();
     let mut delays = Vec::new();
     for death in 1..=5 {
         server.wait_for_lines("worker ready", death);
@@ -233,7 +234,9 @@ fn a_worker_that_keeps_dying_young_is_replaced_ever_later() {
 
 #[test]
 fn the_master_outlives_many_crashes() {
-    let server = Setup::new(&["demo", "-w", "4"]).expect(" died ").start();
+    let setup = Setup::new(&["demo", "-w", "4"]).expect(" died ");
+    // Whether a worker has lived for long when its turn comes depends on the machine.
+    let server = setup.expect("die at their start").start();
     let mut witness = server.connect();
     for turn in 1..=6 {
         assert_eq!(Served::of(&witness.get("/")).turn, turn);

@@ -6,6 +6,7 @@
 //! a test ends by asserting that the server logged no warning that the test did not expect.
 
 pub mod client;
+pub mod ledger;
 pub mod load;
 pub mod process;
 pub mod systemd;
@@ -25,6 +26,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
+pub use ledger::{Counting, Ledger};
 pub use load::{Clients, Habit, Tally, load};
 pub use process::{
     DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
@@ -428,11 +430,19 @@ impl Server {
     /// Kills a worker by a signal that it can't refuse, and waits until the master has seen it.
     #[track_caller]
     pub fn kill(&self, worker: Worker) {
-        let Worker { slot, pid } = worker;
-        process::signal(pid, Signal::SIGKILL);
-        self.wait_for_log(&format!(
-            "worker died slot={slot} pid={pid}: killed by SIGKILL"
-        ));
+        process::signal(worker.pid, Signal::SIGKILL);
+        let line = self.wait_for_word("worker died slot=", worker);
+        assert!(line.contains("killed by SIGKILL"), "{line}");
+    }
+
+    /// Waits for a log line with these words about this worker. (Its generation may stand there too.)
+    #[track_caller]
+    pub fn wait_for_word(&self, pattern: &str, worker: Worker) -> String {
+        let line = self.stderr.wait(|output| {
+            let mut lines = matching(&output.lines, pattern).into_iter();
+            lines.find(|line| Worker::named_in(line) == worker)
+        });
+        line.unwrap_or_else(|| panic!("the server did not say {pattern:?} of {worker:?}"))
     }
 
     /// The worker that is ready in this slot, once it is another one than before.

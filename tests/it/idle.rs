@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::client::Served;
 use crate::harness::process::{
-    proportional_memory, require_descriptors, reserve_descriptors, status_number,
+    eventually_within, proportional_memory, require_descriptors, reserve_descriptors, status_number,
 };
 use crate::harness::{Client, Server};
 
@@ -157,4 +157,24 @@ fn kept_connections(count: usize, bytes: u64) {
     }
     assert!(start.elapsed() < 5 * PROMPT, "{:?}", start.elapsed());
     assert_eq!(server.workers(2), workers);
+}
+
+#[test]
+fn a_server_with_idle_connections_sleeps() {
+    // So long that a deadline lies in a later round of the wheel, and its slot is passed soon.
+    let server = Server::start(&["demo", "-w", "1", "--idle-timeout", "103"]);
+    server.workers(1);
+    let mut clients = Vec::new();
+    for _ in 0..15 {
+        let mut client = server.connect();
+        assert_eq!(client.get("/").status, 200);
+        clients.push(client);
+        // So that each of them has a slot of its own.
+        eventually_within(Duration::from_millis(100), || false);
+    }
+    let wakes = || status_number(server.master(), "voluntary_ctxt_switches");
+    let before = wakes();
+    eventually_within(Duration::from_secs(2), || false);
+    let count = wakes() - before;
+    assert!(count <= 5, "the master woke {count} times for nobody");
 }

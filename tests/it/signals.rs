@@ -3,9 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
-use crate::harness::{
-    DEADLINE, Server, Setup, Watched, begin_sleep, eventually, process, wait_until_asleep,
-};
+use crate::harness::{DEADLINE, Server, Setup, Watched, begin_sleep, process, wait_until_asleep};
 
 #[test]
 fn ttin_adds_a_worker_and_ttou_retires_one() {
@@ -102,21 +100,16 @@ fn a_hangup_of_a_client_s_terminal_is_no_reason_to_stop() {
 
 #[test]
 fn a_server_that_stops_does_not_grow() {
-    let mut server = Setup::new(&["demo", "-w", "2"])
-        .expect("worker stopped")
-        .start();
-    let worker = server.workers(2)[0];
+    let mut server = Server::start(&["demo", "-w", "2"]);
+    let workers = server.workers(2);
     // It keeps the master from its end for as long as the test needs.
-    process::signal(worker.pid, Signal::SIGSTOP);
-    server.wait_for_log("worker stopped");
+    let mut sleeper = server.connect();
+    begin_sleep(&mut sleeper, 1000, &workers);
     server.signal(Signal::SIGTERM);
-    server.wait_for_lines("worker retired", 1);
+    server.wait_for_log("stopping");
     server.signal(Signal::SIGTTIN);
     server.signal(Signal::SIGTTOU);
-    eventually("the master has seen the signals", || {
-        process::stat(server.master()).is_some_and(|stat| stat.state == 'S')
-    });
-    process::signal(worker.pid, Signal::SIGCONT);
+    assert_eq!(sleeper.reply().status, 200);
     assert_eq!(server.wait().code(), Some(0));
     assert!(server.log_lines("pool size").is_empty());
 }

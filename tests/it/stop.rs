@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
 use crate::harness::client::Served;
-use crate::harness::process::sleeps;
+use crate::harness::process::{signal, sleeps};
 use crate::harness::{Server, Setup, Watched, begin_sleep, eventually};
 
 #[test]
@@ -170,4 +170,24 @@ fn workers_finish_their_turn_and_exit_when_their_master_is_killed() {
         refused.map_err(|error| error.kind()),
         Err(ErrorKind::ConnectionRefused)
     );
+}
+
+#[test]
+fn a_worker_that_a_signal_has_stopped_does_not_cost_the_grace_period() {
+    let setup = Setup::new(&["demo", "-w", "2"]);
+    let mut server = setup.expect("worker stopped").start();
+    let workers = server.workers(2);
+    let mut sleeper = server.connect();
+    let busy = begin_sleep(&mut sleeper, 300, &workers);
+    for worker in &workers {
+        signal(worker.pid, Signal::SIGSTOP);
+    }
+    server.wait_for_lines("worker stopped", 2);
+    let start = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(sleeper.reply().status, 200, "{busy:?} went on");
+    assert_eq!(server.wait().code(), Some(0));
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert_eq!(server.log_lines("worker retired").len(), 2);
 }

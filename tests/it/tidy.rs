@@ -28,6 +28,10 @@ const PURE: &[&str] = &[
     "src/config",
     "src/master/dispatch",
     "src/master/connections.rs",
+    "src/master/crew.rs",
+    "src/master/early.rs",
+    "src/master/life.rs",
+    "src/master/sizing.rs",
     "src/services/http/head.rs",
 ];
 

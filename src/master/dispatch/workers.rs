@@ -288,6 +288,14 @@ impl Workers {
         self.idle_list.len()
     }
 
+    /// The worker to which nothing has been lent for longest.
+    #[must_use]
+    pub fn coldest(&self) -> Option<WorkerId> {
+        let idle = std::iter::successors(self.idle_list.first(), |index| self.idle.after(*index));
+        let idle = idle.filter(|index| self.at(*index).pace == Pace::Idle);
+        idle.last().map(|index| self.id(index))
+    }
+
     /// The places of all workers to which something is lent.
     pub fn busy(&self) -> impl Iterator<Item = u32> + '_ {
         (0u32..).zip(&self.places).filter_map(|(index, place)| {

@@ -420,6 +420,7 @@ impl Pool<'_> {
     fn thaw(&mut self, now: Time) {
         if self.is_leaving() {
             self.phase = Phase::Serving;
+            self.upkeep.soon();
         }
         self.dispatcher.set_lending(Lending::Yes, now);
         self.begin_accepting();

@@ -26,16 +26,23 @@ static PATTERN: [u8; 64 * 1024] = pattern();
 
 /// Answers `/` with who served it, `/sleep/MS` late, `/bytes/N` with N bytes, `/echo` with what was
 /// posted, and `/crash` not at all.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Demo;
+///
+/// It counts the requests that it gets, and says so on `/`: whoever collects all answers of a worker can see that none
+/// was served twice, and that no answer was lost.
+#[derive(Debug, Clone, Default)]
+pub struct Demo {
+    /// Requests so far, the one in hand included.
+    requests: u64,
+}
 
 impl Handler for Demo {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {
+        self.requests += 1;
         let (name, argument) = split(request.path());
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         let posts = *request.method() == Method::POST;
         match (name, argument) {
-            ("", None) if reads => who(request),
+            ("", None) if reads => who(request, self.requests),
             ("sleep", Some(milliseconds)) if reads => sleep(milliseconds),
             ("bytes", Some(count)) if reads => bytes(count),
             ("crash", None) if reads => process::abort(),
@@ -59,12 +66,13 @@ fn split(path: &str) -> (&str, Option<&str>) {
 }
 
 /// Says who served the request, as text, or as a page to a browser.
-fn who(request: &Request<'_>) -> Response {
+fn who(request: &Request<'_>, requests: u64) -> Response {
     let facts = [
         (
             "worker",
             format!("slot {}, pid {}", request.slot(), process::id()),
         ),
+        ("served", format!("request {requests} of this worker")),
         ("descriptor", request.as_raw_fd().to_string()),
         ("turn", format!("{} of this connection", request.turn())),
         ("client", request.peer().to_string()),

@@ -481,6 +481,8 @@ impl Client {
 pub struct Served {
     pub slot: i32,
     pub worker: i32,
+    /// How many requests that worker has served, this one included.
+    pub request: u64,
     pub turn: u64,
     pub master: i32,
 }
@@ -507,6 +509,7 @@ impl Served {
         Self {
             slot: number(&["worker", "slot"]).parse().expect("a slot"),
             worker: number(&["pid"]).parse().expect("a pid"),
+            request: number(&["served", "request"]).parse().expect("a number"),
             turn: number(&["turn"]).parse().expect("a turn"),
             master: number(&["master", "pid"]).parse().expect("a pid"),
         }

@@ -1,6 +1,6 @@
 //! What the kernel says about processes, and waiting for them with a deadline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, Once};
@@ -117,11 +117,8 @@ pub fn is_alive(pid: Pid) -> bool {
 
 /// The living children of a process, and its zombies.
 pub fn children(parent: Pid) -> (Vec<Pid>, Vec<Pid>) {
-    let pids = fs::read_dir("/proc")
-        .expect("/proc is readable")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .map(Pid::from_raw);
-    let mut all: Vec<(Pid, Stat)> = pids
+    let mut all: Vec<(Pid, Stat)> = pids()
+        .map(Pid::from_raw)
         .filter_map(|pid| Some((pid, stat(pid)?)))
         .filter(|(_, stat)| stat.parent == parent)
         .collect();
@@ -130,6 +127,44 @@ pub fn children(parent: Pid) -> (Vec<Pid>, Vec<Pid>) {
         all.into_iter().partition(|(_, stat)| stat.state == 'Z');
     let pids = |list: Vec<(Pid, Stat)>| list.into_iter().map(|(pid, _)| pid).collect();
     (pids(alive), pids(zombies))
+}
+
+/// Sees a process's children as soon as they are born.
+pub struct Births {
+    parent: Pid,
+    /// All processes that have been looked at.
+    seen: BTreeSet<i32>,
+}
+
+impl Births {
+    /// Of a parent, from now on.
+    pub fn watch(parent: Pid) -> Self {
+        let seen = pids().collect();
+        Self { parent, seen }
+    }
+
+    /// The next one; nothing if there is none within this time. It looks without a pause, for a child that is to be
+    /// caught at its birth does not wait.
+    pub fn next_within(&mut self, limit: Duration) -> Option<Pid> {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            for pid in pids() {
+                let child = Pid::from_raw(pid);
+                if self.seen.insert(pid)
+                    && stat(child).is_some_and(|stat| stat.parent == self.parent)
+                {
+                    return Some(child);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// All processes.
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").expect("/proc is readable");
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// Every open descriptor of a process: its number, and what it refers to.
@@ -237,6 +272,14 @@ pub fn wait_until_idle(pid: Pid) {
 /// Whether a process is in clock_nanosleep(2), which is what [`std::thread::sleep`] calls.
 pub fn sleeps(pid: Pid) -> bool {
     calls(pid, libc::SYS_clock_nanosleep)
+}
+
+/// Waits until a worker waits for a client to send the rest of a body.
+#[track_caller]
+pub fn wait_until_reading(pid: Pid) {
+    eventually(&format!("process {pid} waits for a client"), || {
+        calls(pid, libc::SYS_recvfrom) || calls(pid, libc::SYS_read)
+    });
 }
 
 /// Whether a process sleeps in this system call.

@@ -3,7 +3,7 @@
 use super::*;
 
 fn ask(request: &str) -> Answer {
-    let mut table = Table::new(Demo);
+    let mut table = Table::new(Demo::default());
     table.send(request);
     let turn = table.turn();
     assert_eq!(turn, Turn::Park, "{request}");
@@ -19,18 +19,31 @@ fn it_says_who_served() {
     let answer = ask(&get("/"));
     let pid = std::process::id();
     let lines: Vec<&str> = answer.text().lines().collect();
-    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert_eq!(lines.len(), 6, "{lines:?}");
     assert_eq!(lines[0], format!("worker      slot 0, pid {pid}"));
-    let descriptor: u32 = lines[1]
+    assert_eq!(lines[1], "served      request 1 of this worker");
+    let descriptor: u32 = lines[2]
         .strip_prefix("descriptor  ")
         .unwrap()
         .parse()
         .unwrap();
     assert!(descriptor > 2);
-    assert_eq!(lines[2], "turn        1 of this connection");
-    assert_eq!(lines[3], "client      unix");
+    assert_eq!(lines[3], "turn        1 of this connection");
+    assert_eq!(lines[4], "client      unix");
     let master = std::os::unix::process::parent_id();
-    assert_eq!(lines[4], format!("master      pid {master}"));
+    assert_eq!(lines[5], format!("master      pid {master}"));
+}
+
+#[test]
+fn it_counts_whatever_it_is_asked() {
+    let mut table = Table::new(Demo::default());
+    for request in [get("/"), get("/bytes/1"), get("/nothing")] {
+        let _ = table.exchange(&request);
+    }
+    let (answer, _) = table.exchange(get("/"));
+    assert!(answer.text().contains("request 4 of this worker"));
+    let (answer, _) = Table::new(Demo::default()).exchange(get("/"));
+    assert!(answer.text().contains("request 1 of this worker"));
 }
 
 #[test]
@@ -47,6 +60,11 @@ fn a_browser_gets_a_page() {
     let pid = std::process::id();
     let fact = format!("<dt>worker</dt><dd>slot 0, pid {pid}</dd>");
     assert!(answer.text().contains(&fact));
+    assert!(
+        answer
+            .text()
+            .contains("<dt>served</dt><dd>request 1 of this worker</dd>")
+    );
     assert!(!answer.text().contains("{facts}"));
 
     let answer = ask(&request("HEAD", "text/html"));
@@ -121,7 +139,7 @@ fn what_it_sends() {
 
 #[test]
 fn it_says_how_much_it_echoes() {
-    let mut table = Table::new(Demo);
+    let mut table = Table::new(Demo::default());
     let request = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n";
     let (answer, turn) = table.exchange(request);
     assert_eq!((answer.status, turn), (413, Turn::Linger));

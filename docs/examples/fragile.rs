@@ -1,0 +1,99 @@
+//! Workers that break when they are told to, to see what becomes of their clients. Run
+//!
+//! ```sh
+//! cargo run --example fragile -- --mood /tmp/mood --max-turns 100 --max-rss 100000000
+//! ```
+//!
+//! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger by 100 MiB, and
+//! `echo exit > /tmp/mood` so that each worker exits when it is started; `hang` makes it hang, and anything else is well.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use batond::Server;
+use batond::config::Address;
+use batond::http::{Handler, Http, Request, Response, StatusCode};
+use clap::Parser;
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(short, long, default_value = "127.0.0.1:8080")]
+    listen: Address,
+    #[arg(short, long, default_value_t = 2)]
+    workers: usize,
+    /// A file that says how workers are when they are started.
+    #[arg(long)]
+    mood: PathBuf,
+    #[arg(long)]
+    max_turns: Option<u64>,
+    /// In bytes.
+    #[arg(long)]
+    max_rss: Option<u64>,
+    /// In milliseconds.
+    #[arg(long, default_value_t = 60_000)]
+    start_timeout: u64,
+    /// How many requests may wait for a worker.
+    #[arg(long, default_value_t = 10_000)]
+    queue: usize,
+    /// For how long they may, in milliseconds.
+    #[arg(long, default_value_t = 30_000)]
+    queue_wait: u64,
+    /// For how many seconds the kernel may keep a silent client to itself.
+    #[arg(long, default_value_t = 5)]
+    defer_accept: u64,
+}
+
+/// What each worker serves.
+struct Fragile {
+    /// What it never gives back.
+    hoard: Vec<Vec<u8>>,
+}
+
+impl Fragile {
+    fn new(mood: &Path) -> Self {
+        match fs::read_to_string(mood).unwrap_or_default().trim() {
+            "exit" => process::exit(3),
+            "hang" => loop {
+                thread::sleep(Duration::from_secs(60));
+            },
+            _ => Self { hoard: Vec::new() },
+        }
+    }
+}
+
+impl Handler for Fragile {
+    fn handle(&mut self, request: &mut Request<'_>) -> Response {
+        let grow = request.path().strip_prefix("/grow/");
+        match (
+            request.path(),
+            grow.and_then(|count| count.parse::<usize>().ok()),
+        ) {
+            ("/", _) => {}
+            (_, Some(mebibytes)) => self.hoard.push(vec![1; mebibytes << 20]),
+            (_, None) => return Response::error(StatusCode::NOT_FOUND),
+        }
+        let held: usize = self.hoard.iter().map(Vec::len).sum();
+        Response::text(format!("pid {} holds {held} bytes\n", process::id()))
+    }
+}
+
+fn main() -> batond::Result<()> {
+    let level = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(level).init();
+    let arguments = Arguments::parse();
+    let mood = arguments.mood;
+    Server::bind(arguments.listen)?
+        .workers(arguments.workers)
+        .settings(|settings| {
+            settings.max_turns = arguments.max_turns;
+            settings.max_rss = arguments.max_rss;
+            settings.start_timeout = Duration::from_millis(arguments.start_timeout);
+            settings.defer_accept = Duration::from_secs(arguments.defer_accept);
+            settings.queue = arguments.queue;
+            settings.queue_wait = Some(Duration::from_millis(arguments.queue_wait));
+        })
+        .run(move || Http::new(Fragile::new(&mood)))
+}
