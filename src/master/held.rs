@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
 use super::dispatch::{Interest, Standing, Verdict};
 use super::store::ledger::Stage;
@@ -84,6 +84,14 @@ impl Held {
     pub fn copied(&mut self, kept: Option<Kept>) {
         self.kept = kept;
         self.copied = true;
+    }
+
+    /// What the kernel calls it, whichever process has it.
+    ///
+    /// # Errors
+    /// What getsockopt(2) fails with.
+    pub fn cookie(&self) -> io::Result<u64> {
+        Ok(sockopt::socket_cookie(&self.socket)?)
     }
 
     /// Whether somebody else has its descriptor too, for good.

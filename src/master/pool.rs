@@ -331,7 +331,8 @@ impl<'a> Pool<'a> {
         if held.kept().is_none()
             && standing.turns > 0
             && let Some(store) = &self.store
-            && let Some(kept) = store.keep(self.index, &self.plan.name, id)
+            && let Ok(cookie) = held.cookie()
+            && let Some(kept) = store.keep(cookie, self.index, &self.plan.name, id)
         {
             held.copied(Some(kept));
         }

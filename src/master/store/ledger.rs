@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 use std::time::Duration;
 
-use super::names::ConnectionName;
 use crate::master::dispatch::{Interest, Standing};
 use crate::wire::{MAX_CARRY, Traffic};
 
@@ -37,15 +36,15 @@ const AT_SINCE: usize = 3;
 
 // Words of an entry.
 const AT_STATE: usize = 0;
-const AT_NAME: usize = 1;
-const AT_POOL: usize = 3;
-const AT_INTEREST: usize = 4;
-const AT_TURNS: usize = 5;
-const AT_READ: usize = 6;
-const AT_WRITTEN: usize = 7;
-const AT_DEADLINE: usize = 8;
-const AT_OWING: usize = 9;
-const AT_CARRY: usize = 10;
+const AT_COOKIE: usize = 1;
+const AT_POOL: usize = 2;
+const AT_INTEREST: usize = 3;
+const AT_TURNS: usize = 4;
+const AT_READ: usize = 5;
+const AT_WRITTEN: usize = 6;
+const AT_DEADLINE: usize = 7;
+const AT_OWING: usize = 8;
+const AT_CARRY: usize = 9;
 
 /// How a connection stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +78,8 @@ const INTERESTS: [(u64, Interest); 3] = [
 /// What is noted of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// What it is called in the store.
-    pub name: ConnectionName,
+    /// What the kernel calls its socket (socket(7), SO_COOKIE).
+    pub cookie: u64,
     /// Its pool, by [`hash`].
     pub pool: u64,
     /// How it stood.
@@ -225,8 +224,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         let entry = Self::place(place);
         self.set(entry + AT_STATE, BEING_WRITTEN);
         fence(Release);
-        self.set(entry + AT_NAME, record.name.mark);
-        self.set(entry + AT_NAME + 1, record.name.serial);
+        self.set(entry + AT_COOKIE, record.cookie);
         self.set(entry + AT_POOL, record.pool);
         self.set(entry + AT_INTEREST, code(&INTERESTS, record.interest));
         self.set(entry + AT_TURNS, record.turns);
@@ -285,10 +283,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         let words = self.words[self.carry_of(place)].iter();
         let bytes = words.flat_map(|word| word.load(Relaxed).to_ne_bytes());
         Ok(Some(Record {
-            name: ConnectionName {
-                mark: self.get(entry + AT_NAME),
-                serial: self.get(entry + AT_NAME + 1),
-            },
+            cookie: self.get(entry + AT_COOKIE),
             pool: self.get(entry + AT_POOL),
             stage: meaning(&STAGES, state)?,
             interest: meaning(&INTERESTS, self.get(entry + AT_INTEREST))?,
@@ -353,7 +348,7 @@ mod tests {
 
     fn record(carry: &[u8]) -> Record<'_> {
         Record {
-            name: ConnectionName { mark: 1, serial: 2 },
+            cookie: 2,
             pool: hash("main"),
             stage: Stage::Parked,
             interest: Interest::NewInput,

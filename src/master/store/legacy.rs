@@ -13,7 +13,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown, sockopt};
 
 use super::ledger::{Ledger, Record, Stage, hash};
-use super::names::{self, ConnectionName, Meaning};
+use super::names::{self, Meaning};
 use super::{Store, monotonic};
 use crate::error::Plain;
 use crate::master::Master;
@@ -32,7 +32,7 @@ use crate::systemd::Inherited;
 pub struct Legacy {
     /// By their marks.
     states: BTreeMap<u64, Vec<OwnedFd>>,
-    connections: Vec<(ConnectionName, OwnedFd)>,
+    connections: Vec<OwnedFd>,
     /// The names of the listeners.
     listeners: BTreeSet<String>,
 }
@@ -65,7 +65,7 @@ impl Legacy {
                 Some(Meaning::State(mark)) => {
                     legacy.states.entry(mark).or_default().push(one.fd);
                 }
-                Some(Meaning::Connection(name)) => legacy.connections.push((name, one.fd)),
+                Some(Meaning::Connection) => legacy.connections.push(one.fd),
                 Some(Meaning::Listener(asked)) => {
                     legacy.listeners.insert(one.name);
                     match Listener::adopt(one.fd, asked) {
@@ -90,15 +90,14 @@ impl Legacy {
     /// Its descriptors.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let states = self.states.values().flatten();
-        let connections = self.connections.iter().map(|(_, socket)| socket);
-        states.chain(connections).map(AsFd::as_fd)
+        states.chain(&self.connections).map(AsFd::as_fd)
     }
 }
 
 /// What the ledgers say of all connections, and the life lines of their masters.
 #[derive(Default)]
 struct Notes {
-    records: HashMap<ConnectionName, Record<'static>>,
+    records: HashMap<u64, Record<'static>>,
     lives: Vec<(u64, Option<OwnedFd>)>,
 }
 
@@ -138,7 +137,7 @@ impl Notes {
         for place in 0..ledger.capacity() as u32 {
             match ledger.entry(place) {
                 Ok(Some(record)) => {
-                    self.records.insert(record.name, record);
+                    self.records.insert(record.cookie, record);
                 }
                 Ok(None) => {}
                 Err(_) => malformed += 1,
@@ -173,11 +172,12 @@ impl<'a> Master<'a> {
             until: now.after(grace.unwrap_or_default()),
         };
         let (mut adopted, mut closed) = (0, 0);
-        for (name, socket) in legacy.connections {
-            let record = records.remove(&name);
+        for socket in legacy.connections {
+            let cookie = sockopt::socket_cookie(&socket).ok();
+            let record = cookie.and_then(|cookie| records.remove(&cookie));
             let (Some(record), Some(peer)) = (record, peer(&socket)) else {
                 closed += 1;
-                end(&store, name, &socket);
+                end(&socket);
                 continue;
             };
             let orphan = Orphan {
@@ -191,7 +191,7 @@ impl<'a> Master<'a> {
                     continue;
                 }
                 Stage::Ending => {
-                    end(&store, name, &orphan.socket);
+                    end(&orphan.socket);
                     continue;
                 }
                 Stage::Ready => true,
@@ -205,7 +205,7 @@ impl<'a> Master<'a> {
                 }
                 None => {
                     closed += 1;
-                    end(&store, name, &orphan.socket);
+                    end(&orphan.socket);
                 }
             }
         }
@@ -250,10 +250,9 @@ impl<'a> Master<'a> {
             log::warn!("workers of a master that was killed do not end: closing what they have");
         }
         for orphan in orphans.connections {
-            let name = orphan.record.name;
             match self.pool_of(&orphan.record).filter(|_| !served) {
                 Some(pool) => pool.settle_orphan(orphan, &store, now),
-                None => end(&store, name, &orphan.socket),
+                None => end(&orphan.socket),
             }
         }
     }
@@ -288,7 +287,7 @@ impl Pool<'_> {
             peer,
         } = orphan;
         let mut held = Held::adopted(socket, peer, &record.carry, record.total);
-        held.copied(store.keep_stored(record.name, &self.plan.name));
+        held.copied(store.keep_stored(record.cookie, &self.plan.name));
         // It was counted by the killed master, and is not refused now.
         let _ = self.clients.enter(peer);
         held
@@ -342,15 +341,15 @@ impl Orphans {
             store.remove(names::of_state(mark));
         }
         for orphan in self.connections {
-            end(store, orphan.record.name, &orphan.socket);
+            end(&orphan.socket);
         }
     }
 }
 
-fn end(store: &Store, name: ConnectionName, socket: &OwnedFd) {
+/// Ends a connection, for its client and for the manager.
+fn end(socket: &OwnedFd) {
     // ENOTCONN: the client has ended it already.
     let _ = shutdown(socket, Shutdown::Both);
-    store.remove(name.to_string());
 }
 
 /// The client at the other end; nothing when it is gone.

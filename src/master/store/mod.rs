@@ -1,9 +1,10 @@
 //! What the master leaves with the service manager, so that no client notices when it is killed: its listeners, the
 //! connections of those clients that stay for more than a turn, and the [`ledger`] with what has to be known of each.
 //!
-//! A connection is stored when it is parked after a turn, and removed when it is over; in between, the ledger is kept
-//! up to date without a system call. A stored copy hides from the client that the master has closed its own: whatever
-//! is stored is shut down before it is closed (`Held`).
+//! A connection is stored when it is parked after a turn; from then on, the ledger is kept up to date without a system
+//! call. A stored copy hides from the client that the master has closed its own: whatever is stored is shut down before
+//! it is closed (`Held`), in both directions. That is also how the manager knows that it is over: it drops what hangs
+//! up. So the end of a connection takes no message, and one that were lost could leave nothing behind.
 //!
 //! The *life line* is a pipe. The master and its workers have its writing end, and the manager keeps the reading end:
 //! when that is at its end, none of them is left, and nobody will touch a connection that was lent.
@@ -29,7 +30,6 @@ use super::connections::ConnectionId;
 use super::time::Time;
 use crate::sys::memfile::MemoryFile;
 use ledger::{Ledger, Record, Stage};
-use names::ConnectionName;
 use tending::Trouble;
 
 pub use legacy::{Legacy, Orphans};
@@ -37,9 +37,6 @@ pub use legacy::{Legacy, Orphans};
 /// How many descriptors the state of a master takes: the ledger and the life line. There are two states while another
 /// master takes over.
 const STATE: usize = 2;
-
-/// More entries would take more address space than anybody has descriptors for.
-const MAX_ENTRIES: usize = 1 << 20;
 
 /// See the module. All clones are the same one.
 #[derive(Debug, Clone)]
@@ -50,7 +47,6 @@ struct Inner {
     ledger: Ledger<MemoryFile>,
     life: LifeLine,
     mark: u64,
-    next_serial: u64,
     /// How far the system's clock is ahead of the master's.
     ahead: Duration,
     /// How many descriptors the manager keeps.
@@ -95,13 +91,13 @@ struct LifeLine {
     write: OwnedFd,
 }
 
-/// A connection's place in the ledger and, before long, in the manager's store. When it is dropped, both are given up.
+/// A connection's place in the ledger. What was stored must be shut down when it is dropped.
 #[derive(Debug)]
 pub struct Kept {
     store: Store,
     place: u32,
     pool: u64,
-    name: ConnectionName,
+    cookie: u64,
 }
 
 impl Store {
@@ -110,7 +106,7 @@ impl Store {
     /// # Errors
     /// What the calls fail with that make a memory file and a pipe.
     pub fn open(limit: usize, connections: usize, in_charge: bool, now: Time) -> io::Result<Self> {
-        let capacity = limit.min(connections).min(MAX_ENTRIES);
+        let capacity = limit.min(connections).min(names::MOST);
         let mark = random()?;
         let clock = monotonic()?;
         let words = MemoryFile::create("baton-ledger", ledger::size(capacity))?;
@@ -119,7 +115,6 @@ impl Store {
             ledger: Ledger::begin(words, capacity, clock),
             life: LifeLine { read, write },
             mark,
-            next_serial: 0,
             ahead: clock.saturating_sub(Duration::from_nanos(now.0)),
             limit,
             stored: Vec::new(),
@@ -155,35 +150,27 @@ impl Store {
 
     /// A place for a connection that is not stored yet, if there is room; and it is stored soon.
     #[must_use]
-    pub fn keep(&self, pool: u8, pool_name: &str, id: ConnectionId) -> Option<Kept> {
+    pub fn keep(&self, cookie: u64, pool: u8, pool_name: &str, id: ConnectionId) -> Option<Kept> {
         let mut inner = self.0.borrow_mut();
-        let name = ConnectionName {
-            mark: inner.mark,
-            serial: inner.next_serial,
-        };
         let place = inner.take_place(false)?;
-        inner.next_serial += 1;
         inner.fresh.push_back((pool, id));
         drop(inner);
-        Some(self.kept(place, name, pool_name))
+        Some(self.kept(place, cookie, pool_name))
     }
 
-    /// A place for a connection that the manager has already under a name. Without room for it, it is removed.
+    /// A place for a connection that the manager has already, if there is room.
     #[must_use]
-    pub fn keep_stored(&self, name: ConnectionName, pool_name: &str) -> Option<Kept> {
-        let place = self.0.borrow_mut().take_place(true);
-        if place.is_none() {
-            self.remove(name.to_string());
-        }
-        place.map(|place| self.kept(place, name, pool_name))
+    pub fn keep_stored(&self, cookie: u64, pool_name: &str) -> Option<Kept> {
+        let place = self.0.borrow_mut().take_place(true)?;
+        Some(self.kept(place, cookie, pool_name))
     }
 
-    fn kept(&self, place: u32, name: ConnectionName, pool_name: &str) -> Kept {
+    fn kept(&self, place: u32, cookie: u64, pool_name: &str) -> Kept {
         Kept {
             store: self.clone(),
             place,
             pool: ledger::hash(pool_name),
-            name,
+            cookie,
         }
     }
 
@@ -250,8 +237,7 @@ impl Store {
 impl Inner {
     fn take_place(&mut self, stored: bool) -> Option<u32> {
         let taken = self.stored.len() - self.vacant.len();
-        // What the manager has yet to drop takes up room too.
-        let others = 2 * STATE + self.listeners.len() + self.gone.len();
+        let others = 2 * STATE + self.listeners.len();
         let room = self.limit.saturating_sub(others);
         if taken >= room || self.standing == Standing::Relieved {
             return None;
@@ -269,12 +255,10 @@ impl Inner {
 }
 
 impl Kept {
-    /// What the connection is called in the manager's store; nothing while it is not there.
+    /// Whether the manager has it.
     #[must_use]
-    pub fn stored_name(&self) -> Option<ConnectionName> {
-        let inner = self.store.0.borrow();
-        let stored = inner.stored[self.place as usize];
-        stored.then_some(self.name)
+    pub fn is_stored(&self) -> bool {
+        self.store.0.borrow().stored[self.place as usize]
     }
 
     /// Notes how the connection stands.
@@ -283,7 +267,7 @@ impl Kept {
         let inner = self.store.0.borrow();
         let carried = inner.ledger.carry_length(self.place) > 0;
         let record = Record {
-            name: self.name,
+            cookie: self.cookie,
             pool: self.pool,
             stage: note.stage,
             interest: note.interest,
@@ -320,9 +304,6 @@ impl Drop for Kept {
         }
         inner.ledger.clear(self.place);
         inner.vacant.push(self.place);
-        if inner.stored[self.place as usize] && inner.standing != Standing::Relieved {
-            inner.gone.push_back(self.name.to_string());
-        }
     }
 }
 

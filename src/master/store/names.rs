@@ -1,7 +1,9 @@
 //! What the things are called that a master leaves with the service manager. Pure.
 //!
-//! A listener is called by its address, so that its name is the same whichever master has it. All else has a name that
-//! no other master gives: each begins with a number of its own, its *mark*.
+//! A listener is called by its address, so that its name is the same whichever master has it. What a master notes has a
+//! random number in its name, the master's *mark*. All connections have the same name, and a short one: the manager
+//! passes all names in one variable, and the kernel starts no program with one of more than 128 KiB (execve(2)). Which
+//! is which, the kernel says: each socket has a number of its own for as long as the machine runs, its *cookie*.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
@@ -9,19 +11,14 @@ use crate::config::{Address, is_descriptor_name};
 
 const LISTENER: &str = "baton-listen-";
 const STATE: &str = "baton-state-";
-const CONNECTION: &str = "baton-conn-";
+/// The name of each connection.
+pub const CONNECTION: &str = "baton";
+
+/// How many connections can be stored at the most, for the sake of that variable; listeners need some room too.
+pub const MOST: usize = 110 * 1024 / (CONNECTION.len() + 1);
 
 /// What may not be in a name, or means something in it.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
-
-/// A stored connection's name: the mark of the master that stored it first, and a number that it gave only once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ConnectionName {
-    /// The master's mark.
-    pub mark: u64,
-    /// Its number.
-    pub serial: u64,
-}
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +28,7 @@ pub enum Meaning {
     /// What a master with this mark notes of its connections, and its life line.
     State(u64),
     /// A connection.
-    Connection(ConnectionName),
+    Connection,
 }
 
 /// The name of a listener; nothing when its address does not fit into one, or when it is the manager's own.
@@ -51,12 +48,6 @@ pub fn of_state(mark: u64) -> String {
     format!("{STATE}{mark:016x}")
 }
 
-impl std::fmt::Display for ConnectionName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{CONNECTION}{:016x}-{:x}", self.mark, self.serial)
-    }
-}
-
 impl Meaning {
     /// What a name stands for, if it is one that a master gives.
     #[must_use]
@@ -67,9 +58,7 @@ impl Meaning {
         } else if let Some(mark) = name.strip_prefix(STATE) {
             number(mark).map(Self::State)
         } else {
-            let (mark, serial) = name.strip_prefix(CONNECTION)?.split_once('-')?;
-            let (mark, serial) = (number(mark)?, number(serial)?);
-            Some(Self::Connection(ConnectionName { mark, serial }))
+            (name == CONNECTION).then_some(Self::Connection)
         }
     }
 }
@@ -96,25 +85,13 @@ mod tests {
             assert!(is_descriptor_name(&name), "{name}");
             assert_eq!(Meaning::of(&name), Some(Meaning::Listener(asked)));
         }
-        let name = ConnectionName {
-            mark: u64::MAX,
-            serial: u64::MAX,
-        };
-        let text = name.to_string();
-        assert!(is_descriptor_name(&text));
-        assert_eq!(Meaning::of(&text), Some(Meaning::Connection(name)));
+        assert_eq!(Meaning::of(CONNECTION), Some(Meaning::Connection));
         assert_eq!(Meaning::of(&of_state(7)), Some(Meaning::State(7)));
     }
 
     #[test]
     fn what_is_no_name_means_nothing() {
-        for name in [
-            "web",
-            "baton-conn-1",
-            "baton-conn-x-1",
-            "baton-state-",
-            "baton-listen-",
-        ] {
+        for name in ["web", "baton-conn", "baton-state-", "baton-listen-"] {
             assert_eq!(Meaning::of(name), None, "{name}");
         }
         assert_eq!(of_listener(&"fd:web".parse().unwrap()), None);

@@ -122,12 +122,12 @@ impl Inner {
             let pool = pools.get_mut(usize::from(pool)).and_then(Option::as_mut);
             let held = pool.and_then(|pool| pool.dispatcher.payload(id));
             if let Some(held) = held
-                && let Some((place, name)) = held.kept().map(|kept| (kept.place, kept.name))
+                && let Some(place) = held.kept().map(|kept| kept.place)
                 && !self.stored[place as usize]
             {
                 let socket = [held.descriptor()];
                 self.trouble
-                    .give(manager, &name.to_string(), &socket, Hold::UntilHangup)?;
+                    .give(manager, names::CONNECTION, &socket, Hold::UntilHangup)?;
                 self.stored[place as usize] = true;
             }
             self.fresh.pop_front();

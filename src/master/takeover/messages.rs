@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use crate::master::store::names::ConnectionName;
 use crate::wire::{MAX_CARRY, Peer, Traffic};
 
 /// The version of this protocol.
@@ -97,8 +96,8 @@ pub struct Passed<'a> {
     pub owing: Option<Duration>,
     /// What all turns have moved.
     pub total: Traffic,
-    /// What the manager that started the server keeps it as.
-    pub stored: Option<ConnectionName>,
+    /// The manager that started the server has a copy of it.
+    pub stored: bool,
     /// What was read and not consumed.
     pub carry: &'a [u8],
 }
@@ -147,31 +146,6 @@ impl std::fmt::Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Some(span) => span.as_millis().fmt(f),
-            None => f.write_str("-"),
-        }
-    }
-}
-
-/// Mark and number, or `-` for none.
-fn stored(text: Option<&str>) -> Result<Option<ConnectionName>, Malformed> {
-    match text {
-        Some("-") => Ok(None),
-        text => {
-            let (mark, serial) = text
-                .and_then(|text| text.split_once('.'))
-                .ok_or(Malformed)?;
-            let (mark, serial) = (number(Some(mark))?, number(Some(serial))?);
-            Ok(Some(ConnectionName { mark, serial }))
-        }
-    }
-}
-
-struct Stored(Option<ConnectionName>);
-
-impl std::fmt::Display for Stored {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(ConnectionName { mark, serial }) => write!(f, "{mark}.{serial}"),
             None => f.write_str("-"),
         }
     }
@@ -277,7 +251,7 @@ impl<'a> Passed<'a> {
             Span(self.owing),
             self.total.read,
             self.total.written,
-            Stored(self.stored),
+            if self.stored { "stored" } else { "-" },
         )
     }
 
@@ -304,7 +278,11 @@ impl<'a> Passed<'a> {
                 read: number(words.next())?,
                 written: number(words.next())?,
             },
-            stored: stored(words.next())?,
+            stored: match words.next() {
+                Some("stored") => true,
+                Some("-") => false,
+                _ => return Err(Malformed),
+            },
             carry,
         })
     }
@@ -341,7 +319,7 @@ mod tests {
             left in spans(),
             owing in spans(),
             traffic: (u64, u64),
-            stored: Option<(u64, u64)>,
+            stored: bool,
             carry: Vec<u8>,
             waiting in prop_oneof![Just(Waiting::Worker), Just(Waiting::Input), Just(Waiting::Output)],
         ) {
@@ -353,7 +331,7 @@ mod tests {
                 left,
                 owing,
                 total: Traffic { read: traffic.0, written: traffic.1 },
-                stored: stored.map(|(mark, serial)| ConnectionName { mark, serial }),
+                stored,
                 carry: &carry,
             };
             for message in [

@@ -264,9 +264,12 @@ impl Pool<'_> {
             socket,
         } = arrival;
         let mut held = Held::adopted(socket, passed.peer, &carry, passed.total);
-        if let Some(name) = passed.stored {
-            let store = self.store.as_ref();
-            held.copied(store.and_then(|store| store.keep_stored(name, &self.plan.name)));
+        if passed.stored {
+            let kept = self.store.as_ref().and_then(|store| {
+                let cookie = held.cookie().ok()?;
+                store.keep_stored(cookie, &self.plan.name)
+            });
+            held.copied(kept);
         }
         // It was counted by the old master, and is not refused now.
         let _ = self.clients.enter(passed.peer);

@@ -452,7 +452,7 @@ impl Pool<'_> {
             left: standing.left,
             owing: standing.owing,
             total: held.total(),
-            stored: held.kept().and_then(Kept::stored_name),
+            stored: held.kept().is_some_and(Kept::is_stored),
             carry: held.carry(),
         };
         session.tell(&FromOld::Connection(passed), Some(held.descriptor()))

@@ -205,6 +205,7 @@ impl Received {
             self.store.retain(|stored| Some(&*stored.name) != name);
         }
         if has("FDSTORE=1") {
+            self.drop_hung_up();
             let room = store_limit.saturating_sub(self.store.len());
             // What it has already, it does not take again, whatever the name.
             let known: Vec<_> = self.store.iter().map(Stored::identity).collect();
