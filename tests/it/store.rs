@@ -423,8 +423,9 @@ fn a_new_master_is_responsible_for_what_the_old_one_stored() {
     wait_until_parked(&manager, 5);
     process::signal(new.pid(), Signal::SIGKILL);
     process::signal(worker.pid(), Signal::SIGKILL);
-    worker.reap_orphan();
+    // Then the worker is ours too.
     new.reap_orphan();
+    worker.reap_orphan();
     let _third = start(&manager, &["demo", "-w", "1"]);
     for client in &mut clients {
         assert_eq!(turn(client), 3);
@@ -456,4 +457,44 @@ fn without_a_store_there_is_no_ledger() {
     let mut client = server.connect();
     assert_eq!(turn(&mut client), 1);
     assert!(client.is_silent_for(Duration::from_millis(1)));
+}
+
+#[test]
+fn what_no_worker_had_begun_is_served_by_the_next_ones() {
+    let manager = Manager::new(100);
+    let setup = Setup::new(&["demo", "-w", "1"]).expect("worker stopped");
+    let mut first = manager.manage(setup).start();
+    let workers = first.workers(1);
+    let mut client = first.connect();
+    assert_eq!(turn(&mut client), 1);
+    wait_until_parked(&manager, 1);
+    process::signal(workers[0].pid, Signal::SIGSTOP);
+    first.wait_for_log("worker stopped");
+    client.send_get("/");
+    // There is nobody else: it waits for the worker, in its inbox or before.
+    assert!(client.is_silent_for(Duration::from_millis(20)));
+    kill_all(&mut first, &workers);
+    let _second = start(&manager, &["demo", "-w", "1"]);
+    assert_eq!(Served::of(&client.reply()).turn, 2);
+}
+
+#[test]
+fn a_worker_that_does_not_end_in_time_loses_its_client() {
+    let manager = Manager::new(100);
+    let mut first = start(&manager, &["demo", "-w", "2"]);
+    let workers = first.workers(2);
+    let mut client = first.connect();
+    assert_eq!(turn(&mut client), 1);
+    wait_until_parked(&manager, 1);
+    begin_sleep(&mut client, 3000, &workers);
+    let orphans = kill_master(&mut first, &workers);
+    let setup = Setup::new(&["demo", "-w", "2", "--grace", "1"])
+        .expect("workers of a master that was killed do not end");
+    let second = manager.manage(setup).start();
+    assert!(client.is_closed());
+    second.wait_for_log("do not end: closing what they have");
+    wait_for_connections(&manager, 0);
+    for orphan in orphans {
+        orphan.reap_orphan();
+    }
 }
