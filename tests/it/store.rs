@@ -372,6 +372,28 @@ fn a_unix_listener_and_its_clients_survive() {
 }
 
 #[test]
+fn a_unix_listener_whose_file_is_gone_is_made_anew() {
+    let manager = Manager::new(100);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("socket");
+    let address = format!("unix:{}", path.display());
+    let setup = || Setup::new(&["demo", "-w", "1"]).listen(&address);
+    let mut first = manager.manage(setup()).start();
+    let workers = first.workers(1);
+    wait_for_connections(&manager, 0);
+    kill_all(&mut first, &workers);
+    std::fs::remove_file(&path).expect("it is there");
+    let second = manager.manage(setup().expect("is of no use")).start();
+    assert_eq!(second.get("/").status, 200);
+    wait_for_connections(&manager, 0);
+    let mut second = second;
+    let workers = second.workers(1);
+    kill_all(&mut second, &workers);
+    let third = manager.manage(setup()).start();
+    assert_eq!(third.get("/").status, 200);
+}
+
+#[test]
 fn a_ledger_of_another_version_is_refused() {
     let manager = Manager::new(100);
     let mut first = start(&manager, &["demo", "-w", "1"]);

@@ -35,6 +35,8 @@ pub struct Legacy {
     connections: Vec<OwnedFd>,
     /// The names of the listeners.
     listeners: BTreeSet<String>,
+    /// The names of those that are of no use.
+    useless: BTreeSet<String>,
 }
 
 /// Connections that were lent when their master was killed, while some worker of it may still be there.
@@ -66,13 +68,16 @@ impl Legacy {
                     legacy.states.entry(mark).or_default().push(one.fd);
                 }
                 Some(Meaning::Connection) => legacy.connections.push(one.fd),
-                Some(Meaning::Listener(asked)) => {
-                    legacy.listeners.insert(one.name);
-                    match Listener::adopt(one.fd, asked) {
-                        Ok(listener) => listeners.push(listener),
-                        Err(error) => log::warn!("{error}; it was stored, and is of no use"),
+                Some(Meaning::Listener(asked)) => match Listener::adopt(one.fd, asked) {
+                    Ok(listener) => {
+                        legacy.listeners.insert(one.name);
+                        listeners.push(listener);
                     }
-                }
+                    Err(error) => {
+                        log::warn!("{error}; a stored listener is of no use");
+                        legacy.useless.insert(one.name);
+                    }
+                },
             }
         }
         (legacy, listeners)
@@ -158,7 +163,11 @@ impl<'a> Master<'a> {
         let Some(store) = self.store.clone() else {
             return;
         };
-        store.know_listeners(legacy.listeners);
+        let kept = legacy.listeners.difference(&legacy.useless);
+        store.know_listeners(kept.cloned().collect());
+        for name in legacy.useless {
+            store.remove(name);
+        }
         if legacy.states.is_empty() && legacy.connections.is_empty() {
             return;
         }

@@ -113,11 +113,11 @@ impl Inner {
                 .give(manager, &name, &state, Hold::UntilRemoved)?;
         }
         self.stated = true;
-        self.list(manager, pools)?;
         while let Some(name) = self.gone.front() {
             take_away(manager, name)?;
             self.gone.pop_front();
         }
+        self.list(manager, pools)?;
         while let Some((pool, id)) = self.fresh.front().copied() {
             let pool = pools.get_mut(usize::from(pool)).and_then(Option::as_mut);
             let held = pool.and_then(|pool| pool.dispatcher.payload(id));
