@@ -45,7 +45,7 @@ impl Master<'_> {
         }
     }
 
-    fn stop(&mut self, interrupt: bool, now: Time) {
+    pub(super) fn stop(&mut self, interrupt: bool, now: Time) {
         match &mut self.stopping {
             Some(interrupts) => {
                 *interrupts += u32::from(interrupt);
@@ -60,6 +60,8 @@ impl Master<'_> {
                 self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
                 self.give_up_reload("the server stops");
+                self.give_up_takeover("the server stops");
+                self.tell_of_stop();
                 self.pools().for_each(|pool| pool.stop(now));
                 self.relist();
             }
@@ -70,6 +72,7 @@ impl Master<'_> {
         log::info!("stopping at once: {why}");
         self.stopping.get_or_insert(0);
         self.quitting = true;
+        self.give_up_takeover("the server stops");
         self.pools().for_each(Pool::quit);
     }
 

@@ -136,10 +136,10 @@ impl<C> Dispatcher<C> {
         self.table.get(id).map(|connection| connection.state)
     }
 
-    /// Whether something waits for the end of any turn: a ready connection, or the end of service.
+    /// Whether something waits for the end of any turn: a ready connection, the end of service, or another master.
     #[must_use]
     pub fn wants_reports(&self) -> bool {
-        self.stopping || !self.ready.is_empty()
+        self.stopping || self.lending != Lending::Yes || !self.ready.is_empty()
     }
 
     /// Whether the connection is lent to the worker.

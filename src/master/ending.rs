@@ -62,20 +62,11 @@ impl Pool<'_> {
         }
         self.end_former(now);
         match self.phase {
-            Phase::Stopping { until } | Phase::Leaving { until }
-                if self.dispatcher.is_empty() || until <= now =>
-            {
-                let unserved = self.dispatcher.connections();
-                if unserved > 0 {
-                    log::warn!("the grace period is over: closing {unserved} connections");
-                }
-                for worker in self.processes.resize(0) {
-                    self.retire(worker);
-                }
-                self.phase = Phase::Retiring { until };
-                self.rouse();
-                self.advance(now);
+            Phase::Stopping { until } if self.dispatcher.is_empty() || until <= now => {
+                self.let_workers_go(now);
             }
+            // Before that, the master knows whether this pool may still be needed.
+            Phase::Leaving { until } if until <= now => self.let_workers_go(now),
             Phase::Retiring { until }
                 if self.processes.processes().next().is_none() || until <= now =>
             {
@@ -84,6 +75,23 @@ impl Pool<'_> {
             }
             _ => {}
         }
+    }
+
+    /// Nothing more is to be served.
+    pub fn let_workers_go(&mut self, now: Time) {
+        let (Phase::Stopping { until } | Phase::Leaving { until }) = self.phase else {
+            return;
+        };
+        let unserved = self.dispatcher.connections();
+        if unserved > 0 {
+            log::warn!("the grace period is over: closing {unserved} connections");
+        }
+        for worker in self.processes.resize(0) {
+            self.retire(worker);
+        }
+        self.phase = Phase::Retiring { until };
+        self.rouse();
+        self.advance(now);
     }
 
     /// Kills and reaps what workers there are.

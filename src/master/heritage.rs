@@ -35,7 +35,7 @@ impl Heritage {
     pub fn claim(control: Option<&Path>) -> Result<Self> {
         let notifier = Notifier::from_env();
         let mut passed = listen_fds()?;
-        let (successor, mut listeners) = match (inherited_session(), control) {
+        let (successor, mut listeners) = match (inherited_session()?, control) {
             (Some(session), _) => Successor::ask(session, "take over").map(to_some)?,
             (None, Some(path)) => Successor::connect(path).map(to_some)?,
             (None, None) => (None, Vec::new()),

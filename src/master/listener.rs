@@ -51,6 +51,8 @@ enum Bound {
 pub struct SocketFile {
     path: PathBuf,
     device_and_inode: (u64, u64),
+    /// It is this process's, to be removed at the end.
+    owned: bool,
 }
 
 /// What came of one accept.
@@ -209,24 +211,45 @@ impl Listener {
         }
     }
 
-    /// A listener that another master has had.
+    /// A listener that another master has, and with it the file of its Unix socket if `has_file` says so. That stays
+    /// the other one's until it is [owned](Listener::own).
     ///
     /// # Errors
     /// When it is no listening socket.
-    pub fn adopt(socket: OwnedFd, asked: Address) -> Result<Self> {
-        let Address::Unix(path) = &asked else {
-            return Self::inherit(socket, asked);
+    pub fn adopt(socket: OwnedFd, asked: Address, has_file: bool) -> Result<Self> {
+        // If somebody has removed the file, there is nothing to remove later.
+        let file = match &asked {
+            Address::Unix(path) if has_file => SocketFile::at(path).ok(),
+            _ => None,
         };
-        let file = SocketFile::at(path)
-            .map_err(|error| Error::new(format!("take over {asked}"), error))?;
-        Ok(Self::new(socket, asked, Bound::Unix(file)))
+        let mut listener = Self::inherit(socket, asked)?;
+        if let Some(file) = file {
+            listener.bound = Bound::Unix(file);
+            listener.disown();
+        }
+        Ok(listener)
     }
 
-    /// Another master has it too: what was made for it stays when it is dropped here.
+    /// The file of its Unix socket, if it has made one, is another master's now, and stays when this is dropped.
     pub fn disown(&mut self) {
+        self.set_owned(false);
+    }
+
+    /// The file of its Unix socket is this process's own, and to be removed when this is dropped.
+    pub fn own(&mut self) {
+        self.set_owned(true);
+    }
+
+    fn set_owned(&mut self, owned: bool) {
         if let Bound::Unix(file) = &mut self.bound {
-            file.disown();
+            file.owned = owned;
         }
+    }
+
+    /// Whether it has made a file for its Unix socket.
+    #[must_use]
+    pub fn has_file(&self) -> bool {
+        matches!(self.bound, Bound::Unix(_))
     }
 
     /// The address that was asked for, as the configuration says it.
@@ -384,6 +407,12 @@ impl Listener {
 }
 
 impl SocketFile {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file that was just made at this path.
     ///
     /// # Errors
@@ -393,13 +422,8 @@ impl SocketFile {
         Ok(Self {
             path: path.to_owned(),
             device_and_inode: (metadata.dev(), metadata.ino()),
+            owned: true,
         })
-    }
-
-    /// It is somebody else's from now on, and stays.
-    fn disown(&mut self) {
-        // No file has these.
-        self.device_and_inode = (u64::MAX, u64::MAX);
     }
 }
 
@@ -411,7 +435,8 @@ impl fmt::Display for SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Ok(metadata) = fs::symlink_metadata(&self.path)
+        if self.owned
+            && let Ok(metadata) = fs::symlink_metadata(&self.path)
             && (metadata.dev(), metadata.ino()) == self.device_and_inode
             && let Err(error) = fs::remove_file(&self.path)
         {

@@ -166,7 +166,7 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
         control: None,
         pid_file: None,
         takeover: None,
-        manager: Manager::new(heritage.notifier.take()),
+        manager: Manager::new(heritage.notifier.take(), heritage.successor.is_none()),
         store: None,
         orphans: None,
         successor: heritage.successor.take(),
@@ -202,26 +202,41 @@ impl<'a> Master<'a> {
             pool.listen_on(reload::take_wanted(&mut bound, pool.addresses()))?;
             self.pools.push(Some(pool));
         }
-        if self.successor.is_none() {
-            self.take_office()?;
-        }
+        self.prepare_office(self.successor.is_some())?;
         self.inherit(legacy, self.now());
         Ok(())
     }
 
-    /// Is the master in charge: can be found.
-    fn take_office(&mut self) -> Result<()> {
+    /// Prepares to be found, so that what may fail has failed before this master is in charge.
+    fn prepare_office(&mut self, replace: bool) -> Result<()> {
         if let Some(path) = &self.offices.control {
-            let control = Control::listen(path, self.successor.is_some())?;
+            self.control = Some(Control::prepare(path, replace)?);
+        }
+        if let Some(path) = &self.offices.pid_file {
+            self.pid_file = Some(PidFile::prepare(path)?);
+        }
+        if self.successor.is_none() && !replace {
+            self.publish_office()?;
+        }
+        Ok(())
+    }
+
+    /// Can be found from now on. A master in charge does not give up because it can't.
+    fn take_office(&mut self) {
+        if let Err(error) = self.publish_office() {
+            log::error!("{error}");
+        }
+        self.manager.take_charge();
+    }
+
+    fn publish_office(&mut self) -> Result<()> {
+        if let Some(control) = &mut self.control {
+            control.publish()?;
             let data = EventData::new_u64(Token::own(Subject::Control).encode());
             epoll::add(&*self.own.epoll, &control, data, EventFlags::IN)
                 .map_err(|error| Error::new(format!("watch {control}"), io::Error::from(error)))?;
-            self.control = Some(control);
         }
-        if let Some(path) = &self.offices.pid_file {
-            self.pid_file = Some(PidFile::write(path)?);
-        }
-        Ok(())
+        self.pid_file.as_ref().map_or(Ok(()), PidFile::publish)
     }
 
     fn pools(&mut self) -> impl Iterator<Item = &mut Pool<'a>> {

@@ -11,27 +11,42 @@ use crate::error::{Error, Plain, Result};
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
+    /// Where it is until it is published.
+    beside: PathBuf,
 }
 
 impl PidFile {
-    /// Writes it, over one that is there. Whoever reads it finds the old one or the new one, never half of it.
+    /// Writes it beside the path. Nobody is to find it before this process is in charge.
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn write(path: &Path) -> Result<Self> {
-        let beside = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
-        let written = || -> io::Result<()> {
-            fs::write(&beside, content())?;
-            fs::rename(&beside, path)
-        };
-        written().map_err(|error| {
-            let _ = fs::remove_file(&beside);
-            Error::new(format!("write pid file {}", path.display()), error)
-        })?;
-        Ok(Self {
+    pub fn prepare(path: &Path) -> Result<Self> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(format!(".{}", std::process::id()));
+        let file = Self {
             path: path.to_owned(),
-        })
+            beside: beside.into(),
+        };
+        let written = match path.is_dir() {
+            true => Err(io::ErrorKind::IsADirectory.into()),
+            false => fs::write(&file.beside, content()),
+        };
+        written.map_err(|error| failed(path, error))?;
+        Ok(file)
     }
+
+    /// Moves it to its place, over one that is there: whoever reads it finds the old one or the new one, never half of
+    /// it.
+    ///
+    /// # Errors
+    /// What rename(2) fails with.
+    pub fn publish(&self) -> Result<()> {
+        fs::rename(&self.beside, &self.path).map_err(|error| failed(&self.path, error))
+    }
+}
+
+fn failed(path: &Path, error: io::Error) -> Error {
+    Error::new(format!("write pid file {}", path.display()), error)
 }
 
 fn content() -> String {
@@ -40,6 +55,8 @@ fn content() -> String {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        // Not there, unless it was never published.
+        let _ = fs::remove_file(&self.beside);
         let ours = fs::read_to_string(&self.path).is_ok_and(|text| text == content());
         if ours && let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));

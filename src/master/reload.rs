@@ -50,11 +50,12 @@ impl<'a> Master<'a> {
         if self.stopping.is_some() {
             return;
         }
+        // Whoever waits for the end of a reload is told of its end, whatever comes of it.
+        self.manager.reloading();
         if self.takeover.is_some() || self.successor.is_some() {
             return log::warn!("reload refused: a takeover is under way");
         }
         self.give_up_reload("another one begins");
-        self.manager.reloading();
         match self.prepare(now) {
             Ok(()) => log::info!("reloading"),
             Err(error) => {

@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod load;
 pub mod process;
 pub mod systemd;
+pub mod upgrade;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
@@ -289,11 +290,12 @@ impl Setup {
         let mut server = Server {
             stdout: Output::collect(child.stdout.take().expect("stdout is piped")),
             stderr: Output::collect(child.stderr.take().expect("stderr is piped")),
-            child,
+            child: Some(child),
             master: process.pid(),
             process,
             endpoints: Vec::new(),
             expected: self.expected,
+            former: Vec::new(),
             status: None,
             directory: self.directory,
         };
@@ -354,14 +356,17 @@ pub fn begin_sleep(client: &mut Client, milliseconds: u32, workers: &[Worker]) -
 /// A running server. When it goes out of scope it must stop in order, with status 0, no process
 /// left, and no warning in its log that the test did not expect.
 pub struct Server {
-    child: Child,
-    /// What was started: the master, or the program that it runs under.
+    /// What was started, if that is the process that is waited for now.
+    child: Option<Child>,
+    /// What is waited for: the master, or the program that it runs under.
     process: Watched,
     master: Pid,
     stdout: Output,
     stderr: Output,
     endpoints: Vec<Endpoint>,
     expected: Vec<String>,
+    /// Masters that have handed over.
+    former: Vec<upgrade::Former>,
     status: Option<ExitStatus>,
     directory: TempDir,
 }
@@ -500,6 +505,7 @@ impl Server {
 
     #[track_caller]
     pub fn stop_by(&mut self, signal: Signal) -> ExitStatus {
+        self.wait_for_former();
         self.signal(signal);
         self.wait()
     }
@@ -531,7 +537,11 @@ impl Server {
             self.process.wait(DEADLINE),
             "the server has not ended after {DEADLINE:?}"
         );
-        let status = self.child.wait().expect("it is our child");
+        self.wait_for_former();
+        let status = match &mut self.child {
+            Some(child) => child.wait().expect("it is our child"),
+            None => upgrade::reap(&self.process),
+        };
         self.status = Some(status);
         status
     }
@@ -543,10 +553,15 @@ impl Server {
         if self.master != self.process.pid() {
             pids.push(self.master);
         }
+        for former in &self.former {
+            pids.extend(process::children(former.pid()).0);
+        }
         let (own, _) = process::children(Pid::this());
-        let ready = self.log_lines("worker ready");
-        let workers = ready.iter().map(|line| Worker::named_in(line).pid);
-        pids.extend(workers.filter(|pid| own.contains(pid)));
+        let mut started = self.log_lines("worker ready");
+        started.extend(self.log_lines(upgrade::STARTED));
+        let started = started.iter().map(|line| Pid::from_raw(field(line, "pid")));
+        pids.extend(started.filter(|pid| own.contains(pid)));
+        pids.retain(|pid| *pid != self.process.pid());
         pids.into_iter().map(Watched::new).collect()
     }
 
@@ -554,7 +569,12 @@ impl Server {
         let descendants = self.descendants();
         if self.status.is_none() {
             self.process.destroy();
-            let _ = self.child.wait();
+            if let Some(child) = &mut self.child {
+                let _ = child.wait();
+            }
+        }
+        for former in &mut self.former {
+            former.destroy();
         }
         for process in descendants {
             process.destroy();

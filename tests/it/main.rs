@@ -30,3 +30,4 @@ mod systemd;
 mod takeback;
 mod threads;
 mod tidy;
+mod upgrade;

@@ -14,8 +14,9 @@ use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown, sockopt};
 
 use super::ledger::{Ledger, Record, Stage, hash};
 use super::names::{self, Meaning};
-use super::{Store, monotonic};
-use crate::error::Plain;
+use super::{Store, monotonic, name_of};
+use crate::config::Address;
+use crate::error::{Error, Plain, Result};
 use crate::master::Master;
 use crate::master::dispatch::{Interest, Standing, Verdict};
 use crate::master::held::Held;
@@ -68,7 +69,7 @@ impl Legacy {
                     legacy.states.entry(mark).or_default().push(one.fd);
                 }
                 Some(Meaning::Connection) => legacy.connections.push(one.fd),
-                Some(Meaning::Listener(asked)) => match Listener::adopt(one.fd, asked) {
+                Some(Meaning::Listener(asked)) => match adopted(one.fd, asked) {
                     Ok(listener) => {
                         legacy.listeners.insert(one.name);
                         listeners.push(listener);
@@ -85,9 +86,8 @@ impl Legacy {
 
     /// A master that lives has offered its listeners.
     pub fn of_predecessor(listeners: &[Listener]) -> Self {
-        let names = listeners.iter().map(Listener::asked);
         Self {
-            listeners: names.filter_map(names::of_listener).collect(),
+            listeners: listeners.iter().filter_map(name_of).collect(),
             ..Self::default()
         }
     }
@@ -97,6 +97,18 @@ impl Legacy {
         let states = self.states.values().flatten();
         states.chain(&self.connections).map(AsFd::as_fd)
     }
+}
+
+/// A listener that a killed master had, with the file of its Unix socket.
+fn adopted(socket: OwnedFd, asked: Address) -> Result<Listener> {
+    let unix = matches!(asked, Address::Unix(_));
+    let mut listener = Listener::adopt(socket, asked, true)?;
+    if unix && !listener.has_file() {
+        let attempt = format!("listen on {listener}");
+        return Err(Error::because(attempt, "its file is gone"));
+    }
+    listener.own();
+    Ok(listener)
 }
 
 /// What the ledgers say of all connections, and the life lines of their masters.

@@ -27,7 +27,9 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::connections::ConnectionId;
+use super::listener::Listener;
 use super::time::Time;
+use crate::config::Address;
 use crate::sys::memfile::MemoryFile;
 use ledger::{Ledger, Record, Stage};
 use tending::Trouble;
@@ -228,6 +230,15 @@ impl Store {
         inner.fresh.clear();
     }
 
+    /// The other master is gone without an end, and this one is in charge again. What that one had is ended: nobody knows
+    /// how it stands. The copies of what is still lent go with it.
+    pub fn resume(&self) {
+        let mut inner = self.0.borrow_mut();
+        inner.standing = Standing::InCharge;
+        inner.relisted = true;
+        inner.gone.push_back(names::CONNECTION.to_owned());
+    }
+
     /// A time by the clock that all masters share.
     fn clock(&self, now: Time) -> Duration {
         self.0.borrow().ahead + Duration::from_nanos(now.0)
@@ -332,6 +343,13 @@ pub struct Note<'a> {
     pub owing: Option<Duration>,
     /// What was read and not consumed.
     pub carry: &'a [u8],
+}
+
+/// What a listener is called; nothing when it is not this server's own, or its address does not fit into a name.
+fn name_of(listener: &Listener) -> Option<String> {
+    let asked = listener.asked();
+    let own = listener.has_file() || !matches!(asked, Address::Unix(_));
+    names::of_listener(asked).filter(|_| own)
 }
 
 /// The system's monotonic clock, which all masters share until the next boot.

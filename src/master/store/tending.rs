@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::names;
-use super::{Inner, Standing, Store};
+use super::{Inner, Standing, Store, name_of};
 use crate::error::Plain;
 use crate::master::Master;
 use crate::master::manager::Manager;
 use crate::master::pool::Pool;
+use crate::master::takeover::Successor;
 use crate::master::time::Time;
 use crate::systemd::Hold;
 
@@ -63,6 +64,9 @@ impl Master<'_> {
             orphans.end(&store);
         }
         self.pools.clear();
+        if self.successor.as_ref().is_none_or(Successor::reigns) {
+            store.predecessor_ended();
+        }
         store.relist();
         store.remove(names::of_state(store.mark()));
         let end = Instant::now() + LAST_WORDS;
@@ -143,7 +147,7 @@ impl Inner {
         // A name can stand for several.
         let mut all = BTreeMap::<String, Vec<BorrowedFd<'_>>>::new();
         for listener in pools.iter().flatten().flat_map(|pool| &pool.listeners) {
-            if let Some(name) = names::of_listener(listener.asked()) {
+            if let Some(name) = name_of(listener) {
                 all.entry(name).or_default().push(listener.as_fd());
             }
         }

@@ -3,16 +3,19 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{Pid, getppid};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use rustix::io::FdFlags;
+use rustix::net::SocketType;
 
-use crate::error::Plain;
-use crate::sys;
+use crate::error::{Error, Plain, Result};
+use crate::sys::{self, environment};
 
 /// How the new program learns where the old master is: `DESCRIPTOR PARENT`.
 const VARIABLE: &str = "BATOND_TAKEOVER";
@@ -24,6 +27,7 @@ const NOT_EXECUTED: u8 = 127;
 #[derive(Debug)]
 pub struct Launch {
     program: PathBuf,
+    /// The name first.
     arguments: Vec<OsString>,
 }
 
@@ -32,12 +36,12 @@ impl Launch {
     /// place, not the old file.
     #[must_use]
     pub fn of_this_program() -> Self {
-        let mut arguments = std::env::args_os();
-        let name = PathBuf::from(arguments.next().unwrap_or_default());
+        let arguments: Vec<_> = std::env::args_os().collect();
+        let name = PathBuf::from(arguments.first().cloned().unwrap_or_default());
         let program = locate(&name).or_else(|| std::env::current_exe().ok());
         Self {
             program: program.unwrap_or(name),
-            arguments: arguments.collect(),
+            arguments,
         }
     }
 
@@ -57,18 +61,22 @@ impl Launch {
         let keep: Vec<_> = keep.iter().copied().chain([descriptor]).collect();
         let parent = std::process::id();
         let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .env(VARIABLE, format!("{descriptor} {parent}"));
+        if let [name, arguments @ ..] = &self.arguments[..] {
+            command.arg0(name).args(arguments);
+        }
+        command.env(VARIABLE, format!("{descriptor} {parent}"));
         introduce(&mut command);
-        // As for a worker: no signal may reach the child while it still has the master's handlers. Executing the
-        // program unblocks them.
+        // As for a worker: no signal may reach the child while it still has the master's handlers, which are gone when
+        // it executes the program. What is blocked then stays blocked.
         let mut before = SigSet::empty();
         let all = SigSet::all();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
         let pid = sys::process::spawn(&keep, detach, || {
             let inherited = rustix::io::fcntl_setfd(theirs.as_fd(), FdFlags::empty());
-            let error = inherited.map_or_else(io::Error::from, |()| command.exec());
+            let unblocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+            let ready = inherited.map_err(io::Error::from);
+            let ready = ready.and_then(|()| Ok(unblocked?));
+            let error = ready.map_or_else(|error| error, |()| command.exec());
             log::error!(
                 "cannot execute {}: {}",
                 self.program.display(),
@@ -98,27 +106,85 @@ fn locate(name: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
-        .find(|candidate| candidate.is_file())
+        .find(|candidate| is_program(candidate))
 }
 
-/// The socket to the master that has started this program to take over from it, if one has.
-#[must_use]
-pub fn inherited_session() -> Option<OwnedFd> {
-    let value = std::env::var(VARIABLE).ok()?;
-    let (descriptor, parent) = value.split_once(' ')?;
-    // The variable may have come down from a grandparent, and mean nothing here.
+fn is_program(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// The socket to the master that has started this program to take over from it, if one has. To be called once, before
+/// there are threads.
+///
+/// # Errors
+/// When the environment can't be changed any more.
+pub fn inherited_session() -> Result<Option<OwnedFd>> {
+    // No worker, and nothing that one starts, is to find it.
+    let [value] = environment::take([VARIABLE])
+        .map_err(|error| Error::new(format!("take {VARIABLE} out of the environment"), error))?;
+    Ok(value.and_then(|value| session_named(value.to_str()?)))
+}
+
+/// The socket of this name, if it is one whose other end that master has made. The name may have come from anywhere, and
+/// the number mean something that is none of this program's business.
+fn session_named(name: &str) -> Option<OwnedFd> {
+    let (descriptor, parent) = name.split_once(' ')?;
     let parent: i32 = parent.parse().ok()?;
-    let descriptor: RawFd = descriptor.parse().ok()?;
-    if getppid().as_raw() != parent || descriptor <= 2 {
-        return None;
-    }
+    let descriptor: RawFd = descriptor.parse().ok().filter(|number| *number > 2)?;
     let session = sys::process::claim(descriptor)?;
     let kind = rustix::net::sockopt::socket_type(&session).ok();
-    if kind != Some(rustix::net::SocketType::SEQPACKET) {
+    let maker = getsockopt(&session, PeerCredentials).ok();
+    if kind != Some(SocketType::SEQPACKET) || maker.map(|maker| maker.pid()) != Some(parent) {
         // It is something else, and somebody else's.
         std::mem::forget(session);
         return None;
     }
     let _ = rustix::io::fcntl_setfd(&session, FdFlags::CLOEXEC);
     Some(session)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    #[test]
+    fn only_a_socket_of_the_master_that_is_named_is_a_session() {
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        let family = rustix::net::AddressFamily::UNIX;
+        let pair = |kind| rustix::net::socketpair(family, kind, flags, None).unwrap();
+        let own = std::process::id();
+        let (stream, _other_end) = pair(SocketType::STREAM);
+        let (session, other) = pair(SocketType::SEQPACKET);
+        let (stream, session) = (stream.as_raw_fd(), session.into_raw_fd());
+        for name in [
+            String::new(),
+            "4".to_owned(),
+            "4 x".to_owned(),
+            format!("-1 {own}"),
+            format!("0 {own}"),
+            format!("1048575 {own}"),
+            format!("{stream} {own}"),
+            format!("{session} {}", own + 1),
+            format!("{session} {own} "),
+        ] {
+            assert!(session_named(&name).is_none(), "{name:?}");
+        }
+        let session = session_named(&format!("{session} {own}"));
+        drop(session.expect("it is one"));
+        let gone = rustix::net::send(&other, b"x", rustix::net::SendFlags::NOSIGNAL);
+        assert_eq!(gone, Err(rustix::io::Errno::PIPE));
+    }
+
+    #[test]
+    fn a_name_with_a_slash_is_a_place_and_another_is_searched_for() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(locate(Path::new("./bin/x")), Some(here.join("bin/x")));
+        assert_eq!(locate(Path::new("/bin/x")), Some("/bin/x".into()));
+        assert_eq!(locate(Path::new("")), None);
+        assert_eq!(locate(Path::new("no-such-program-at-all")), None);
+        assert!(is_program(&locate(Path::new("sh")).unwrap()));
+        assert!(!is_program(Path::new("/")));
+    }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! new: TAKEOVER 1                     old: REFUSED reason, or
-//!                                     old: LISTENER address  (with its descriptor; each of them)
+//!                                     old: LISTENER address file|-  (with its descriptor; each of them)
 //!                                     old: OFFER
 //! new: KEEP address  (each that it wants)
 //! new: READY pool...                  old: CONNECTION pool peer turns ...  (with its descriptor; each of them)
@@ -14,7 +14,7 @@
 //! new: CONFIRM count                  old: GO
 //! new: DONE                           old: STORE mark  (if it has stored descriptors with a manager)
 //!                                     old: CONNECTION ...  (as their turns end)
-//!                                     old: END
+//! new: STOP  (if it stops)            old: END
 //! ```
 
 use std::borrow::Cow;
@@ -44,6 +44,8 @@ pub enum FromNew {
     Confirm(u64),
     /// It serves.
     Done,
+    /// It was told to stop, and the old one is to stop with it.
+    Stop,
 }
 
 /// What the old master says.
@@ -52,7 +54,12 @@ pub enum FromOld<'a> {
     /// It does not give anything away.
     Refused(String),
     /// The listener of an address, as the configuration has it. Its descriptor comes along.
-    Listener(String),
+    Listener {
+        /// The address.
+        address: String,
+        /// The master that bound it has made the file of its Unix socket.
+        has_file: bool,
+    },
     /// That were all listeners.
     Offer,
     /// A connection. Its descriptor comes along.
@@ -167,6 +174,7 @@ impl FromNew {
             }
             Self::Confirm(count) => format!("CONFIRM {count}\n"),
             Self::Done => "DONE\n".to_owned(),
+            Self::Stop => "STOP\n".to_owned(),
         }
     }
 
@@ -186,6 +194,7 @@ impl FromNew {
             }
             Some("CONFIRM") => Self::Confirm(number(words.next())?),
             Some("DONE") => Self::Done,
+            Some("STOP") => Self::Stop,
             _ => return Err(Malformed),
         };
         let whole = words.next().is_none() && rest.is_empty();
@@ -199,7 +208,10 @@ impl<'a> FromOld<'a> {
     pub fn header(&self) -> String {
         match self {
             Self::Refused(reason) => format!("REFUSED {}\n", escape(reason)),
-            Self::Listener(address) => format!("LISTENER {}\n", escape(address)),
+            Self::Listener { address, has_file } => {
+                let file = if *has_file { "file" } else { "-" };
+                format!("LISTENER {} {file}\n", escape(address))
+            }
             Self::Offer => "OFFER\n".to_owned(),
             Self::Connection(passed) => passed.header(),
             Self::All(count) => format!("ALL {count}\n"),
@@ -220,7 +232,14 @@ impl<'a> FromOld<'a> {
             |words: &mut dyn Iterator<Item = &'a str>| unescape(words.next().ok_or(Malformed)?);
         let message = match words.next() {
             Some("REFUSED") => Self::Refused(text(&mut words)?),
-            Some("LISTENER") => Self::Listener(text(&mut words)?),
+            Some("LISTENER") => Self::Listener {
+                address: text(&mut words)?,
+                has_file: match words.next() {
+                    Some("file") => true,
+                    Some("-") => false,
+                    _ => return Err(Malformed),
+                },
+            },
             Some("OFFER") => Self::Offer,
             Some("CONNECTION") => Self::Connection(Passed::parse(&mut words, rest)?),
             Some("ALL") => Self::All(number(words.next())?),
@@ -307,6 +326,7 @@ mod tests {
                 FromNew::Ready(texts.into_iter().map(|text| text + "x").collect()),
                 FromNew::Confirm(count),
                 FromNew::Done,
+                FromNew::Stop,
             ] {
                 prop_assert_eq!(FromNew::parse(message.header().as_bytes()), Ok(message));
             }
@@ -336,7 +356,7 @@ mod tests {
             };
             for message in [
                 FromOld::Refused(text.clone() + "x"),
-                FromOld::Listener(text.clone() + "x"),
+                FromOld::Listener { address: text.clone() + "x", has_file: turns % 2 == 0 },
                 FromOld::Offer,
                 FromOld::Connection(passed),
                 FromOld::All(turns),
@@ -377,7 +397,9 @@ mod tests {
             "GO\nx",
             "ALL -1\n",
             "CONNECTION main\n",
-            "LISTENER %ff\n",
+            "LISTENER %ff file\n",
+            "LISTENER [::]:80 maybe\n",
+            "LISTENER [::]:80\n",
         ] {
             assert_eq!(FromOld::parse(text.as_bytes()), Err(Malformed), "{text}");
         }

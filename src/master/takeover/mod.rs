@@ -9,10 +9,13 @@
 mod launch;
 mod messages;
 mod new;
+mod office;
 mod old;
+mod passing;
 mod session;
 
 pub use launch::{Launch, inherited_session};
 pub use new::Successor;
-pub use old::{Control, Takeover};
+pub use office::Control;
+pub use old::Takeover;
 pub use session::Session;

@@ -15,10 +15,13 @@ use crate::master::Master;
 use crate::master::dispatch::{Interest, Standing};
 use crate::master::held::Held;
 use crate::master::listener::Listener;
-use crate::master::pool::Pool;
+use crate::master::pool::{Phase, Pool};
 use crate::master::store::ledger::Stage;
 use crate::master::time::Time;
 use crate::master::token::{Subject, Token};
+
+/// What the log calls the other one.
+const OLD: &str = "the old master";
 
 /// A master to be: it has been offered the listeners of the old one.
 #[derive(Debug)]
@@ -66,7 +69,7 @@ impl Successor {
     /// # Errors
     /// When it is gone, or refuses.
     pub fn ask(socket: OwnedFd, attempt: &str) -> Result<(Self, Vec<Listener>)> {
-        let failed = |error: io::Error| Error::because(attempt, reason(&error));
+        let failed = |error: io::Error| Error::because(attempt, reason(OLD, &error));
         let session = Session::over(socket).map_err(failed)?;
         let mut room = Room::default();
         session
@@ -75,11 +78,11 @@ impl Successor {
         let mut listeners = Vec::new();
         loop {
             match session.hear_old(&mut room).map_err(failed)? {
-                (FromOld::Listener(address), Some(socket)) => {
+                (FromOld::Listener { address, has_file }, Some(socket)) => {
                     let asked = address.parse();
                     let asked =
                         asked.map_err(|error| Error::because(attempt, format!("{error}")))?;
-                    listeners.push(Listener::adopt(socket, asked)?);
+                    listeners.push(Listener::adopt(socket, asked, has_file)?);
                 }
                 (FromOld::Offer, None) => break,
                 (FromOld::Refused(why), None) => {
@@ -196,9 +199,9 @@ impl Master<'_> {
             .map(|listener| listener.asked().to_string())
             .collect();
         let names = pools().map(|pool| pool.plan.name.to_string()).collect();
-        let arrivals = successor.take_over(&keep, names).map_err(|error| {
-            Error::because("take over", format!("the old master: {}", reason(&error)))
-        })?;
+        let arrivals = successor
+            .take_over(&keep, names)
+            .map_err(|error| Error::because("take over", reason(OLD, &error)))?;
         let data = EventData::new_u64(Token::own(Subject::Succession).encode());
         let session = &successor.session;
         if let Err(error) = epoll::add(&*self.own.epoll, session, data, EventFlags::IN) {
@@ -208,8 +211,19 @@ impl Master<'_> {
         for arrival in arrivals {
             self.adopt(arrival, now);
         }
-        self.pools().for_each(Pool::begin_accepting);
-        self.take_office()
+        for pool in self.pools() {
+            pool.listeners.iter_mut().for_each(Listener::own);
+            pool.begin_accepting();
+        }
+        self.take_office();
+        Ok(())
+    }
+
+    /// This master is told to stop: the old one is not to take charge again.
+    pub(in crate::master) fn tell_of_stop(&mut self) {
+        if let Some(successor) = self.successor.as_ref().filter(|s| s.reigns) {
+            let _ = successor.session.answer(&FromNew::Stop);
+        }
     }
 
     /// The old master passes on what it still had lent.
@@ -226,14 +240,14 @@ impl Master<'_> {
                     }
                     continue;
                 }
-                Ok(Some((FromOld::End, None))) => Err("it has ended".to_owned()),
-                Ok(Some(_)) => Err(reason(&unexpected())),
-                Err(error) => Err(reason(&error)),
+                Ok(Some((FromOld::End, None))) => Err(format!("{OLD} has ended")),
+                Ok(Some(_)) => Err(reason(OLD, &unexpected())),
+                Err(error) => Err(reason(OLD, &error)),
             };
             match arrival {
                 Ok(arrival) => self.adopt(arrival, now),
                 Err(why) => {
-                    log::info!("nothing more comes from the old master: {why}");
+                    log::info!("the takeover is complete: {why}");
                     self.successor = None;
                     if let Some(store) = &self.store {
                         store.predecessor_ended();
@@ -258,6 +272,10 @@ impl Master<'_> {
 
 impl Pool<'_> {
     fn adopt(&mut self, arrival: Arrival, now: Time) {
+        if !matches!(self.phase, Phase::Serving | Phase::Stopping { .. }) {
+            // There is nobody left to serve it.
+            return;
+        }
         let Arrival {
             passed,
             carry,

@@ -1,37 +1,30 @@
 //! The old master's part.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-    socket_with,
-};
 
-use super::messages::{FromNew, FromOld, Passed, VERSION, Waiting};
-use super::session::{Room, Session, reason};
-use crate::error::{Error, Plain, Result};
+use super::messages::{FromNew, FromOld, VERSION};
+use super::office::Control;
+use super::session::{PATIENCE, Room, Session, is_gone, reason};
+use crate::error::Plain;
 use crate::master::Master;
-use crate::master::connections::ConnectionId;
-use crate::master::dispatch::{Interest, Lending};
-use crate::master::listener::SocketFile;
-use crate::master::pool::{Phase, Pool};
-use crate::master::store::Kept;
+use crate::master::pool::Pool;
 use crate::master::time::Time;
 use crate::master::token::{Subject, Token};
 
-/// The socket where a new master asks.
-#[derive(Debug)]
-pub struct Control {
-    socket: OwnedFd,
-    file: SocketFile,
-}
+/// What the log calls it.
+const NEW: &str = "the new master";
+
+/// How much longer the old master waits than the new one may take: that gives up first, and says why.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// How long a child that has closed its end may take to end, so that the log can say how.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 
 /// A takeover that is under way.
 pub struct Takeover {
@@ -52,117 +45,31 @@ enum Stage {
     Hello,
     /// It starts its workers.
     Starting,
+    /// It has closed its end, and is this one's child: how it ends will be known at once.
+    Gone,
     /// It is in charge, and gets the rest as it comes.
     Reigning,
 }
 
-impl Control {
-    /// Listens at a path, where only this user may ask. A socket that is there already is replaced: it belongs to the
-    /// master that this one has taken over from, or to nobody.
-    ///
-    /// # Errors
-    /// What bind(2) and rename(2) fail with, and when another program listens there.
-    pub fn listen(path: &Path, replace: bool) -> Result<Self> {
-        let attempt = || format!("listen on control socket {}", path.display());
-        let failed = |error: io::Error| Error::new(attempt(), error);
-        if !replace && is_in_use(path) {
-            return Err(Error::because(
-                attempt(),
-                "another master listens there; take over from it with --takeover",
-            ));
-        }
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
-                return Err(Error::because(
-                    attempt(),
-                    "the path exists and is not a socket",
-                ));
-            }
-            _ => {}
-        }
-        // Bound beside it and moved there, so that there is no moment without a socket, nor one without its mode.
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(beside);
-        let bound = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-            let _ = fs::remove_file(&beside);
-            bind(&socket, &SocketAddrUnix::new(&beside)?)?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-            fs::set_permissions(&beside, mode)?;
-            listen(&socket, 8)?;
-            fs::rename(&beside, path)?;
-            Ok(socket)
-        };
-        let socket = bound().map_err(|error| {
-            let _ = fs::remove_file(&beside);
-            failed(error)
-        })?;
-        let file = SocketFile::at(path).map_err(failed)?;
-        Ok(Self { socket, file })
-    }
-
-    /// The next who asks, if he may.
-    fn accept(&self) -> io::Result<Option<OwnedFd>> {
-        let socket = match accept_with(&self.socket, SocketFlags::CLOEXEC) {
-            Ok(socket) => socket,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let peer = getsockopt(&socket, PeerCredentials)?;
-        if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
-            log::warn!(
-                "control socket: refused process {} of user {}",
-                peer.pid(),
-                peer.uid()
-            );
-            return Ok(None);
-        }
-        log::info!("control socket: process {} asks", peer.pid());
-        Ok(Some(socket))
-    }
-}
-
-impl AsFd for Control {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl std::fmt::Display for Control {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.file.fmt(f)
-    }
-}
-
-fn is_in_use(path: &Path) -> bool {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let attempt = || -> io::Result<()> {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(())
-    };
-    attempt().is_ok()
-}
-
 impl Takeover {
-    /// The first thing that the new master must say is its version, and until `until` it must serve.
-    pub fn new(session: Session, child: Option<Pid>, until: Time) -> Self {
-        Self {
-            session,
-            room: Room::default(),
-            child,
-            stage: Stage::Hello,
-            kept: Vec::new(),
-            until,
-        }
-    }
-
     /// When it is given up.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        (self.stage != Stage::Reigning).then_some(self.until)
+        (!self.reigns()).then_some(self.until)
+    }
+
+    /// Whether the new master is in charge.
+    #[must_use]
+    fn reigns(&self) -> bool {
+        self.stage == Stage::Reigning
+    }
+
+    /// Ends the new master, if that is this one's to do.
+    fn end_child(&self) {
+        if let Some(child) = self.child {
+            // ESRCH: it has ended by itself.
+            let _ = kill(child, Signal::SIGKILL);
+        }
     }
 }
 
@@ -170,13 +77,9 @@ impl Master<'_> {
     /// Somebody asks on the control socket.
     pub(in crate::master) fn on_control(&mut self, now: Time) {
         let asked = self.control.as_ref().map_or(Ok(None), Control::accept);
-        let socket = match asked {
-            Ok(Some(socket)) => socket,
+        let session = match asked.and_then(|socket| socket.map(Session::over).transpose()) {
+            Ok(Some(session)) => session,
             Ok(None) => return,
-            Err(error) => return log::error!("control socket: {}", Plain(&error)),
-        };
-        let session = match Session::over(socket) {
-            Ok(session) => session,
             Err(error) => return log::error!("control socket: {}", Plain(&error)),
         };
         match self.why_not() {
@@ -212,15 +115,27 @@ impl Master<'_> {
         child: Option<Pid>,
         now: Time,
     ) {
-        let data = EventData::new_u64(Token::own(Subject::Takeover).encode());
-        if let Err(error) = epoll::add(&*self.own.epoll, &session, data, EventFlags::IN) {
-            return log::error!("cannot watch the new master: {error}");
-        }
         let limits = self.pools.iter().flatten();
         let limit = limits.map(|pool| pool.plan.settings.start_timeout).max();
-        // The new one gives up first, and says why.
-        let until = now.after(limit.unwrap_or_default() + std::time::Duration::from_secs(10));
-        self.takeover = Some(Takeover::new(session, child, until));
+        let limit = limit.unwrap_or_default() + MARGIN;
+        // A program has to start first. Whoever is there already has something to say, or blocks the way for others.
+        let hello = if child.is_some() { limit } else { PATIENCE };
+        let takeover = Takeover {
+            session,
+            room: Room::default(),
+            child,
+            stage: Stage::Hello,
+            kept: Vec::new(),
+            until: now.after(hello),
+        };
+        let data = EventData::new_u64(Token::own(Subject::Takeover).encode());
+        match epoll::add(&*self.own.epoll, &takeover.session, data, EventFlags::IN) {
+            Ok(()) => self.takeover = Some(takeover),
+            Err(error) => {
+                log::error!("cannot watch {NEW}: {error}");
+                takeover.end_child();
+            }
+        }
     }
 
     /// The new master has said something.
@@ -228,8 +143,8 @@ impl Master<'_> {
         while let Some(takeover) = &mut self.takeover {
             let said = takeover.session.poll_new(&mut takeover.room);
             let result = match (takeover.stage, said) {
-                (_, Ok(None)) => return,
-                (Stage::Hello, Ok(Some(FromNew::Takeover(VERSION)))) => self.offer(),
+                (_, Ok(None)) | (Stage::Gone, _) => return,
+                (Stage::Hello, Ok(Some(FromNew::Takeover(VERSION)))) => self.offer(now),
                 (Stage::Hello, Ok(Some(FromNew::Takeover(version)))) => {
                     let why = format!("this master speaks version {VERSION}, not {version}");
                     let _ = takeover.session.tell(&FromOld::Refused(why.clone()), None);
@@ -240,8 +155,14 @@ impl Master<'_> {
                     Ok(())
                 }
                 (Stage::Starting, Ok(Some(FromNew::Ready(pools)))) => self.hand_over(&pools, now),
-                (_, Ok(Some(_))) => Err("it says something unexpected".to_owned()),
-                (_, Err(error)) => Err(reason(&error)),
+                (Stage::Reigning, Ok(Some(FromNew::Stop))) => return self.stop_too(now),
+                (_, Ok(Some(_))) => Err(format!("{NEW} says something unexpected")),
+                (Stage::Hello | Stage::Starting, Err(error))
+                    if is_gone(&error) && takeover.child.is_some() =>
+                {
+                    return self.await_child(now);
+                }
+                (_, Err(error)) => Err(reason(NEW, &error)),
             };
             if let Err(why) = result {
                 self.take_charge_again(&why, now);
@@ -249,21 +170,36 @@ impl Master<'_> {
         }
     }
 
-    fn offer(&mut self) -> Result<(), String> {
+    fn offer(&mut self, now: Time) -> Result<(), String> {
         let Some(takeover) = &mut self.takeover else {
             return Ok(());
         };
         let listeners = self.pools.iter().flatten().flat_map(|pool| &pool.listeners);
+        let limits = self.pools.iter().flatten();
+        let limit = limits.map(|pool| pool.plan.settings.start_timeout).max();
+        takeover.until = now.after(limit.unwrap_or_default() + MARGIN);
         for listener in listeners {
-            let message = FromOld::Listener(listener.asked().to_string());
+            let message = FromOld::Listener {
+                address: listener.asked().to_string(),
+                has_file: listener.has_file(),
+            };
             let sent = takeover.session.tell(&message, Some(listener.as_fd()));
-            sent.map_err(|error| reason(&error))?;
+            sent.map_err(|error| reason(NEW, &error))?;
         }
         takeover.stage = Stage::Starting;
         takeover
             .session
             .tell(&FromOld::Offer, None)
-            .map_err(|error| reason(&error))
+            .map_err(|error| reason(NEW, &error))
+    }
+
+    /// The child has closed its end: its exit status says more than that.
+    fn await_child(&mut self, now: Time) {
+        if let Some(takeover) = &mut self.takeover {
+            let _ = epoll::delete(&*self.own.epoll, &takeover.session);
+            takeover.stage = Stage::Gone;
+            takeover.until = now.after(LAST_BREATH);
+        }
     }
 
     /// The new master is ready: it gets all that is not lent, and is in charge from then on.
@@ -283,35 +219,26 @@ impl Master<'_> {
         }
         let mut passed = Vec::new();
         for pool in pools.iter_mut().filter(|pool| has(pool)) {
-            passed.push(pool.pass_all(&takeover.session, now));
+            let ids = pool.pass_all(&takeover.session, now);
+            passed.push(ids.map_err(|error| reason(NEW, &error))?);
         }
-        let count = passed.iter().flatten().map(Vec::len).sum::<usize>() as u64;
-        let result = passed.iter().find_map(|passed| passed.as_ref().err());
-        let result = match result {
-            Some(error) => Err(reason(error)),
-            None => takeover.conclude(count),
-        };
-        result?;
-        for pool in &mut pools {
-            for listener in &mut pool.listeners {
-                if takeover.kept.contains(&listener.asked().to_string()) {
-                    listener.disown();
-                }
-            }
-        }
-        let mut passed = passed.into_iter().flatten();
+        let count = passed.iter().map(Vec::len).sum::<usize>();
+        takeover.conclude(count as u64)?;
+        // From here on the new master is in charge.
+        takeover.stage = Stage::Reigning;
+        let mut passed = passed.into_iter();
         for pool in pools {
+            pool.disown_listeners(&takeover.kept);
             if has(pool) {
                 for id in passed.next().unwrap_or_default() {
                     pool.forget(id);
                 }
-                pool.leave(now);
+                pool.leave(&takeover.kept, now);
             } else {
                 pool.thaw(now);
                 pool.stop(now);
             }
         }
-        takeover.stage = Stage::Reigning;
         let successor = takeover.child.or_else(|| takeover.session.peer());
         self.manager
             .hand_over_to(successor.map(|pid| pid.as_raw().cast_unsigned()));
@@ -320,22 +247,67 @@ impl Master<'_> {
             let _ = takeover.session.tell(&FromOld::Store(store.mark()), None);
             store.relieve();
         }
-        log::info!("handed over {count} connections to the new master; finishing what is lent");
+        log::info!("handed over {count} connections to {NEW}; finishing what is lent");
         Ok(())
     }
 
-    /// Gives a takeover up: this master is in charge, as it was.
+    /// The new master has failed: this one is in charge, as it was.
     fn take_charge_again(&mut self, why: &str, now: Time) {
         let Some(takeover) = self.takeover.take() else {
             return;
         };
-        log::error!("takeover failed: {why}; this master serves on");
-        if let Some(child) = takeover.child {
-            // ESRCH: it has ended by itself.
-            let _ = kill(child, Signal::SIGKILL);
-        }
-        for pool in self.pools.iter_mut().flatten() {
+        takeover.end_child();
+        let reigned = takeover.reigns();
+        let mut serving = false;
+        for pool in self.pools.iter_mut().flatten().filter(|p| !p.is_ending()) {
+            serving = true;
             pool.thaw(now);
+            if self.stopping.is_some() {
+                pool.stop(now);
+            }
+        }
+        match (reigned, serving) {
+            (false, _) => log::error!("takeover failed: {why}; this master serves on"),
+            (true, false) => log::error!("{why}, and this one has nothing left to serve with"),
+            (true, true) => {
+                log::error!("{why}; this one takes charge again");
+                if self.stopping.is_none() {
+                    self.return_to_office();
+                }
+            }
+        }
+    }
+
+    fn return_to_office(&mut self) {
+        // What was there is the other one's, which was to be found at the same places.
+        (self.control, self.pid_file) = (None, None);
+        if let Err(error) = self.prepare_office(true) {
+            log::error!("{error}");
+        }
+        self.take_office();
+        if let Some(store) = &self.store {
+            store.resume();
+        }
+    }
+
+    /// The new master was told to stop: so is this one.
+    fn stop_too(&mut self, now: Time) {
+        if let Some(takeover) = self.takeover.take() {
+            let _ = takeover.session.tell(&FromOld::End, None);
+        }
+        log::info!("{NEW} stops");
+        for pool in self.pools.iter_mut().flatten() {
+            pool.return_from_leave(now);
+        }
+        self.stopping = None;
+        self.stop(false, now);
+    }
+
+    /// Ends a takeover before the new master is in charge, for this one has other things to do.
+    pub(in crate::master) fn give_up_takeover(&mut self, why: &str) {
+        if let Some(takeover) = self.takeover.take_if(|takeover| !takeover.reigns()) {
+            log::warn!("takeover given up: {why}");
+            takeover.end_child();
         }
     }
 
@@ -344,35 +316,46 @@ impl Master<'_> {
         let Some(takeover) = &mut self.takeover else {
             return;
         };
-        if takeover.stage != Stage::Reigning {
+        if !takeover.reigns() {
             if takeover.until <= now {
-                self.take_charge_again("the new master is not ready in time", now);
+                let why = match takeover.stage {
+                    Stage::Gone => "is gone",
+                    _ => "is not ready in time",
+                };
+                self.take_charge_again(&format!("{NEW} {why}"), now);
             }
             return;
         }
         let pools = self.pools.iter_mut().flatten();
-        let mut result = Ok(());
-        for pool in pools.filter(|pool| pool.is_leaving()) {
-            result = result.and(pool.pass_on(&takeover.session, now));
-        }
-        if let Err(error) = result {
-            self.take_charge_again(&reason(&error), now);
+        let mut leaving: Vec<_> = pools.filter(|pool| pool.is_leaving()).collect();
+        let passed = leaving
+            .iter_mut()
+            .try_for_each(|pool| pool.pass_on(&takeover.session, now));
+        if let Err(error) = passed {
+            self.take_charge_again(&reason(NEW, &error), now);
+        } else if leaving.iter().all(|pool| pool.dispatcher.is_empty()) {
+            // All at the same time: as long as one of them is needed, this master may have to take charge again.
+            leaving.iter_mut().for_each(|pool| pool.let_workers_go(now));
         }
     }
 
     /// A child that is no worker has ended: the new master, if it was started by this one.
     pub(in crate::master) fn on_stranger(&mut self, pid: Pid, how: &str, now: Time) {
-        let ours = |takeover: &Takeover| takeover.child == Some(pid);
-        if self.takeover.as_ref().is_some_and(ours) {
-            self.take_charge_again(&format!("the new master (pid {pid}) {how}"), now);
+        let Some(takeover) = &self.takeover else {
+            return;
+        };
+        // It may have said that it stops.
+        if takeover.child == Some(pid) && takeover.reigns() {
+            self.on_takeover(now);
+        }
+        if self.takeover.as_ref().and_then(|t| t.child) == Some(pid) {
+            self.take_charge_again(&format!("{NEW} (pid {pid}) {how}"), now);
         }
     }
 
     /// Nothing is left here: the new master need not wait for more.
     pub(in crate::master) fn end_takeover(&mut self) {
-        if let Some(takeover) = self.takeover.take()
-            && takeover.stage == Stage::Reigning
-        {
+        if let Some(takeover) = self.takeover.take_if(|takeover| takeover.reigns()) {
             let _ = takeover.session.tell(&FromOld::End, None);
         }
     }
@@ -381,106 +364,25 @@ impl Master<'_> {
 impl Takeover {
     /// The last words on either side. When the new master has said that it serves, it does.
     fn conclude(&mut self, count: u64) -> Result<(), String> {
-        let tell = |session: &Session, message| session.tell(&message, None);
         let run = |takeover: &mut Self| -> io::Result<bool> {
-            tell(&takeover.session, FromOld::All(count))?;
+            takeover.session.tell(&FromOld::All(count), None)?;
             if takeover.session.hear_new(&mut takeover.room)? != FromNew::Confirm(count) {
                 return Ok(false);
             }
-            tell(&takeover.session, FromOld::Go)?;
+            takeover.session.tell(&FromOld::Go, None)?;
             Ok(takeover.session.hear_new(&mut takeover.room)? == FromNew::Done)
         };
         match run(self) {
             Ok(true) => Ok(()),
-            Ok(false) => Err("it says something unexpected".to_owned()),
+            Ok(false) => Err(format!("{NEW} says something unexpected")),
             Err(error) => {
                 // It may say so this very moment: after this, it can't.
                 let _ = rustix::net::shutdown(&self.session, rustix::net::Shutdown::Both);
                 match self.session.poll_new(&mut self.room) {
                     Ok(Some(FromNew::Done)) => Ok(()),
-                    _ => Err(reason(&error)),
+                    _ => Err(reason(NEW, &error)),
                 }
             }
         }
-    }
-}
-
-impl Pool<'_> {
-    /// Holds still, so that another master can be told how everything stands.
-    fn freeze(&mut self, now: Time) {
-        self.hold_accepting();
-        self.dispatcher.set_lending(Lending::Frozen, now);
-    }
-
-    fn is_leaving(&self) -> bool {
-        matches!(self.phase, Phase::Leaving { .. })
-    }
-
-    /// Goes on as before.
-    fn thaw(&mut self, now: Time) {
-        if self.is_leaving() {
-            self.phase = Phase::Serving;
-            self.upkeep.soon();
-        }
-        self.dispatcher.set_lending(Lending::Yes, now);
-        self.begin_accepting();
-    }
-
-    fn pass_all(&mut self, session: &Session, now: Time) -> io::Result<Vec<ConnectionId>> {
-        let ids = self.dispatcher.passable();
-        for id in &ids {
-            self.pass(*id, session, now)?;
-        }
-        Ok(ids)
-    }
-
-    fn pass(&mut self, id: ConnectionId, session: &Session, now: Time) -> io::Result<()> {
-        let standing = self.dispatcher.standing(id, now);
-        let (Some(standing), Some(held)) = (standing, self.dispatcher.payload(id)) else {
-            return Ok(());
-        };
-        let waiting = match held.interest() {
-            _ if standing.ready => Waiting::Worker,
-            Interest::Output => Waiting::Output,
-            Interest::Input | Interest::NewInput => Waiting::Input,
-        };
-        let passed = Passed {
-            pool: (&*self.plan.name).into(),
-            peer: held.peer(),
-            turns: standing.turns,
-            waiting,
-            left: standing.left,
-            owing: standing.owing,
-            total: held.total(),
-            stored: held.kept().is_some_and(Kept::is_stored),
-            carry: held.carry(),
-        };
-        session.tell(&FromOld::Connection(passed), Some(held.descriptor()))
-    }
-
-    /// A connection is the new master's.
-    fn forget(&mut self, id: ConnectionId) {
-        let epoll = self.epoll.as_fd();
-        if let Some(mut held) = self.dispatcher.release(id) {
-            held.unwatch(epoll);
-            held.pass_on();
-            self.clients.leave(held.peer());
-        }
-    }
-
-    /// Serves no more, but for what is lent.
-    fn leave(&mut self, now: Time) {
-        let until = now.after(self.plan.settings.grace);
-        self.phase = Phase::Leaving { until };
-        self.dispatcher.set_lending(Lending::PassingOn, now);
-    }
-
-    /// Passes on what has become ready or parked since.
-    fn pass_on(&mut self, session: &Session, now: Time) -> io::Result<()> {
-        for id in self.dispatcher.passable() {
-            self.pass(id, session, now)?;
-            self.forget(id);
-        }
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
@@ -10,10 +10,11 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::messages::{FromNew, FromOld, Malformed, ROOM};
+use crate::error::Plain;
 use crate::fdpass::{self, Wait};
 
 /// How long one master waits for a word of the other while both hold still. Clients wait with them.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One master's end.
 #[derive(Debug)]
@@ -94,12 +95,15 @@ impl Session {
     ) -> io::Result<()> {
         let data = [IoSlice::new(header.as_bytes()), IoSlice::new(carry)];
         let descriptors = descriptor.as_slice();
+        let end = Instant::now() + PATIENCE;
         loop {
             match fdpass::send(&self.socket, &data, descriptors, Wait::Block) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.would_block() => return Err(silent()),
                 // The other one must take some of the descriptors first, and does so all the time.
-                Err(error) if error.is_back_pressure() => std::thread::yield_now(),
+                Err(error) if error.is_back_pressure() && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -184,14 +188,21 @@ fn strange(Malformed: Malformed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "it says what no master says")
 }
 
-/// What became of the other master, for the log.
+/// Whether the other master has closed its end, or ended.
 #[must_use]
-pub fn reason(error: &io::Error) -> String {
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// What became of the other master, for the log: `the old master is gone`.
+#[must_use]
+pub fn reason(who: &str, error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof
-        | io::ErrorKind::BrokenPipe
-        | io::ErrorKind::ConnectionReset => "it is gone".to_owned(),
-        io::ErrorKind::TimedOut => format!("it is silent for {} s", PATIENCE.as_secs()),
-        _ => crate::error::Plain(error).to_string(),
+        _ if is_gone(error) => format!("{who} is gone"),
+        io::ErrorKind::TimedOut => format!("{who} is silent for {} s", PATIENCE.as_secs()),
+        _ => format!("the talk with {who}: {}", Plain(error)),
     }
 }
