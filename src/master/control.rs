@@ -63,6 +63,7 @@ impl Master<'_> {
                 self.give_up_takeover("the server stops");
                 self.tell_of_stop();
                 self.pools().for_each(|pool| pool.stop(now));
+                self.relist();
             }
         }
     }
@@ -110,7 +111,10 @@ impl Master<'_> {
         let successor = self.successor.as_ref().zip(limit);
         let succession = successor.and_then(|(successor, limit)| successor.due(limit));
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
-        [succession, takeover].into_iter().flatten().min()
+        [succession, takeover, self.orphans_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Forgets the pools that have come to their end, and goes on with what changes.
@@ -121,6 +125,9 @@ impl Master<'_> {
         self.advance_reload(now);
         self.advance_takeover(now);
         self.advance_succession(now)?;
+        if self.orphans_due().is_some_and(|due| due <= now) {
+            self.advance_orphans(now);
+        }
         if self.in_charge()
             && self
                 .pools()
