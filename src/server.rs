@@ -170,6 +170,7 @@ impl Server {
         let heritage = self.heritage.iter();
         let listeners = heritage.flat_map(|heritage| &heritage.listeners);
         listeners
+            .filter(|listener| self.listen.contains(listener.asked()))
             .filter_map(listener::Listener::local_address)
             .collect()
     }

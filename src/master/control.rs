@@ -63,6 +63,7 @@ impl Master<'_> {
                 self.give_up_takeover("the server stops", now);
                 self.tell_of_stop();
                 self.pools().for_each(|pool| pool.stop(now));
+                self.relist();
             }
         }
     }
@@ -111,7 +112,7 @@ impl Master<'_> {
         let succession = successor.and_then(|(successor, limit)| successor.due(limit));
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
         let condemned = self.condemned.iter().map(Condemned::due).min();
-        [succession, takeover, condemned]
+        [succession, takeover, condemned, self.orphans_due()]
             .into_iter()
             .flatten()
             .min()
@@ -125,6 +126,9 @@ impl Master<'_> {
         self.advance_reload(now);
         self.advance_takeover(now);
         self.advance_succession(now)?;
+        if self.orphans_due().is_some_and(|due| due <= now) {
+            self.advance_orphans(now);
+        }
         if self.in_charge()
             && self
                 .pools()

@@ -5,9 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
-use super::dispatch::{Interest, Verdict};
+use super::dispatch::{Interest, Standing, Verdict};
+use super::store::ledger::Stage;
+use super::store::{Kept, Note};
+use super::time::Time;
 use crate::scoreboard::Entry;
 use crate::service::Peer;
 use crate::sys::tcp;
@@ -44,6 +47,10 @@ pub struct Held {
     ending: bool,
     /// What all turns so far have moved; the kernel's own counters are measured against it after a crash.
     total: Traffic,
+    /// Its place in the manager's store.
+    kept: Option<Kept>,
+    /// The manager has a copy of the descriptor, so that closing it does not end the connection.
+    copied: bool,
 }
 
 impl Held {
@@ -59,16 +66,74 @@ impl Held {
             noticed: EventFlags::empty(),
             ending: false,
             total: Traffic::default(),
+            kept: None,
+            copied: false,
         }
     }
 
     /// A connection that another master has had.
     #[must_use]
     pub fn adopted(socket: OwnedFd, peer: Peer, carry: &[u8], total: Traffic) -> Self {
-        Self {
-            carry: carry.into(),
-            total,
-            ..Self::new(socket, peer)
+        let mut held = Self::new(socket, peer);
+        held.carry = carry.into();
+        held.total = total;
+        held
+    }
+
+    /// The manager has a copy of it, or gets one soon.
+    pub fn copied(&mut self, kept: Option<Kept>) {
+        self.kept = kept;
+        self.copied = true;
+    }
+
+    /// What the kernel calls it, whichever process has it.
+    ///
+    /// # Errors
+    /// What getsockopt(2) fails with.
+    pub fn cookie(&self) -> io::Result<u64> {
+        Ok(sockopt::socket_cookie(&self.socket)?)
+    }
+
+    /// Whether somebody else has its descriptor too, for good.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        self.copied
+    }
+
+    /// Its place in the manager's store.
+    #[must_use]
+    pub fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    /// Notes how it stands, if it is stored.
+    pub fn note_standing(&self, stage: Stage, standing: &Standing, now: Time) {
+        if let Some(kept) = &self.kept {
+            let note = Note {
+                stage,
+                interest: self.interest,
+                turns: standing.turns,
+                total: self.total,
+                left: standing.left,
+                owing: standing.owing,
+                carry: &self.carry,
+            };
+            kept.note(note, now);
+        }
+    }
+
+    /// Notes where it is now, if it is stored.
+    pub fn enter(&self, stage: Stage) {
+        if let Some(kept) = &self.kept {
+            kept.enter(stage);
+        }
+    }
+
+    /// Another master has it, and goes on with it.
+    pub fn pass_on(&mut self) {
+        self.copied = false;
+        if let Some(kept) = self.kept.take() {
+            kept.pass_on();
         }
     }
 
@@ -273,6 +338,15 @@ impl Held {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.copied {
+            // ENOTCONN: the client has ended it already.
+            let _ = shutdown(&self.socket, Shutdown::Both);
+        }
     }
 }
 

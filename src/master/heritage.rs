@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
 use super::listener::{self, Listener};
+use super::store::Legacy;
 use super::takeover::{Successor, inherited_session};
 use crate::config::Address;
 use crate::error::Result;
@@ -19,6 +20,8 @@ pub struct Heritage {
     pub passed: Vec<Inherited>,
     /// The manager that wants to know how it goes.
     pub notifier: Option<Notifier>,
+    /// What a master that was killed has left with it.
+    pub legacy: Legacy,
     /// This master's part in a takeover.
     pub successor: Option<Successor>,
 }
@@ -31,16 +34,23 @@ impl Heritage {
     /// When what systemd says makes no sense, or the old master refuses or is gone.
     pub fn claim(control: Option<&Path>) -> Result<Self> {
         let notifier = Notifier::from_env();
-        let passed = listen_fds()?;
-        let (successor, listeners) = match (inherited_session()?, control) {
+        let mut passed = listen_fds()?;
+        let (successor, mut listeners) = match (inherited_session()?, control) {
             (Some(session), _) => Successor::ask(session, "take over").map(to_some)?,
             (None, Some(path)) => Successor::connect(path).map(to_some)?,
             (None, None) => (None, Vec::new()),
         };
+        let stores = notifier.as_ref().and_then(Notifier::store_limit).is_some();
+        let mut legacy = Legacy::of_predecessor(&listeners);
+        if stores && successor.is_none() {
+            let (left, stored) = Legacy::claim(&mut passed);
+            (legacy, listeners) = (left, stored);
+        }
         Ok(Self {
             listeners,
             passed,
             notifier,
+            legacy,
             successor,
         })
     }
@@ -77,7 +87,9 @@ impl Heritage {
         let passed = self.passed.iter().map(|one| one.fd.as_fd());
         let others = self.successor.iter().map(AsFd::as_fd);
         let notifier = self.notifier.iter().map(AsFd::as_fd);
+        let legacy = self.legacy.descriptors();
         let all = listeners.chain(passed).chain(others).chain(notifier);
+        let all = all.chain(legacy);
         all.map(|fd| fd.as_raw_fd()).collect()
     }
 

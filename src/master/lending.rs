@@ -10,18 +10,19 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::Own;
 use super::connections::{ConnectionId, State};
-use super::dispatch::{Dispatcher, Stray, TurnEnd, Verdict, WorkerId};
+use super::dispatch::{Dispatcher, Standing, Stray, TurnEnd, Verdict, WorkerId};
 use super::generation::Incoming;
 use super::held::Held;
 use super::listener::Listener;
 use super::pool::{Accepting, Phase, Pool};
 use super::process::{Change, End, Process};
+use super::store::ledger::Stage;
 use super::time::Time;
 use super::token::{Subject, Token};
 use crate::error::Plain;
 use crate::inbox::Lent;
 use crate::scoreboard::{Entry, RING, Sleep};
-use crate::wire::{FromWorker, Lend, Report};
+use crate::wire::{FromWorker, Lend, Outcome, Report};
 
 impl Pool<'_> {
     /// Starts the workers that are wanted and not there.
@@ -262,6 +263,7 @@ impl Pool<'_> {
                 Ok(Some(id)) => {
                     process.count_taken_back();
                     self.dispatcher.taken_back(worker, id.into());
+                    note_ready(&mut self.dispatcher, id.into(), now);
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -356,11 +358,12 @@ impl Pool<'_> {
         };
         process.board.spare(calm);
         self.spared |= calm;
+        held.note_standing(Stage::Lent, &Standing::before(turn), now);
         match process.end.lend(lend, held.descriptor()) {
             Ok(Lent::Sent) => process.count_sent(),
-            Ok(Lent::Refused) => self.dispatcher.lend_refused(worker, id, now),
+            Ok(Lent::Refused) => self.refused(worker, id, now),
             Ok(Lent::Gone) => {
-                self.dispatcher.lend_refused(worker, id, now);
+                self.refused(worker, id, now);
                 self.retire(worker);
             }
             Err(error) => {
@@ -369,9 +372,15 @@ impl Pool<'_> {
                     held.peer(),
                     Plain(&error)
                 );
-                self.dispatcher.lend_refused(worker, id, now);
+                self.refused(worker, id, now);
             }
         }
+    }
+
+    /// A lend did not go out.
+    fn refused(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
+        self.dispatcher.lend_refused(worker, id, now);
+        note_ready(&mut self.dispatcher, id, now);
     }
 
     pub(super) fn examine(&mut self, id: ConnectionId, worker: WorkerId, now: Time) {
@@ -459,7 +468,21 @@ fn note_report(
     if let Some(held) = dispatcher.payload(id) {
         held.note(report);
     }
-    dispatcher.report(worker, id, end, now)
+    dispatcher.report(worker, id, end, now)?;
+    if report.outcome == Outcome::Again {
+        note_ready(dispatcher, id, now);
+    }
+    Ok(())
+}
+
+/// Notes that a connection waits for a worker, if it does and is stored.
+fn note_ready(dispatcher: &mut Dispatcher<Held>, id: ConnectionId, now: Time) {
+    let standing = dispatcher.standing(id, now);
+    if let Some(standing) = standing.filter(|standing| standing.ready)
+        && let Some(held) = dispatcher.payload(id)
+    {
+        held.note_standing(Stage::Ready, &standing, now);
+    }
 }
 
 fn as_report(entry: &Entry) -> Report<'static> {

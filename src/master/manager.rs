@@ -1,13 +1,18 @@
 //! What the service manager is told: when the server is ready, reloads, stops, and that it is alive.
 
+use std::os::fd::BorrowedFd;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::time::Time;
-use crate::systemd::Notifier;
+use crate::error::Result;
+use crate::systemd::{Hold, Notifier};
 
 /// How long a message waits that the manager's queue had no room for.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long it waits for room for the last message.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The manager, if there is one that wants to know. It is told by the master in charge only.
 #[derive(Debug, Default)]
@@ -64,6 +69,11 @@ impl Manager {
     pub fn hand_over_to(&mut self, pid: Option<u32>) {
         if let (Some(notifier), Some(pid)) = (self.reached(), pid) {
             notifier.main_pid(pid);
+            // It can't be said later, and the manager listens to nobody before it knows.
+            let end = Instant::now() + LAST_WORD;
+            while !notifier.retry() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         self.in_charge = false;
     }
@@ -83,6 +93,48 @@ impl Manager {
     pub fn introduce(&self, command: &mut Command) {
         if let Some(notifier) = &self.notifier {
             notifier.hand_over(command);
+        }
+    }
+
+    /// How many descriptors it keeps, if it does.
+    #[must_use]
+    pub fn store_limit(&self) -> Option<usize> {
+        self.notifier.as_ref()?.store_limit()
+    }
+
+    /// Gives it copies to keep under a name; false when it has no room for the message now.
+    ///
+    /// # Errors
+    /// When it can't be told at all.
+    pub fn keep(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], hold: Hold) -> Result<bool> {
+        match self.reached() {
+            Some(notifier) => Ok(notifier.store(name, descriptors, hold)? == descriptors.len()),
+            None => Ok(true),
+        }
+    }
+
+    /// Has it close what it keeps under a name; false when it has no room for the message now.
+    pub fn drop_kept(&mut self, name: &str) -> bool {
+        let Some(notifier) = self.reached() else {
+            return true;
+        };
+        let room = notifier.retry();
+        if room && let Err(error) = notifier.remove(name) {
+            log::error!("{error}");
+        }
+        room
+    }
+
+    /// Whether something waits for room.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.notifier.as_ref().is_some_and(Notifier::is_waiting)
+    }
+
+    /// Sends what waits for room, if there is some.
+    pub fn flush(&mut self) {
+        if let Some(notifier) = &mut self.notifier {
+            notifier.retry();
         }
     }
 

@@ -29,6 +29,7 @@ mod relief;
 mod reload;
 mod signals;
 mod sizing;
+pub mod store;
 pub mod takeover;
 pub mod time;
 mod token;
@@ -54,6 +55,7 @@ use pool::{Plan, Pool};
 use reload::Reload;
 use signals::Signals;
 use sizing::Bounds;
+use store::{Orphans, Store};
 use takeover::{Condemned, Control, Launch, Successor, Takeover};
 use time::Time;
 use token::{Subject, Token};
@@ -87,6 +89,10 @@ pub struct Master<'a> {
     control: Option<Control>,
     pid_file: Option<PidFile>,
     manager: Manager,
+    /// What the manager keeps for this master, if it does.
+    store: Option<Store>,
+    /// What a master that was killed had lent.
+    orphans: Option<Orphans>,
     /// Another master takes over from this one.
     takeover: Option<Takeover>,
     /// Those that were to take over, and failed.
@@ -164,10 +170,14 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
         takeover: None,
         condemned: Vec::new(),
         manager: Manager::new(heritage.notifier.take(), heritage.successor.is_none()),
+        store: None,
+        orphans: None,
         successor: heritage.successor.take(),
     };
     master.set_up(plans, heritage)?;
-    master.serve()
+    let result = master.serve();
+    master.clear_store();
+    result
 }
 
 impl<'a> Master<'a> {
@@ -182,15 +192,20 @@ impl<'a> Master<'a> {
             heritage.listen_on(address, before, plan.settings.backlog)?;
         }
         heritage.close_unused();
+        let legacy = std::mem::take(&mut heritage.legacy);
         let mut bound = heritage.listeners;
+        self.open_store(room, self.now());
         for (index, plan) in plans.into_iter().enumerate() {
             let (size, epoll) = (plan.settings.workers, Rc::clone(&self.own.epoll));
             let mut pool = Pool::new(index as u8, plan, size, room, epoll);
+            pool.store = self.store.clone();
             pool.held_back = self.successor.is_some();
             pool.listen_on(reload::take_wanted(&mut bound, pool.addresses(), &[]))?;
             self.pools.push(Some(pool));
         }
-        self.prepare_office(self.successor.is_some())
+        self.prepare_office(self.successor.is_some())?;
+        self.inherit(legacy, self.now());
+        Ok(())
     }
 
     /// Prepares to be found, so that what may fail has failed before this master is in charge.
@@ -258,6 +273,7 @@ impl<'a> Master<'a> {
                 self.pools().for_each(Pool::quit);
                 return Err(error);
             }
+            self.tend_store(now);
             if self.is_over() {
                 self.end_takeover();
                 return Ok(());
@@ -286,6 +302,7 @@ impl<'a> Master<'a> {
                 let due = due
                     .chain(self.change_due())
                     .chain(self.manager.next_due())
+                    .chain(self.store.as_ref().and_then(Store::due))
                     .min();
                 due.map(|due| due.since(now))
             }
@@ -311,6 +328,7 @@ impl<'a> Master<'a> {
             Subject::Control => self.on_control(now),
             Subject::Takeover => self.on_takeover(now),
             Subject::Succession => self.on_predecessor(now),
+            Subject::Orphans => self.advance_orphans(now),
             _ => {
                 if let Some(Some(pool)) = self.pools.get_mut(usize::from(pool)) {
                     pool.on_event(subject, event.flags, now);

@@ -16,6 +16,8 @@ use super::generation::Incoming;
 use super::held::Held;
 use super::listener::Listener;
 use super::processes::{Processes, WorkerMain};
+use super::store::Store;
+use super::store::ledger::Stage;
 use super::time::Time;
 use super::token::{MAX_INDEX, Subject, Token};
 use super::upkeep::Upkeep;
@@ -98,6 +100,8 @@ pub struct Pool<'a> {
     /// It was said that no descriptor is left, and that is still so.
     pub(super) warned: bool,
     pub(super) epoll: Rc<OwnedFd>,
+    /// Where connections are kept beside this process, if there is a manager for that.
+    pub(super) store: Option<Store>,
     /// Some worker was told that it may stay with its connection.
     pub(super) spared: bool,
     /// The workers at whose boards the master looks by itself.
@@ -126,6 +130,7 @@ impl<'a> Pool<'a> {
             accepting: Accepting::Yes,
             held_back: false,
             epoll,
+            store: None,
             spared: false,
             warned: false,
             moving: Vec::new(),
@@ -177,7 +182,11 @@ impl<'a> Pool<'a> {
             Subject::Listener(index) => {
                 self.on_listener(index, now);
             }
-            Subject::Signals | Subject::Control | Subject::Takeover | Subject::Succession => {}
+            Subject::Signals
+            | Subject::Control
+            | Subject::Takeover
+            | Subject::Succession
+            | Subject::Orphans => {}
         }
     }
 
@@ -267,7 +276,10 @@ impl<'a> Pool<'a> {
             Action::Retire(worker) => self.retire(worker),
             Action::Terminate(worker) => self.end_worker(worker, Signal::SIGTERM),
             Action::Kill(worker) => self.end_worker(worker, Signal::SIGKILL),
-            Action::Close(_, held) => {
+            Action::Close(_, mut held) => {
+                if held.is_copied() {
+                    held.unwatch(self.epoll.as_fd());
+                }
                 self.clients.leave(held.peer());
                 drop(held);
                 if matches!(self.accepting, Accepting::Exhausted { .. }) {
@@ -296,14 +308,37 @@ impl<'a> Pool<'a> {
             }
             return;
         }
-        match held.watch(epoll, interest, calm, token) {
+        let watched = held.watch(epoll, interest, calm, token);
+        if self.store.is_some() && state == Some(State::Parked) {
+            self.keep(id, now);
+        }
+        match watched {
             Ok(noticed) if noticed.is_empty() => {}
             Ok(noticed) => self.on_connection(id, noticed, now),
             Err(error) => {
-                log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
+                if let Some(held) = self.dispatcher.payload(id) {
+                    log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
+                }
                 self.dispatcher.broken(id);
             }
         }
+    }
+
+    /// Has a parked connection kept that has had a turn, and notes how it stands.
+    fn keep(&mut self, id: ConnectionId, now: Time) {
+        let standing = self.dispatcher.standing(id, now);
+        let (Some(standing), Some(held)) = (standing, self.dispatcher.payload(id)) else {
+            return;
+        };
+        if held.kept().is_none()
+            && standing.turns > 0
+            && let Some(store) = &self.store
+            && let Ok(cookie) = held.cookie()
+            && let Some(kept) = store.keep(cookie, self.index, &self.plan.name, id)
+        {
+            held.copied(Some(kept));
+        }
+        held.note_standing(Stage::Parked, &standing, now);
     }
 
     fn linger(&mut self, id: ConnectionId, reply: Option<Canned>) {
@@ -318,6 +353,7 @@ impl<'a> Pool<'a> {
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
+        held.enter(Stage::Ending);
         let wordless = reply.is_some() && last_words.is_empty();
         let ended = held
             .finish(last_words)

@@ -127,6 +127,7 @@ impl<'a> Master<'a> {
                 let epoll = Rc::clone(&self.own.epoll);
                 let mut pool = Pool::new(place as u8, plan.clone(), 0, room, epoll);
                 pool.phase = Phase::Coming;
+                pool.store = self.store.clone();
                 if place == self.pools.len() {
                     self.pools.push(None);
                 }
@@ -185,6 +186,7 @@ impl<'a> Master<'a> {
                 log::error!("{error}");
             }
         }
+        self.relist();
         log::info!("reloaded");
     }
 

@@ -31,6 +31,8 @@ pub enum Subject {
     Takeover,
     /// The master from which this one has taken over has said something.
     Succession,
+    /// The last worker of a master that was killed has ended.
+    Orphans,
 }
 
 // The 64 bits of an event: a kind, a pool, and then an index or a name. A name is a serial number of 28 bits and an
@@ -50,6 +52,7 @@ const KIND_DOORBELL: u64 = 4;
 const KIND_CONTROL: u64 = 5;
 const KIND_TAKEOVER: u64 = 6;
 const KIND_SUCCESSION: u64 = 7;
+const KIND_ORPHANS: u64 = 8;
 
 impl Token {
     /// What the master's own events are about, which are of no pool.
@@ -69,6 +72,7 @@ impl Token {
             Subject::Control => (KIND_CONTROL, 0),
             Subject::Takeover => (KIND_TAKEOVER, 0),
             Subject::Succession => (KIND_SUCCESSION, 0),
+            Subject::Orphans => (KIND_ORPHANS, 0),
         };
         kind << KIND_SHIFT | u64::from(self.pool) << POOL_SHIFT | rest
     }
@@ -84,6 +88,7 @@ impl Token {
             KIND_CONTROL => Subject::Control,
             KIND_TAKEOVER => Subject::Takeover,
             KIND_SUCCESSION => Subject::Succession,
+            KIND_ORPHANS => Subject::Orphans,
             _ => Subject::Signals,
         };
         Self {
@@ -118,6 +123,7 @@ mod tests {
             Subject::Control,
             Subject::Takeover,
             Subject::Succession,
+            Subject::Orphans,
         ] {
             for pool in [0, 1, 255] {
                 let token = Token { pool, subject };

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod environment;
+pub mod memfile;
 pub mod process;
 pub mod shared;
 pub mod signals;

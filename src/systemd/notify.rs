@@ -265,6 +265,8 @@ impl Notifier {
     fn note(&mut self, sent: &Result<(), fdpass::Error>) {
         match sent {
             Ok(()) => self.failing = false,
+            // It waits.
+            Err(error) if error.is_back_pressure() => {}
             Err(error) if !self.failing => {
                 log::warn!("cannot notify {}: {error}", self.place.display());
                 self.failing = true;

@@ -61,6 +61,7 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
         "NO_COLOR",
         "NOTIFY_SOCKET",
         "WATCHDOG_USEC",
+        "FDSTORE",
         "LISTEN_FDS",
         "LISTEN_FDNAMES",
     ] {

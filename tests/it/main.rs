@@ -23,6 +23,7 @@ mod serve;
 mod signals;
 mod staying;
 mod stop;
+mod store;
 mod storm;
 mod stuck;
 mod systemd;

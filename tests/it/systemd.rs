@@ -81,7 +81,9 @@ fn a_reload_keeps_the_passed_sockets() {
 fn the_manager_hears_of_a_reload_that_is_refused() {
     let manager = Manager::new(0);
     let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
+    // Whether the server hears first that the other end is closed or that it is to stop, is open.
     let setup = setup.expect("reload refused").expect("takeover failed");
+    let setup = setup.expect("takeover given up");
     let server = manager.manage(setup).start();
     manager.wait_for_messages("READY=1", 1);
     // Somebody is about to take over, and never says so.

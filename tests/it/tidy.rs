@@ -28,6 +28,8 @@ const PURE: &[&str] = &[
     "src/config",
     "src/master/dispatch",
     "src/master/connections.rs",
+    "src/master/store/ledger.rs",
+    "src/master/store/names.rs",
     "src/master/crew.rs",
     "src/master/early.rs",
     "src/master/life.rs",

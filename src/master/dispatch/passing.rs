@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Dispatcher, Interest};
+use super::{Canned, Dispatcher, Interest};
 use crate::master::connections::{ConnectionId, State};
 use crate::master::time::Time;
 
@@ -28,6 +28,19 @@ pub struct Standing {
     pub left: Option<Duration>,
     /// For how long its client has owed the rest of a request.
     pub owing: Option<Duration>,
+}
+
+impl Standing {
+    /// How a connection stands that is about to have this turn.
+    #[must_use]
+    pub fn before(turn: u64) -> Self {
+        Self {
+            ready: true,
+            turns: turn.saturating_sub(1),
+            left: None,
+            owing: None,
+        }
+    }
 }
 
 /// Whatever is this far away is never.
@@ -98,6 +111,16 @@ impl<C> Dispatcher<C> {
         } else {
             self.park(id.index(), interest, standing.left, now);
         }
+        self.pause_if_full();
+        id
+    }
+
+    /// Takes a connection over whose worker died with its master, having read the request and sent nothing: its client
+    /// is told so.
+    pub fn adopt_crashed(&mut self, payload: C, now: Time) -> ConnectionId {
+        let id = self.table.insert(payload);
+        self.chains.admit(id.index());
+        self.linger(id.index(), Some(Canned::Crashed), now);
         self.pause_if_full();
         id
     }

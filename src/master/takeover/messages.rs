@@ -12,9 +12,9 @@
 //! new: READY pool...                  old: CONNECTION pool peer turns ...  (with its descriptor; each of them)
 //!                                     old: ALL count
 //! new: CONFIRM count                  old: GO
-//! new: DONE                           old: CONNECTION ...  (as their turns end)
-//! new: SETTLED                        old: END
-//! new: STOP  (if it is told to stop)
+//! new: DONE                           old: STORE mark  (if it has stored descriptors with a manager)
+//! new: SETTLED                        old: CONNECTION ...  (as their turns end)
+//! new: STOP  (if it is told to stop)  old: END
 //! ```
 
 use std::borrow::Cow;
@@ -70,6 +70,9 @@ pub enum FromOld<'a> {
     All(u64),
     /// The new master is in charge, when it has said so.
     Go,
+    /// The manager that started the server listens to the new master from now on. The old one had stored descriptors
+    /// there, with this number in their names.
+    Store(u64),
     /// The old master has nothing left.
     End,
 }
@@ -102,6 +105,8 @@ pub struct Passed<'a> {
     pub owing: Option<Duration>,
     /// What all turns have moved.
     pub total: Traffic,
+    /// The manager that started the server has a copy of it.
+    pub stored: bool,
     /// What was read and not consumed.
     pub carry: &'a [u8],
 }
@@ -215,6 +220,7 @@ impl<'a> FromOld<'a> {
             Self::Connection(passed) => passed.header(),
             Self::All(count) => format!("ALL {count}\n"),
             Self::Go => "GO\n".to_owned(),
+            Self::Store(mark) => format!("STORE {mark}\n"),
             Self::End => "END\n".to_owned(),
         }
     }
@@ -242,6 +248,7 @@ impl<'a> FromOld<'a> {
             Some("CONNECTION") => Self::Connection(Passed::parse(&mut words, rest)?),
             Some("ALL") => Self::All(number(words.next())?),
             Some("GO") => Self::Go,
+            Some("STORE") => Self::Store(number(words.next())?),
             Some("END") => Self::End,
             _ => return Err(Malformed),
         };
@@ -259,7 +266,7 @@ impl<'a> Passed<'a> {
             Waiting::Output => "output",
         };
         format!(
-            "CONNECTION {} {} {} {waiting} {} {} {} {}\n",
+            "CONNECTION {} {} {} {waiting} {} {} {} {} {}\n",
             escape(&self.pool),
             self.peer,
             self.turns,
@@ -267,6 +274,7 @@ impl<'a> Passed<'a> {
             Span(self.owing),
             self.total.read,
             self.total.written,
+            if self.stored { "stored" } else { "-" },
         )
     }
 
@@ -292,6 +300,11 @@ impl<'a> Passed<'a> {
             total: Traffic {
                 read: number(words.next())?,
                 written: number(words.next())?,
+            },
+            stored: match words.next() {
+                Some("stored") => true,
+                Some("-") => false,
+                _ => return Err(Malformed),
             },
             carry,
         })
@@ -331,6 +344,7 @@ mod tests {
             left in spans(),
             owing in spans(),
             traffic: (u64, u64),
+            stored: bool,
             carry: Vec<u8>,
             waiting in prop_oneof![Just(Waiting::Worker), Just(Waiting::Input), Just(Waiting::Output)],
         ) {
@@ -342,6 +356,7 @@ mod tests {
                 left,
                 owing,
                 total: Traffic { read: traffic.0, written: traffic.1 },
+                stored,
                 carry: &carry,
             };
             for message in [
@@ -351,6 +366,7 @@ mod tests {
                 FromOld::Connection(passed),
                 FromOld::All(turns),
                 FromOld::Go,
+                FromOld::Store(turns),
                 FromOld::End,
             ] {
                 let mut bytes = message.header().into_bytes();

@@ -16,6 +16,7 @@ use crate::master::dispatch::{Interest, Standing};
 use crate::master::held::Held;
 use crate::master::listener::Listener;
 use crate::master::pool::{Phase, Pool};
+use crate::master::store::ledger::Stage;
 use crate::master::time::Time;
 use crate::master::token::{Subject, Token};
 
@@ -236,6 +237,12 @@ impl Master<'_> {
                 Ok(Some((FromOld::Connection(passed), Some(socket)))) => {
                     Ok(Arrival::new(passed, socket))
                 }
+                Ok(Some((FromOld::Store(mark), None))) => {
+                    if let Some(store) = &self.store {
+                        store.take_charge(Some(mark));
+                    }
+                    continue;
+                }
                 Ok(Some((FromOld::End, None))) => Err(format!("{OLD} has ended")),
                 Ok(Some(_)) => Err(reason(OLD, &unexpected())),
                 Err(error) => Err(reason(OLD, &error)),
@@ -245,6 +252,9 @@ impl Master<'_> {
                 Err(why) => {
                     log::info!("the takeover is complete: {why}");
                     self.successor = None;
+                    if let Some(store) = &self.store {
+                        store.predecessor_ended();
+                    }
                 }
             }
         }
@@ -274,7 +284,14 @@ impl Pool<'_> {
             carry,
             socket,
         } = arrival;
-        let held = Held::adopted(socket, passed.peer, &carry, passed.total);
+        let mut held = Held::adopted(socket, passed.peer, &carry, passed.total);
+        if passed.stored {
+            let kept = self.store.as_ref().and_then(|store| {
+                let cookie = held.cookie().ok()?;
+                store.keep_stored(cookie, &self.plan.name)
+            });
+            held.copied(kept);
+        }
         // It was counted by the old master, and is not refused now.
         let _ = self.clients.enter(passed.peer);
         let standing = Standing {
@@ -287,6 +304,11 @@ impl Pool<'_> {
             Waiting::Output => Interest::Output,
             Waiting::Worker | Waiting::Input => Interest::Input,
         };
+        let stage = match standing.ready {
+            true => Stage::Ready,
+            false => Stage::Parked,
+        };
+        held.note_standing(stage, &standing, now);
         self.dispatcher.adopt(held, &standing, interest, now);
     }
 }

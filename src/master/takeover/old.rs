@@ -119,6 +119,8 @@ impl Master<'_> {
             Some("another one is under way")
         } else if self.successor.is_some() {
             Some("this master is still taking over itself")
+        } else if self.orphans.is_some() {
+            Some("this master waits for workers of one that was killed")
         } else {
             None
         }
@@ -276,6 +278,11 @@ impl Master<'_> {
         let successor = takeover.child.or_else(|| takeover.session.peer());
         self.manager
             .hand_over_to(successor.map(|pid| pid.as_raw().cast_unsigned()));
+        if let Some(store) = &self.store {
+            // The manager listens to the new one from here on. If that is gone already, it needs to know nothing.
+            let _ = takeover.session.tell(&FromOld::Store(store.mark()), None);
+            store.relieve();
+        }
         log::info!("handed over {count} connections to {NEW}; finishing what is lent");
         Ok(())
     }
@@ -314,6 +321,9 @@ impl Master<'_> {
             log::error!("{error}");
         }
         self.take_office();
+        if let Some(store) = &self.store {
+            store.resume();
+        }
     }
 
     /// The new master was told to stop: so is this one.

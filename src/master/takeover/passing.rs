@@ -10,6 +10,7 @@ use crate::master::connections::ConnectionId;
 use crate::master::dispatch::{Interest, Lending};
 use crate::master::listener::Listener;
 use crate::master::pool::{Phase, Pool};
+use crate::master::store::Kept;
 use crate::master::time::Time;
 
 impl Pool<'_> {
@@ -90,6 +91,7 @@ impl Pool<'_> {
             left: standing.left,
             owing: standing.owing,
             total: held.total(),
+            stored: held.kept().is_some_and(Kept::is_stored),
             carry: held.carry(),
         };
         session.tell(&FromOld::Connection(passed), Some(held.descriptor()))
@@ -100,6 +102,7 @@ impl Pool<'_> {
         let epoll = self.epoll.as_fd();
         if let Some(mut held) = self.dispatcher.release(id) {
             held.unwatch(epoll);
+            held.pass_on();
             self.clients.leave(held.peer());
         }
     }

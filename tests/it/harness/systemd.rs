@@ -14,6 +14,7 @@ use std::time::Instant;
 use batond::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
 use tempfile::TempDir;
 
 use super::{DEADLINE, Setup};
@@ -182,6 +183,18 @@ impl Manager {
     }
 }
 
+impl Stored {
+    fn identity(&self) -> (u64, u64) {
+        identity(&self.descriptor)
+    }
+}
+
+/// Two descriptors of the same socket or file have the same.
+fn identity(descriptor: &OwnedFd) -> (u64, u64) {
+    let stat = fstat(descriptor).expect("it is open");
+    (stat.st_dev, stat.st_ino)
+}
+
 impl Received {
     fn take(&mut self, message: String, descriptors: Vec<OwnedFd>, store_limit: usize) {
         let has = |line: &str| message.lines().any(|one| one == line);
@@ -192,8 +205,12 @@ impl Received {
             self.store.retain(|stored| Some(&*stored.name) != name);
         }
         if has("FDSTORE=1") {
+            self.drop_hung_up();
             let room = store_limit.saturating_sub(self.store.len());
-            for descriptor in descriptors.into_iter().take(room) {
+            // What it has already, it does not take again, whatever the name.
+            let known: Vec<_> = self.store.iter().map(Stored::identity).collect();
+            let new = |descriptor: &OwnedFd| !known.contains(&identity(descriptor));
+            for descriptor in descriptors.into_iter().filter(new).take(room) {
                 self.store.push(Stored {
                     name: name.unwrap_or("stored").to_owned(),
                     descriptor,

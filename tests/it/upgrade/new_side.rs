@@ -101,7 +101,7 @@ fn an_old_master_that_fails_at_any_step() {
     let path = told.directory.path().join("s.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
     let connection = TcpListener::bind("127.0.0.1:0").expect("a socket");
-    let connect = "CONNECTION main 127.0.0.1:1 1 input 1000 - 5 5\n";
+    let connect = "CONNECTION main 127.0.0.1:1 1 input 1000 - 5 5 -\n";
     let gone = "the old master is gone";
     let unexpected = "the talk with the old master: it says something unexpected";
     told.fails(&format!(" at old: {gone}"), drop);

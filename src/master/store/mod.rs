@@ -1,0 +1,364 @@
+//! What the master leaves with the service manager, so that no client notices when it is killed: its listeners, the
+//! connections of those clients that stay for more than a turn, and the [`ledger`] with what has to be known of each.
+//!
+//! A connection is stored when it is parked after a turn; from then on, the ledger is kept up to date without a system
+//! call. A stored copy hides from the client that the master has closed its own: whatever is stored is shut down before
+//! it is closed (`Held`), in both directions. That is also how the manager knows that it is over: it drops what hangs
+//! up. So the end of a connection takes no message, and one that were lost could leave nothing behind.
+//!
+//! The *life line* is a pipe. The master and its workers have its writing end, and the manager keeps the reading end:
+//! when that is at its end, none of them is left, and nobody will touch a connection that was lent.
+//!
+//! Without a manager that stores descriptors there is none of this, and no connection costs more.
+
+pub mod ledger;
+mod legacy;
+pub mod names;
+mod tending;
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::connections::ConnectionId;
+use super::listener::Listener;
+use super::time::Time;
+use crate::config::Address;
+use crate::sys::memfile::MemoryFile;
+use ledger::{Ledger, Record, Stage};
+use tending::Trouble;
+
+pub use legacy::{Legacy, Orphans};
+
+/// How many descriptors the state of a master takes: the ledger and the life line. There are two states while another
+/// master takes over.
+const STATE: usize = 2;
+
+/// See the module. All clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Store(Rc<RefCell<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    ledger: Ledger<MemoryFile>,
+    life: LifeLine,
+    mark: u64,
+    /// How far the system's clock is ahead of the master's.
+    ahead: Duration,
+    /// How many descriptors the manager keeps.
+    limit: usize,
+    /// By their place in the ledger: whether the manager has it.
+    stored: Vec<bool>,
+    vacant: Vec<u32>,
+    /// Connections that the manager has yet to be given, and their pools.
+    fresh: VecDeque<(u8, ConnectionId)>,
+    /// The names of what the manager is to drop.
+    gone: VecDeque<String>,
+    /// The names of the listeners that the manager has.
+    listeners: BTreeSet<String>,
+    /// The names of those that came from the master from which this one takes over.
+    offered: BTreeSet<String>,
+    /// The mark of that master.
+    predecessor: Option<u64>,
+    standing: Standing,
+    /// The listeners have changed.
+    relisted: bool,
+    /// The manager has the ledger and the life line.
+    stated: bool,
+    /// When the manager is spoken to again, after it had no room for a message.
+    blocked_until: Option<Time>,
+    trouble: Trouble,
+}
+
+/// Whether the manager listens to this master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Not yet.
+    Successor,
+    /// It does.
+    InCharge,
+    /// No longer: another master has what is stored.
+    Relieved,
+}
+
+#[derive(Debug)]
+struct LifeLine {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+/// A connection's place in the ledger. What was stored must be shut down when it is dropped.
+#[derive(Debug)]
+pub struct Kept {
+    store: Store,
+    place: u32,
+    pool: u64,
+    cookie: u64,
+}
+
+impl Store {
+    /// A store of so many descriptors.
+    ///
+    /// # Errors
+    /// What the calls fail with that make a memory file and a pipe.
+    pub fn open(limit: usize, connections: usize, in_charge: bool, now: Time) -> io::Result<Self> {
+        let capacity = limit.min(connections).min(names::MOST);
+        let mark = random()?;
+        let clock = monotonic()?;
+        let words = MemoryFile::create("baton-ledger", ledger::size(capacity))?;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(Self(Rc::new(RefCell::new(Inner {
+            ledger: Ledger::begin(words, capacity, clock),
+            life: LifeLine { read, write },
+            mark,
+            ahead: clock.saturating_sub(Duration::from_nanos(now.0)),
+            limit,
+            stored: Vec::new(),
+            vacant: Vec::new(),
+            fresh: VecDeque::new(),
+            gone: VecDeque::new(),
+            listeners: BTreeSet::new(),
+            offered: BTreeSet::new(),
+            predecessor: None,
+            standing: if in_charge {
+                Standing::InCharge
+            } else {
+                Standing::Successor
+            },
+            relisted: true,
+            stated: false,
+            blocked_until: None,
+            trouble: Trouble::default(),
+        }))))
+    }
+
+    /// The descriptor that workers keep: as long as one of them has it, not all are gone.
+    #[must_use]
+    pub fn life_line(&self) -> RawFd {
+        self.0.borrow().life.write.as_fd().as_raw_fd()
+    }
+
+    /// The number in the names that this master gives.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.0.borrow().mark
+    }
+
+    /// A place for a connection that is not stored yet, if there is room; and it is stored soon.
+    #[must_use]
+    pub fn keep(&self, cookie: u64, pool: u8, pool_name: &str, id: ConnectionId) -> Option<Kept> {
+        let mut inner = self.0.borrow_mut();
+        let place = inner.take_place(false)?;
+        inner.fresh.push_back((pool, id));
+        drop(inner);
+        Some(self.kept(place, cookie, pool_name))
+    }
+
+    /// A place for a connection that the manager has already, if there is room.
+    #[must_use]
+    pub fn keep_stored(&self, cookie: u64, pool_name: &str) -> Option<Kept> {
+        let place = self.0.borrow_mut().take_place(true)?;
+        Some(self.kept(place, cookie, pool_name))
+    }
+
+    fn kept(&self, place: u32, cookie: u64, pool_name: &str) -> Kept {
+        Kept {
+            store: self.clone(),
+            place,
+            pool: ledger::hash(pool_name),
+            cookie,
+        }
+    }
+
+    /// The manager is to drop what it has under a name.
+    pub fn remove(&self, name: String) {
+        let mut inner = self.0.borrow_mut();
+        if inner.standing != Standing::Relieved {
+            inner.gone.push_back(name);
+        }
+    }
+
+    /// The listeners have changed, or may have.
+    pub fn relist(&self) {
+        self.0.borrow_mut().relisted = true;
+    }
+
+    /// From now on the manager listens to this master. With the mark of a master that has stored descriptors, what that
+    /// one has stored is this one's.
+    pub fn take_charge(&self, predecessor: Option<u64>) {
+        let mut inner = self.0.borrow_mut();
+        if inner.standing == Standing::Successor {
+            inner.standing = Standing::InCharge;
+            inner.predecessor = predecessor;
+            let offered = std::mem::take(&mut inner.offered);
+            if predecessor.is_some() {
+                inner.listeners.extend(offered);
+            }
+        }
+    }
+
+    /// The master from which this one has taken over has nothing left.
+    pub fn predecessor_ended(&self) {
+        self.take_charge(None);
+        let predecessor = self.0.borrow_mut().predecessor.take();
+        if let Some(mark) = predecessor {
+            self.remove(names::of_state(mark));
+        }
+    }
+
+    /// Former masters' listeners have these names. If one of them was killed, the manager has them; else it has them
+    /// if that master has stored them.
+    pub fn know_listeners(&self, names: BTreeSet<String>) {
+        let mut inner = self.0.borrow_mut();
+        match inner.standing {
+            Standing::Successor => inner.offered = names,
+            Standing::InCharge | Standing::Relieved => inner.listeners = names,
+        }
+    }
+
+    /// What is stored is another master's from now on.
+    pub fn relieve(&self) {
+        let mut inner = self.0.borrow_mut();
+        inner.standing = Standing::Relieved;
+        inner.gone.clear();
+        inner.fresh.clear();
+    }
+
+    /// The other master is gone without an end, and this one is in charge again. What that one had is ended: nobody knows
+    /// how it stands. The copies of what is still lent go with it.
+    pub fn resume(&self) {
+        let mut inner = self.0.borrow_mut();
+        inner.standing = Standing::InCharge;
+        inner.relisted = true;
+        inner.gone.push_back(names::CONNECTION.to_owned());
+    }
+
+    /// A time by the clock that all masters share.
+    fn clock(&self, now: Time) -> Duration {
+        self.0.borrow().ahead + Duration::from_nanos(now.0)
+    }
+}
+
+impl Inner {
+    fn take_place(&mut self, stored: bool) -> Option<u32> {
+        let taken = self.stored.len() - self.vacant.len();
+        let others = 2 * STATE + self.listeners.len();
+        let room = self.limit.saturating_sub(others);
+        if taken >= room || self.standing == Standing::Relieved {
+            return None;
+        }
+        if let Some(place) = self.vacant.pop() {
+            self.stored[place as usize] = stored;
+            return Some(place);
+        }
+        if self.stored.len() >= self.ledger.capacity() {
+            return None;
+        }
+        self.stored.push(stored);
+        u32::try_from(self.stored.len() - 1).ok()
+    }
+}
+
+impl Kept {
+    /// Whether the manager has it.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.store.0.borrow().stored[self.place as usize]
+    }
+
+    /// Notes how the connection stands.
+    pub fn note(&self, note: Note<'_>, now: Time) {
+        let clock = self.store.clock(now);
+        let inner = self.store.0.borrow();
+        let carried = inner.ledger.carry_length(self.place) > 0;
+        let record = Record {
+            cookie: self.cookie,
+            pool: self.pool,
+            stage: note.stage,
+            interest: note.interest,
+            turns: note.turns,
+            total: note.total,
+            deadline: note.left.map(|left| clock + left),
+            owing: note.owing.map(|owing| clock.saturating_sub(owing)),
+            carry: note.carry.into(),
+        };
+        inner.ledger.write(self.place, &record);
+        if carried && note.carry.is_empty() {
+            inner.forget_carry(self.place);
+        }
+    }
+
+    /// Notes where the connection is now.
+    pub fn enter(&self, stage: Stage) {
+        self.store.0.borrow().ledger.enter(self.place, stage);
+    }
+
+    /// Another master has the connection from now on, and what is stored of it. If both are killed before that one has
+    /// noted it, what stands in this ledger is old: so it is to be held against what the kernel says.
+    pub fn pass_on(self) {
+        self.enter(Stage::Lent);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut inner = self.store.0.borrow_mut();
+        if inner.ledger.carry_length(self.place) > 0 {
+            inner.forget_carry(self.place);
+        }
+        inner.ledger.clear(self.place);
+        inner.vacant.push(self.place);
+    }
+}
+
+impl Inner {
+    fn forget_carry(&self, place: u32) {
+        let range = self.ledger.carry_of(place);
+        // Without it, the pages stay in use until the place has a carry again.
+        let _ = self.ledger.words().forget(range);
+    }
+}
+
+/// What is to be noted of a connection.
+#[derive(Debug)]
+pub struct Note<'a> {
+    /// Where it is.
+    pub stage: Stage,
+    /// What it waits for.
+    pub interest: super::dispatch::Interest,
+    /// How many turns it has had.
+    pub turns: u64,
+    /// What they have moved.
+    pub total: crate::wire::Traffic,
+    /// How much longer it may be parked.
+    pub left: Option<Duration>,
+    /// For how long its client has owed the rest of a request.
+    pub owing: Option<Duration>,
+    /// What was read and not consumed.
+    pub carry: &'a [u8],
+}
+
+/// What a listener is called; nothing when it is not this server's own, or its address does not fit into a name.
+fn name_of(listener: &Listener) -> Option<String> {
+    let asked = listener.asked();
+    let own = listener.has_file() || !matches!(asked, Address::Unix(_));
+    names::of_listener(asked).filter(|_| own)
+}
+
+/// The system's monotonic clock, which all masters share until the next boot.
+fn monotonic() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,101 @@
+//! What the things are called that a master leaves with the service manager. Pure.
+//!
+//! A listener is called by its address, so that its name is the same whichever master has it. What a master notes has a
+//! random number in its name, the master's *mark*. All connections have the same name, and a short one: the manager
+//! passes all names in one variable, and the kernel starts no program with one of more than 128 KiB (execve(2)). Which
+//! is which, the kernel says: each socket has a number of its own for as long as the machine runs, its *cookie*.
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+use crate::config::{Address, is_descriptor_name};
+
+const LISTENER: &str = "baton-listen-";
+const STATE: &str = "baton-state-";
+/// The name of each connection.
+pub const CONNECTION: &str = "baton";
+
+/// How many connections can be stored at the most, for the sake of that variable; listeners need some room too.
+pub const MOST: usize = 110 * 1024 / (CONNECTION.len() + 1);
+
+/// What may not be in a name, or means something in it.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// A listener, by the address that was asked for.
+    Listener(Address),
+    /// What a master with this mark notes of its connections, and its life line.
+    State(u64),
+    /// A connection.
+    Connection,
+}
+
+/// The name of a listener; nothing when its address does not fit into one, or when it is the manager's own.
+#[must_use]
+pub fn of_listener(asked: &Address) -> Option<String> {
+    if matches!(asked, Address::Inherited(_)) {
+        return None;
+    }
+    let asked = asked.to_string();
+    let name = format!("{LISTENER}{}", utf8_percent_encode(&asked, ESCAPED));
+    is_descriptor_name(&name).then_some(name)
+}
+
+/// The name of what a master with this mark notes.
+#[must_use]
+pub fn of_state(mark: u64) -> String {
+    format!("{STATE}{mark:016x}")
+}
+
+impl Meaning {
+    /// What a name stands for, if it is one that a master gives.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        if let Some(asked) = name.strip_prefix(LISTENER) {
+            let asked = percent_decode_str(asked).decode_utf8().ok()?;
+            asked.parse().ok().map(Self::Listener)
+        } else if let Some(mark) = name.strip_prefix(STATE) {
+            number(mark).map(Self::State)
+        } else {
+            (name == CONNECTION).then_some(Self::Connection)
+        }
+    }
+}
+
+fn number(digits: &str) -> Option<u64> {
+    u64::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_understood_again() {
+        for asked in [
+            "127.0.0.1:0",
+            ":8080",
+            "[::1]:80",
+            "localhost:80",
+            "unix:/a b%:ü",
+        ] {
+            let asked: Address = asked.parse().unwrap();
+            let name = of_listener(&asked).unwrap();
+            assert!(is_descriptor_name(&name), "{name}");
+            assert_eq!(Meaning::of(&name), Some(Meaning::Listener(asked)));
+        }
+        assert_eq!(Meaning::of(CONNECTION), Some(Meaning::Connection));
+        assert_eq!(Meaning::of(&of_state(7)), Some(Meaning::State(7)));
+    }
+
+    #[test]
+    fn what_is_no_name_means_nothing() {
+        for name in ["web", "baton-conn", "baton-state-", "baton-listen-"] {
+            assert_eq!(Meaning::of(name), None, "{name}");
+        }
+        assert_eq!(of_listener(&"fd:web".parse().unwrap()), None);
+        let long = format!("unix:/{}", ":".repeat(100));
+        assert_eq!(of_listener(&long.parse().unwrap()), None);
+    }
+}
