@@ -12,7 +12,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell when stderr is closed; the exit code still says it.
-            let _ = writeln!(io::stderr(), "batond: {error}");
+            // In one piece, for another process may be writing there too.
+            let _ = io::stderr().write_all(format!("batond: {error}\n").as_bytes());
             ExitCode::FAILURE
         }
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use super::pool::{Phase, Pool};
 use super::process::Change;
 use super::signals::{Request, Signals};
-use super::takeover::{Session, Takeover};
+use super::takeover::{Condemned, Session, Takeover};
 use super::time::Time;
 use super::{Master, process};
 use crate::error::{Plain, Result};
@@ -23,7 +23,7 @@ impl Master<'_> {
             match request {
                 Request::Reap => self.reap(now),
                 Request::Stop { interrupt } => self.stop(interrupt, now),
-                Request::Quit => self.quit("SIGQUIT"),
+                Request::Quit => self.quit("SIGQUIT", now),
                 Request::Reload => self.reload(now),
                 Request::Reopen => reopen_log(),
                 Request::Upgrade => self.upgrade(now),
@@ -50,7 +50,7 @@ impl Master<'_> {
             Some(interrupts) => {
                 *interrupts += u32::from(interrupt);
                 if *interrupts >= 2 {
-                    self.quit("a second SIGINT");
+                    self.quit("a second SIGINT", now);
                 }
             }
             None => {
@@ -60,7 +60,7 @@ impl Master<'_> {
                 self.manager.stopping();
                 self.stopping = Some(u32::from(interrupt));
                 self.give_up_reload("the server stops", now);
-                self.give_up_takeover("the server stops");
+                self.give_up_takeover("the server stops", now);
                 self.tell_of_stop();
                 self.pools().for_each(|pool| pool.stop(now));
                 self.relist();
@@ -68,11 +68,11 @@ impl Master<'_> {
         }
     }
 
-    fn quit(&mut self, why: &str) {
+    fn quit(&mut self, why: &str, now: Time) {
         log::info!("stopping at once: {why}");
         self.stopping.get_or_insert(0);
         self.quitting = true;
-        self.give_up_takeover("the server stops");
+        self.give_up_takeover("the server stops", now);
         self.pools().for_each(Pool::quit);
     }
 
@@ -111,7 +111,8 @@ impl Master<'_> {
         let successor = self.successor.as_ref().zip(limit);
         let succession = successor.and_then(|(successor, limit)| successor.due(limit));
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
-        [succession, takeover, self.orphans_due()]
+        let condemned = self.condemned.iter().map(Condemned::due).min();
+        [succession, takeover, condemned, self.orphans_due()]
             .into_iter()
             .flatten()
             .min()

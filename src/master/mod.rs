@@ -56,7 +56,7 @@ use reload::Reload;
 use signals::Signals;
 use sizing::Bounds;
 use store::{Orphans, Store};
-use takeover::{Control, Launch, Successor, Takeover};
+use takeover::{Condemned, Control, Launch, Successor, Takeover};
 use time::Time;
 use token::{Subject, Token};
 
@@ -95,6 +95,8 @@ pub struct Master<'a> {
     orphans: Option<Orphans>,
     /// Another master takes over from this one.
     takeover: Option<Takeover>,
+    /// Those that were to take over, and failed.
+    condemned: Vec<Condemned>,
     /// This master takes over from another one.
     successor: Option<Successor>,
 }
@@ -166,6 +168,7 @@ pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
         control: None,
         pid_file: None,
         takeover: None,
+        condemned: Vec::new(),
         manager: Manager::new(heritage.notifier.take(), heritage.successor.is_none()),
         store: None,
         orphans: None,

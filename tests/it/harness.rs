@@ -9,6 +9,7 @@ pub mod client;
 pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod session;
 pub mod systemd;
 pub mod upgrade;
 
@@ -80,6 +81,8 @@ struct Output {
 #[derive(Default)]
 struct Lines {
     lines: Vec<String>,
+    /// How many pipes they come from.
+    open: usize,
     /// Every process that had the other end has closed it.
     ended: bool,
 }
@@ -88,7 +91,14 @@ impl Output {
     /// Collects what comes through a pipe, in a thread that ends with it.
     fn collect(pipe: impl Read + Send + 'static) -> Self {
         let output = Self::default();
-        let ours = output.clone();
+        output.follow(pipe);
+        output
+    }
+
+    /// Collects what comes through another pipe too.
+    fn follow(&self, pipe: impl Read + Send + 'static) {
+        let ours = self.clone();
+        ours.lock().open += 1;
         thread::spawn(move || {
             let (lines, changed) = &*ours.shared;
             let mut pipe = BufReader::new(pipe);
@@ -100,10 +110,12 @@ impl Output {
                 changed.notify_all();
                 line.clear();
             }
-            lines.lock().unwrap().ended = true;
+            let mut lines = lines.lock().unwrap();
+            lines.open -= 1;
+            lines.ended = lines.open == 0;
+            drop(lines);
             changed.notify_all();
         });
-        output
     }
 
     fn lock(&self) -> MutexGuard<'_, Lines> {

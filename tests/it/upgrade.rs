@@ -2,6 +2,12 @@
 
 mod failures;
 mod life;
+mod managed;
+mod new_side;
+mod office;
+mod old_side;
+mod program;
+mod standing;
 
 use crate::harness::Server;
 use crate::lives::ChangeOver;

@@ -86,7 +86,9 @@ impl<C> Dispatcher<C> {
             State::Parked => self.unpark(id.index()),
             State::Lent(_) | State::Examined | State::Lingering => return None,
         }
-        Some(self.table.remove(id.index()))
+        let payload = self.table.remove(id.index());
+        self.resume_if_room();
+        Some(payload)
     }
 
     /// Takes a connection over as it stood with another master.

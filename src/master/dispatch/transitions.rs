@@ -230,6 +230,10 @@ impl<C> Dispatcher<C> {
         let id = self.table.id(index);
         let payload = self.table.remove(index);
         self.actions.push(Action::Close(id, payload));
+        self.resume_if_room();
+    }
+
+    pub(super) fn resume_if_room(&mut self) {
         if self.paused && !self.stopping && self.table.len() < self.limits.connections {
             self.paused = false;
             self.actions.push(Action::ResumeAccepting);

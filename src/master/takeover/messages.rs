@@ -13,8 +13,8 @@
 //!                                     old: ALL count
 //! new: CONFIRM count                  old: GO
 //! new: DONE                           old: STORE mark  (if it has stored descriptors with a manager)
-//!                                     old: CONNECTION ...  (as their turns end)
-//! new: STOP  (if it stops)            old: END
+//! new: SETTLED                        old: CONNECTION ...  (as their turns end)
+//! new: STOP  (if it is told to stop)  old: END
 //! ```
 
 use std::borrow::Cow;
@@ -44,6 +44,8 @@ pub enum FromNew {
     Confirm(u64),
     /// It serves.
     Done,
+    /// Its control socket and its pid file are in their places.
+    Settled,
     /// It was told to stop, and the old one is to stop with it.
     Stop,
 }
@@ -174,6 +176,7 @@ impl FromNew {
             }
             Self::Confirm(count) => format!("CONFIRM {count}\n"),
             Self::Done => "DONE\n".to_owned(),
+            Self::Settled => "SETTLED\n".to_owned(),
             Self::Stop => "STOP\n".to_owned(),
         }
     }
@@ -194,6 +197,7 @@ impl FromNew {
             }
             Some("CONFIRM") => Self::Confirm(number(words.next())?),
             Some("DONE") => Self::Done,
+            Some("SETTLED") => Self::Settled,
             Some("STOP") => Self::Stop,
             _ => return Err(Malformed),
         };
@@ -326,6 +330,7 @@ mod tests {
                 FromNew::Ready(texts.into_iter().map(|text| text + "x").collect()),
                 FromNew::Confirm(count),
                 FromNew::Done,
+                FromNew::Settled,
                 FromNew::Stop,
             ] {
                 prop_assert_eq!(FromNew::parse(message.header().as_bytes()), Ok(message));

@@ -17,5 +17,5 @@ mod session;
 pub use launch::{Launch, inherited_session};
 pub use new::Successor;
 pub use office::Control;
-pub use old::Takeover;
+pub use old::{Condemned, Takeover};
 pub use session::Session;

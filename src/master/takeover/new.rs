@@ -216,6 +216,9 @@ impl Master<'_> {
             pool.begin_accepting();
         }
         self.take_office();
+        if let Some(successor) = &self.successor {
+            let _ = successor.session.answer(&FromNew::Settled);
+        }
         Ok(())
     }
 

@@ -119,12 +119,12 @@ fn attempt(path: &Path) -> String {
     format!("listen on control socket {}", path.display())
 }
 
+/// Whether a program has a socket there. One of another kind is told apart without disturbing it (unix(7), EPROTOTYPE).
 fn is_in_use(path: &Path) -> bool {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let attempt = || -> io::Result<()> {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(())
+    let attempt = || -> rustix::io::Result<()> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)
     };
-    attempt().is_ok()
+    matches!(attempt(), Ok(()) | Err(rustix::io::Errno::PROTOTYPE))
 }

@@ -21,7 +21,7 @@ use crate::master::token::{Subject, Token};
 const NEW: &str = "the new master";
 
 /// How much longer the old master waits than the new one may take: that gives up first, and says why.
-const MARGIN: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(5);
 
 /// How long a child that has closed its end may take to end, so that the log can say how.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -35,8 +35,10 @@ pub struct Takeover {
     stage: Stage,
     /// Listeners with which the new one goes on.
     kept: Vec<String>,
-    /// When it is given up.
+    /// When it is given up; when the new one is in charge, when it is no longer waited for.
     until: Time,
+    /// Whoever looks for the master finds the new one.
+    settled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +57,7 @@ impl Takeover {
     /// When it is given up.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        (!self.reigns()).then_some(self.until)
+        (!self.settled).then_some(self.until)
     }
 
     /// Whether the new master is in charge.
@@ -63,13 +65,29 @@ impl Takeover {
     fn reigns(&self) -> bool {
         self.stage == Stage::Reigning
     }
+}
 
-    /// Ends the new master, if that is this one's to do.
-    fn end_child(&self) {
-        if let Some(child) = self.child {
-            // ESRCH: it has ended by itself.
-            let _ = kill(child, Signal::SIGKILL);
-        }
+/// A child that was to be the new master, and is to end.
+#[derive(Debug)]
+pub struct Condemned {
+    pid: Pid,
+    /// When it is killed.
+    until: Time,
+}
+
+impl Condemned {
+    /// Tells it to end at once: whoever is killed leaves workers behind.
+    fn new(pid: Pid, now: Time) -> Self {
+        // ESRCH: it has ended by itself, and is reaped soon.
+        let _ = kill(pid, Signal::SIGQUIT);
+        let until = now.after(LAST_BREATH);
+        Self { pid, until }
+    }
+
+    /// When it is killed.
+    #[must_use]
+    pub fn due(&self) -> Time {
+        self.until
     }
 }
 
@@ -127,14 +145,27 @@ impl Master<'_> {
             stage: Stage::Hello,
             kept: Vec::new(),
             until: now.after(hello),
+            settled: false,
         };
         let data = EventData::new_u64(Token::own(Subject::Takeover).encode());
         match epoll::add(&*self.own.epoll, &takeover.session, data, EventFlags::IN) {
             Ok(()) => self.takeover = Some(takeover),
             Err(error) => {
                 log::error!("cannot watch {NEW}: {error}");
-                takeover.end_child();
+                self.condemn(takeover.child, now);
             }
+        }
+    }
+
+    fn condemn(&mut self, child: Option<Pid>, now: Time) {
+        self.condemned
+            .extend(child.map(|pid| Condemned::new(pid, now)));
+    }
+
+    /// Kills what was to end and has not.
+    fn kill_condemned(&mut self, is_due: impl Fn(&Condemned) -> bool) {
+        for condemned in self.condemned.extract_if(.., |one| is_due(one)) {
+            let _ = kill(condemned.pid, Signal::SIGKILL);
         }
     }
 
@@ -155,6 +186,10 @@ impl Master<'_> {
                     Ok(())
                 }
                 (Stage::Starting, Ok(Some(FromNew::Ready(pools)))) => self.hand_over(&pools, now),
+                (Stage::Reigning, Ok(Some(FromNew::Settled))) => {
+                    takeover.settled = true;
+                    Ok(())
+                }
                 (Stage::Reigning, Ok(Some(FromNew::Stop))) => return self.stop_too(now),
                 (_, Ok(Some(_))) => Err(format!("{NEW} says something unexpected")),
                 (Stage::Hello | Stage::Starting, Err(error))
@@ -226,6 +261,7 @@ impl Master<'_> {
         takeover.conclude(count as u64)?;
         // From here on the new master is in charge.
         takeover.stage = Stage::Reigning;
+        takeover.until = now.after(PATIENCE);
         let mut passed = passed.into_iter();
         for pool in pools {
             pool.disown_listeners(&takeover.kept);
@@ -256,7 +292,7 @@ impl Master<'_> {
         let Some(takeover) = self.takeover.take() else {
             return;
         };
-        takeover.end_child();
+        self.condemn(takeover.child, now);
         let reigned = takeover.reigns();
         let mut serving = false;
         for pool in self.pools.iter_mut().flatten().filter(|p| !p.is_ending()) {
@@ -304,15 +340,16 @@ impl Master<'_> {
     }
 
     /// Ends a takeover before the new master is in charge, for this one has other things to do.
-    pub(in crate::master) fn give_up_takeover(&mut self, why: &str) {
+    pub(in crate::master) fn give_up_takeover(&mut self, why: &str, now: Time) {
         if let Some(takeover) = self.takeover.take_if(|takeover| !takeover.reigns()) {
             log::warn!("takeover given up: {why}");
-            takeover.end_child();
+            self.condemn(takeover.child, now);
         }
     }
 
     /// What is due in a takeover: the rest of the connections, or its end.
     pub(in crate::master) fn advance_takeover(&mut self, now: Time) {
+        self.kill_condemned(|one| one.until <= now);
         let Some(takeover) = &mut self.takeover else {
             return;
         };
@@ -326,6 +363,8 @@ impl Master<'_> {
             }
             return;
         }
+        takeover.settled |= takeover.until <= now;
+        let settled = takeover.settled;
         let pools = self.pools.iter_mut().flatten();
         let mut leaving: Vec<_> = pools.filter(|pool| pool.is_leaving()).collect();
         let passed = leaving
@@ -333,7 +372,7 @@ impl Master<'_> {
             .try_for_each(|pool| pool.pass_on(&takeover.session, now));
         if let Err(error) = passed {
             self.take_charge_again(&reason(NEW, &error), now);
-        } else if leaving.iter().all(|pool| pool.dispatcher.is_empty()) {
+        } else if settled && leaving.iter().all(|pool| pool.dispatcher.is_empty()) {
             // All at the same time: as long as one of them is needed, this master may have to take charge again.
             leaving.iter_mut().for_each(|pool| pool.let_workers_go(now));
         }
@@ -341,6 +380,7 @@ impl Master<'_> {
 
     /// A child that is no worker has ended: the new master, if it was started by this one.
     pub(in crate::master) fn on_stranger(&mut self, pid: Pid, how: &str, now: Time) {
+        self.condemned.retain(|one| one.pid != pid);
         let Some(takeover) = &self.takeover else {
             return;
         };
@@ -348,7 +388,9 @@ impl Master<'_> {
         if takeover.child == Some(pid) && takeover.reigns() {
             self.on_takeover(now);
         }
-        if self.takeover.as_ref().and_then(|t| t.child) == Some(pid) {
+        if let Some(takeover) = self.takeover.as_mut().filter(|t| t.child == Some(pid)) {
+            // It is reaped: the number may come to mean another process.
+            takeover.child = None;
             self.take_charge_again(&format!("{NEW} (pid {pid}) {how}"), now);
         }
     }

@@ -113,6 +113,8 @@ impl Pool<'_> {
         let until = now.after(self.plan.settings.grace);
         self.phase = Phase::Leaving { until };
         self.dispatcher.set_lending(Lending::PassingOn, now);
+        // There may be room for more now.
+        self.carry_out(now);
         self.held_back = false;
         self.close_listeners(|address| !is_kept(kept, address), now);
         self.hold_accepting();

@@ -311,6 +311,13 @@ impl Client {
         }
     }
 
+    /// Sends bytes to a server that sends them back, and returns what comes.
+    #[track_caller]
+    pub fn echo(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.send(bytes);
+        self.read_exact(bytes.len())
+    }
+
     /// Exactly `count` bytes.
     #[track_caller]
     pub fn read_exact(&mut self, count: usize) -> Vec<u8> {

@@ -1,13 +1,15 @@
 //! A server whose master changes: who is in charge, and who is still there.
 
+use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, Server, Watched, field};
+use super::{BATOND, DEADLINE, Server, Setup, Watched, field};
 
 /// What a master says that has started its successor.
 pub const STARTED: &str = "upgrading: started";
@@ -76,8 +78,10 @@ impl Server {
     /// Waits until that many have taken over, and goes on with the last one. The old one may still have turns to finish.
     #[track_caller]
     pub fn finish_upgrade(&mut self, count: usize) {
-        let lines = self.wait_for_lines(TOOK_OVER, count);
-        self.follow(master_in(&lines[count - 1]));
+        self.wait_for_lines(TOOK_OVER, count);
+        let started = self.log_lines(STARTED);
+        let line = started.last().expect("one was started");
+        self.follow(Pid::from_raw(field(line, "pid")));
     }
 
     /// SIGUSR2, and waits until the new master is in charge.
@@ -99,6 +103,17 @@ impl Server {
             process: std::mem::replace(&mut self.process, process),
             child: std::mem::replace(&mut self.child, child),
         });
+    }
+
+    /// Starts a process that writes to the same log as the server.
+    #[track_caller]
+    pub fn spawn_beside(&mut self, command: &mut Command) -> Child {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let also = writer.try_clone().expect("a descriptor");
+        command.stdout(also).stderr(writer);
+        let child = command.spawn().expect("it starts");
+        self.stderr.follow(reader);
+        child
     }
 
     /// Waits until all masters before this one have ended, and reaps them. They must have ended in order.
@@ -125,4 +140,39 @@ pub fn master_in(line: &str) -> Pid {
     let (_, rest) = line.split_once("master[").expect("a master's line");
     let number = rest.split(']').next().unwrap_or_default();
     Pid::from_raw(number.parse().expect("a pid"))
+}
+
+impl Setup {
+    /// Runs this program instead: another path to the one under test.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = path.into();
+        self
+    }
+}
+
+/// Moves a copy of the program under test to this path. (By another process: while one has a file open to write it,
+/// nobody can execute it, and forks of this one may have it for a moment.)
+#[track_caller]
+pub fn install(path: &Path) {
+    shell(
+        "cp \"$0\" \"$1.new\" && mv \"$1.new\" \"$1\"",
+        &[BATOND.as_ref(), path.as_ref()],
+    );
+}
+
+/// Moves a shell script to this path.
+#[track_caller]
+pub fn install_script(path: &Path, text: &str) {
+    let script = "printf '#!/bin/sh\\n%s\\n' \"$0\" >\"$1.new\" && chmod +x \"$1.new\" && mv \"$1.new\" \"$1\"";
+    shell(script, &[text.as_ref(), path.as_ref()]);
+}
+
+#[track_caller]
+fn shell(script: &str, arguments: &[&OsStr]) {
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .args(arguments)
+        .status();
+    assert!(status.expect("sh runs").success(), "{script}");
 }

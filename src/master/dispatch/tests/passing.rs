@@ -43,6 +43,21 @@ fn a_frozen_dispatcher_lends_nothing_and_lets_nothing_expire() {
 }
 
 #[test]
+fn what_is_let_go_makes_room() {
+    let now = Time(1_000_000_000);
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let mut dispatcher = Dispatcher::new(limits);
+    let id = parked(&mut dispatcher, 1, now);
+    assert!(dispatcher.is_full());
+    assert_eq!(dispatcher.release(id), Some(1));
+    assert!(!dispatcher.is_full());
+    assert_eq!(dispatcher.take_actions(), [Action::ResumeAccepting]);
+}
+
+#[test]
 fn the_ready_ones_go_first_and_in_their_order() {
     let now = Time(1_000_000_000);
     let (mut old, mut new) = (

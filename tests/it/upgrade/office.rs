@@ -1,0 +1,182 @@
+//! Where a master is found: the control socket and the pid file, before, through and after a change of masters.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use nix::unistd::{Pid, geteuid};
+
+use crate::harness::client::Served;
+use crate::harness::upgrade::TOOK_OVER;
+use crate::harness::{BATOND, DEADLINE, Server, Setup, Watched, command, finish};
+
+const PLACES: [&str; 4] = ["--control", "control", "--pid-file", "pid"];
+
+fn start(arguments: &[&str]) -> Server {
+    Setup::new(&[&["demo", "-w", "2"], &PLACES[..], arguments].concat()).start()
+}
+
+#[track_caller]
+fn named_in_pid_file(directory: &Path) -> Pid {
+    let text = fs::read_to_string(directory.join("pid")).expect("it is there");
+    let number = text.strip_suffix('\n').expect("a whole line");
+    Pid::from_raw(number.parse().expect("a pid"))
+}
+
+/// `batond serve` with these arguments in the directory of a server, to be waited for.
+fn serve(server: &Server, arguments: &[&str]) -> Command {
+    let mut command = command(BATOND);
+    command.arg("serve").args(arguments);
+    command.current_dir(server.directory());
+    command
+}
+
+/// Takes over by hand: another program, with other arguments.
+#[track_caller]
+fn take_over(server: &mut Server, arguments: &[&str]) {
+    let count = server.log_lines(TOOK_OVER).len() + 1;
+    let arguments = [&["demo", "-w", "2", "--takeover", "control"], arguments].concat();
+    let mut command = serve(server, &arguments);
+    let child: Child = server.spawn_beside(&mut command);
+    server.wait_for_lines(TOOK_OVER, count);
+    let process = Watched::new(Pid::from_raw(child.id().cast_signed()));
+    server.follow_child(process, Some(child));
+}
+
+#[test]
+fn the_files_are_the_last_master_s_and_go_with_it() {
+    let mut server = start(&[]);
+    let directory = server.directory().to_owned();
+    let control = directory.join("control");
+    for _ in 0..2 {
+        let metadata = control.metadata().expect("it is there");
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert_eq!(named_in_pid_file(&directory), server.master());
+        server.upgrade();
+        server.wait_for_former();
+        let inode = |path: &Path| path.metadata().expect("it is there").ino();
+        assert_ne!(inode(&control), metadata.ino());
+        assert_eq!(named_in_pid_file(&directory), server.master());
+    }
+    let names = fs::read_dir(&directory).expect("a directory");
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["control", "pid"]);
+    assert!(server.stop().success());
+    assert_eq!(fs::read_dir(&directory).expect("a directory").count(), 0);
+}
+
+#[test]
+fn whoever_asks_takes_over() {
+    let mut server = start(&[]);
+    let mut client = server.connect();
+    assert_eq!(client.get("/").status, 200);
+    for turn in 2..4 {
+        take_over(&mut server, &[&["-l", "127.0.0.1:0"], &PLACES[..]].concat());
+        server.wait_for_former();
+        let served = Served::of(&client.get("/"));
+        assert_eq!(
+            (served.turn, served.master),
+            (turn, server.master().as_raw())
+        );
+        assert_eq!(named_in_pid_file(server.directory()), server.master());
+    }
+    // One that was started like that can start its successor itself, with the same arguments.
+    server.upgrade();
+    assert_eq!(Served::of(&client.get("/")).turn, 4);
+}
+
+#[test]
+fn a_stale_control_socket_is_replaced_and_a_live_one_is_not() {
+    let server = start(&[]);
+    let arguments = ["-l", "127.0.0.1:0", "--control", "control"];
+    let finished = finish(serve(&server, &arguments));
+    assert_eq!(finished.status.code(), Some(1));
+    assert_eq!(
+        finished.stderr,
+        "batond: cannot listen on control socket control: another master listens there; take over from it with \
+         --takeover"
+    );
+    // That was no attempt to take over.
+    let mut undisturbed = server.connect();
+    assert_eq!(
+        Served::of(&undisturbed.get("/")).master,
+        server.master().as_raw()
+    );
+
+    let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
+    let stale = setup.directory().join("control");
+    drop(std::os::unix::net::UnixListener::bind(&stale).expect("a socket"));
+    let mut other = setup.start();
+    other.upgrade();
+}
+
+#[test]
+fn a_place_that_cannot_be_had_is_an_error_at_the_start() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("file"), "text").expect("a file");
+    for (flag, path, why) in [
+        (
+            "--pid-file",
+            "none/p",
+            "write pid file none/p: No such file or directory",
+        ),
+        ("--pid-file", ".", "write pid file .: is a directory"),
+        (
+            "--control",
+            "none/c",
+            "listen on control socket none/c: No such file or directory",
+        ),
+        (
+            "--control",
+            "file",
+            "listen on control socket file: the path exists and is not a socket",
+        ),
+    ] {
+        let mut command = command(BATOND);
+        command.args(["serve", "-l", "127.0.0.1:0", flag, path]);
+        command.current_dir(directory.path());
+        let finished = finish(command);
+        assert_eq!(finished.status.code(), Some(1));
+        assert_eq!(finished.stderr, format!("batond: cannot {why}"));
+    }
+    assert_eq!(
+        fs::read(directory.path().join("file")).expect("a file"),
+        b"text"
+    );
+}
+
+#[test]
+fn nobody_else_may_ask() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
+    let server = setup.expect("control socket: refused process").start();
+    let script = "import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+try:
+    s.connect(sys.argv[1])
+    print('heard', s.recv(100))
+except OSError as error:
+    print(type(error).__name__)";
+    let path = server.directory().join("control");
+    let ask = || {
+        let mut command = command("python3");
+        command.args(["-c", script]).arg(&path).current_dir("/");
+        command.uid(65534).gid(65534);
+        finish(command).stdout
+    };
+    let open = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode));
+    open(server.directory(), 0o755).expect("it is ours");
+    assert_eq!(ask(), "PermissionError");
+    // Even if somebody opens it to all.
+    open(&path, 0o666).expect("it is ours");
+    assert_eq!(ask(), "heard b''");
+    server.wait_for_log("of user 65534");
+    assert!(!server.log_contains("takeover"));
+    let watched = Watched::new(server.master());
+    assert!(!watched.wait(DEADLINE / 100));
+}
