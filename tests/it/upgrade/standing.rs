@@ -38,7 +38,8 @@ fn what_is_lent_comes_after_its_turn() {
 
 #[test]
 fn who_must_read_first_waits_for_that_with_the_new_master_too() {
-    const SIZE: usize = 8 << 20;
+    // More than all the buffers on the way take.
+    const SIZE: usize = 64 << 20;
     let mut server = Server::start(&["echo", "-w", "1"]);
     let mut reader = server.connect();
     let mut writer = reader.try_clone().expect("a second handle");
