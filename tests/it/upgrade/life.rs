@@ -16,6 +16,12 @@ fn upgrades_one_after_the_other_are_noticed_by_nobody() {
 }
 
 #[test]
+#[ignore = "takes 15 seconds"]
+fn ten_upgrades_one_each_second_are_noticed_by_nobody() {
+    lives::nobody_notices(&Upgrade, 10, Duration::from_secs(1));
+}
+
+#[test]
 fn upgrades_of_workers_with_threads_are_noticed_by_nobody() {
     lives::nobody_notices_with_threads(&Upgrade, 5);
 }
