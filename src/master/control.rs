@@ -105,11 +105,11 @@ impl Master<'_> {
     /// When a change of masters is due for something.
     pub(super) fn change_due(&self) -> Option<Time> {
         // It waits for one pool after the other. When all are ready it waits for nothing.
-        let mut pools = self.pools.iter().flatten();
-        let slow = pools.find(|pool| !pool.processes.is_whole());
-        let limit = slow.map(|pool| pool.plan.settings.start_timeout);
-        let successor = self.successor.as_ref().zip(limit);
-        let succession = successor.and_then(|(successor, limit)| successor.due(limit));
+        let succession = self.successor.as_ref().and_then(|successor| {
+            let mut pools = self.pools.iter().flatten();
+            let slow = pools.find(|pool| !pool.processes.is_whole())?;
+            successor.due(slow.plan.settings.start_timeout)
+        });
         let takeover = self.takeover.as_ref().and_then(Takeover::due);
         let condemned = self.condemned.iter().map(Condemned::due).min();
         [succession, takeover, condemned, self.orphans_due()]

@@ -87,6 +87,7 @@ impl<'a> Pool<'a> {
         self.upkeep.set_base(plan.settings.workers);
         self.plan = plan;
         self.processes.promote_next(until);
+        self.outgoing = true;
         let ready: Vec<_> = self.processes.members().map(|p| p.worker).collect();
         for worker in ready {
             self.dispatcher.worker_ready(worker, now);
@@ -129,12 +130,18 @@ impl<'a> Pool<'a> {
         let incoming = self.incoming.as_ref();
         let incoming = incoming.filter(|_| !self.processes.next_is_ready());
         let until = incoming.map(|incoming| incoming.until);
-        let former = self.processes.former().filter_map(|p| p.until).min();
+        let former = || self.processes.former().filter_map(|p| p.until).min();
+        let former = self.outgoing.then(former).flatten();
         [until, former].into_iter().flatten().min()
     }
 
     /// Ends what is left of former generations when the grace period is over.
     pub(super) fn end_former(&mut self, now: Time) {
+        // The loop comes by here for every few requests, and mostly there are none.
+        if !self.outgoing {
+            return;
+        }
+        self.outgoing = self.processes.former().next().is_some();
         let due: Vec<_> = self
             .processes
             .former()

@@ -113,6 +113,8 @@ pub struct Pool<'a> {
     scratch: Vec<u8>,
     pub(super) phase: Phase,
     pub(super) upkeep: Upkeep,
+    /// There may be workers of former generations.
+    pub(super) outgoing: bool,
 }
 
 impl<'a> Pool<'a> {
@@ -139,6 +141,7 @@ impl<'a> Pool<'a> {
             scratch: vec![0; 64 * 1024],
             phase: Phase::Serving,
             upkeep: Upkeep::new(size),
+            outgoing: false,
             plan,
         }
     }
