@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -236,7 +235,8 @@ fn nothing_is_left_of_a_new_pool_that_does_not_come_to_serve() {
     server.signal(Signal::SIGTTIN);
     server.wait_for_log("pool size");
     assert_eq!(server.workers(3)[..2], workers);
-    thread::sleep(Duration::from_millis(1500));
+    // For longer than the pool that is gone would take to grow.
+    assert!(connect(&server, "a").is_silent_for(Duration::from_millis(1500)));
     let sizes = server.log_lines("pool size");
     assert!(
         sizes.iter().all(|line| line.contains("pool=site")),
@@ -288,9 +288,11 @@ fn a_pool_that_is_ready_waits_for_a_slow_one_without_work() {
         .expect("worker stopped")
         .start();
     let held = hold_up(&server, &text);
-    thread::sleep(Duration::from_millis(1200));
+    // The first pool's time to get ready passes, and then some more in which nothing is to be done.
+    let mut idle = connect(&server, "a");
+    assert!(idle.is_silent_for(Duration::from_millis(1200)));
     let before = process::cpu_time(server.master());
-    thread::sleep(Duration::from_millis(1000));
+    assert!(idle.is_silent_for(Duration::from_millis(1000)));
     let spent = process::cpu_time(server.master()) - before;
     assert!(spent < Duration::from_millis(300), "{spent:?}");
     let done = server.log_lines("reloaded").len();
