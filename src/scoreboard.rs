@@ -419,12 +419,17 @@ impl Publisher<'_> {
         match self.0.board.publish(entry, urgency) {
             Published::Seen => true,
             Published::Ring => {
-                // It can only fail when the counter is full, and then the master is being woken anyway.
-                let _ = self.0.doorbell.write(1);
+                self.ring();
                 true
             }
             Published::Full => false,
         }
+    }
+
+    /// Wakes the master: there is something to collect, or a message.
+    pub fn ring(&mut self) {
+        // It can only fail when the counter is full, and then the master is being woken anyway.
+        let _ = self.0.doorbell.write(1);
     }
 
     /// Whether there is nothing else to do: nothing in the inbox, and few connections altogether.

@@ -61,8 +61,8 @@ impl Pool<'_> {
         }
     }
 
-    /// Takes what a worker has said.
-    pub(super) fn on_worker(&mut self, worker: WorkerId, now: Time) {
+    /// Takes the messages that a worker has sent.
+    pub(super) fn hear(&mut self, worker: WorkerId, now: Time) {
         // No honest worker has more to say at a time than fits on its board; a rogue that talks
         // without end must not keep the master from the others.
         for _ in 0..=RING {
@@ -144,13 +144,14 @@ impl Pool<'_> {
         }
         log::error!("worker {process} broke the protocol: {what}; killing it");
         let _ = kill(process.pid, Signal::SIGKILL);
-        // Its end of the pair may be readable without end.
-        let _ = epoll::delete(&self.epoll, &process.end);
+        // It may ring without end.
+        let _ = epoll::delete(&self.epoll, process.board.doorbell());
     }
 
     /// A worker has rung. It is to ring again unless it is one of those at whose boards the master looks anyway.
     pub(super) fn on_doorbell(&mut self, worker: WorkerId, now: Time) {
         self.collect(worker, now);
+        self.hear(worker, now);
         self.attend(worker, now);
     }
 
@@ -310,7 +311,7 @@ impl Pool<'_> {
             process.ended = true;
         }
         // What it said before it died counts, and what it never took up was never lent.
-        self.on_worker(worker, now);
+        self.hear(worker, now);
         self.collect(worker, now);
         self.take_back(worker, now);
         self.dispatcher.worker_gone(worker, now);
@@ -500,18 +501,13 @@ fn watch_worker(
     worker: WorkerId,
     process: &Process,
 ) -> io::Result<()> {
-    let token = |subject| EventData::new_u64(Token { pool, subject }.encode());
-    let data = token(Subject::Worker(worker));
-    epoll::add(epoll, &process.end, data, EventFlags::IN)?;
-    // Each ring is an event of its own, and the counter need not be read.
-    let data = token(Subject::Doorbell(worker));
-    epoll::add(
-        epoll,
-        process.board.doorbell(),
-        data,
-        EventFlags::IN | EventFlags::ET,
-    )?;
-    Ok(())
+    let subject = Subject::Doorbell(worker);
+    let data = EventData::new_u64(Token { pool, subject }.encode());
+    // Each ring is an event of its own, and the counter need not be read. The socketpair is not watched: the worker
+    // rings for its messages too. An epoll set on the sending side would be called for each message that the worker
+    // takes, since that makes room to send (unix_write_space in the kernel), and its lock is one that all share.
+    let flags = EventFlags::IN | EventFlags::ET;
+    Ok(epoll::add(epoll, process.board.doorbell(), data, flags)?)
 }
 
 fn stray(id: u64) -> String {

@@ -180,7 +180,6 @@ impl<'a> Pool<'a> {
     pub fn on_event(&mut self, subject: Subject, flags: EventFlags, now: Time) {
         match subject {
             Subject::Connection(id) => self.on_connection(id, flags, now),
-            Subject::Worker(worker) => self.on_worker(worker, now),
             Subject::Doorbell(worker) => self.on_doorbell(worker, now),
             Subject::Listener(index) => {
                 self.on_listener(index, now);

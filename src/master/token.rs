@@ -17,9 +17,7 @@ pub struct Token {
 pub enum Subject {
     /// A parked or lingering connection.
     Connection(ConnectionId),
-    /// A message of the worker.
-    Worker(WorkerId),
-    /// The worker has rung: there are reports on its board.
+    /// The worker has rung: there are reports on its board, or it has sent a message.
     Doorbell(WorkerId),
     /// Somebody wants to connect.
     Listener(usize),
@@ -45,14 +43,13 @@ const SERIAL_SHIFT: u32 = 24;
 pub const MAX_INDEX: usize = 1 << SERIAL_SHIFT;
 
 const KIND_CONNECTION: u64 = 0;
-const KIND_WORKER: u64 = 1;
+const KIND_DOORBELL: u64 = 1;
 const KIND_LISTENER: u64 = 2;
 const KIND_SIGNALS: u64 = 3;
-const KIND_DOORBELL: u64 = 4;
-const KIND_CONTROL: u64 = 5;
-const KIND_TAKEOVER: u64 = 6;
-const KIND_SUCCESSION: u64 = 7;
-const KIND_ORPHANS: u64 = 8;
+const KIND_CONTROL: u64 = 4;
+const KIND_TAKEOVER: u64 = 5;
+const KIND_SUCCESSION: u64 = 6;
+const KIND_ORPHANS: u64 = 7;
 
 impl Token {
     /// What the master's own events are about, which are of no pool.
@@ -66,7 +63,6 @@ impl Token {
         let (kind, rest) = match self.subject {
             Subject::Connection(id) => (KIND_CONNECTION, pack(id.into())),
             Subject::Doorbell(id) => (KIND_DOORBELL, pack(id.into())),
-            Subject::Worker(id) => (KIND_WORKER, pack(id.into())),
             Subject::Listener(index) => (KIND_LISTENER, index as u64),
             Subject::Signals => (KIND_SIGNALS, 0),
             Subject::Control => (KIND_CONTROL, 0),
@@ -82,7 +78,6 @@ impl Token {
         let rest = data & ((1 << POOL_SHIFT) - 1);
         let subject = match data >> KIND_SHIFT {
             KIND_CONNECTION => Subject::Connection(unpack(rest).into()),
-            KIND_WORKER => Subject::Worker(unpack(rest).into()),
             KIND_DOORBELL => Subject::Doorbell(unpack(rest).into()),
             KIND_LISTENER => Subject::Listener(rest as usize),
             KIND_CONTROL => Subject::Control,
@@ -116,7 +111,6 @@ mod tests {
         let name = 0x0fff_ffff_00ff_fffe;
         for subject in [
             Subject::Connection(name.into()),
-            Subject::Worker(name.into()),
             Subject::Doorbell(name.into()),
             Subject::Listener(7),
             Subject::Signals,

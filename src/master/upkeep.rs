@@ -161,7 +161,7 @@ impl Pool<'_> {
         let unready: Vec<_> = unready.map(|process| process.worker).filter(late).collect();
         for worker in unready {
             // If the master was suspended itself, it may have said so in the meantime.
-            self.on_worker(worker, now);
+            self.hear(worker, now);
             let Some(process) = self.processes.get_mut(worker) else {
                 continue;
             };

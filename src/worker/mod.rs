@@ -41,7 +41,7 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
     let foresight: Arc<dyn Foresee> = Arc::new(reporter.board.foresight());
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
-    inbox.send(&FromWorker::Ready)?;
+    reporter.send(&FromWorker::Ready)?;
     loop {
         match inbox.receive(&mut messages)? {
             Assignment::Serve(lend, socket) => {
@@ -110,6 +110,13 @@ struct Reporter<'a> {
 }
 
 impl Reporter<'_> {
+    /// Sends a message, and rings: the master does not watch the socketpair.
+    fn send(&mut self, message: &FromWorker<'_>) -> io::Result<()> {
+        self.inbox.send(message)?;
+        self.board.ring();
+        Ok(())
+    }
+
     /// With nothing else to do, waits for the client's next request before it reports: whether it has come. Then the
     /// next turn begins without the master's doing.
     fn stay(&mut self, connection: &Connection, outcome: Outcome, turns: u64) -> bool {
@@ -169,7 +176,7 @@ impl Reporter<'_> {
         };
         if !carry.is_empty() || !self.board.publish(&entry, urgency) {
             let traffic = Some(traffic);
-            self.inbox.send(&FromWorker::Report(Report {
+            self.send(&FromWorker::Report(Report {
                 id,
                 outcome,
                 traffic,

@@ -53,7 +53,7 @@ pub fn serve<S: Service>(
         }
         // The channel ends when the last thread has gone.
         drop(free);
-        inbox.send(&FromWorker::Ready)?;
+        lock(&reporter).send(&FromWorker::Ready)?;
         let mut messages = MessageBuffer::default();
         while let Ok(buffer) = idle.recv() {
             match inbox.receive(&mut messages)? {

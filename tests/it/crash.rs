@@ -253,8 +253,8 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
         .expect(" died ")
         .start();
     let rogue = server.workers(2)[0];
-    // From now on, the master can read the end of the stream there, again and again.
-    if !shut_inbox(rogue.pid) {
+    // When it is rung, the master reads the end of a stream that has none, as often as it looks.
+    if !shut_inbox_and_ring(rogue.pid) {
         eprintln!("skipped: this user may not take a descriptor of another process");
         return;
     }
@@ -267,19 +267,23 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
     assert_eq!(server.get("/").status, 200);
 }
 
-/// Ends the sending side of a worker's inbox, as a worker gone wild could; false when that is not
+/// Ends the sending side of a worker's inbox and rings the master, as a worker gone wild could; false when that is not
 /// permitted (ptrace(2), Yama).
-fn shut_inbox(worker: nix::unistd::Pid) -> bool {
+fn shut_inbox_and_ring(worker: nix::unistd::Pid) -> bool {
     let script = "
 import ctypes, os, socket, sys
 pid = int(sys.argv[1])
-links = ((fd, os.readlink(f'/proc/{pid}/fd/{fd}')) for fd in os.listdir(f'/proc/{pid}/fd'))
-inbox = min(int(fd) for fd, link in links if link.startswith('socket:'))
+links = [(int(fd), os.readlink(f'/proc/{pid}/fd/{fd}')) for fd in os.listdir(f'/proc/{pid}/fd')]
 pidfd_getfd = 438
-fd = ctypes.CDLL(None).syscall(pidfd_getfd, os.pidfd_open(pid), inbox, 0)
-if fd < 0:
-    sys.exit(3)
-socket.socket(fileno=fd).shutdown(socket.SHUT_WR)
+def take(kind):
+    theirs = min(fd for fd, link in links if link.startswith(kind))
+    ours = ctypes.CDLL(None).syscall(pidfd_getfd, os.pidfd_open(pid), theirs, 0)
+    if ours < 0:
+        sys.exit(3)
+    return ours
+inbox, doorbell = take('socket:'), take('anon_inode:[eventfd]')
+socket.socket(fileno=inbox).shutdown(socket.SHUT_WR)
+os.eventfd_write(doorbell, 1)
 ";
     let status = std::process::Command::new("python3")
         .args(["-c", script, &worker.to_string()])
