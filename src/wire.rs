@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::str::FromStr;
+use std::str::{FromStr, from_utf8};
 
 /// The most bytes of carry that one message, and so one connection, may have.
 pub const MAX_CARRY: usize = 64 * 1024;
@@ -166,14 +166,46 @@ pub struct Header {
 }
 
 impl Header {
-    fn new(line: fmt::Arguments<'_>) -> Self {
-        let mut bytes = [0; MAX_HEADER];
-        let mut rest = &mut bytes[..];
+    fn new(verb: &str) -> Self {
+        let mut header = Self {
+            bytes: [0; MAX_HEADER],
+            length: 0,
+        };
+        header.text(verb);
+        header
+    }
+
+    // Numbers and addresses are not left to `write!`: that would be half of what the master computes for a lend.
+
+    fn text(&mut self, text: &str) {
         // The longest line there is: a verb, three 20-digit numbers, a scoped IPv6 address and port. It fits.
-        rest.write_fmt(line)
-            .expect("a header line fits into MAX_HEADER");
-        let length = MAX_HEADER - rest.len();
-        Self { bytes, length }
+        self.bytes[self.length..][..text.len()].copy_from_slice(text.as_bytes());
+        self.length += text.len();
+    }
+
+    fn number(&mut self, before: &str, number: impl itoa::Integer) {
+        self.text(before);
+        self.text(itoa::Buffer::new().format(number));
+    }
+
+    fn peer(&mut self, before: &str, peer: Peer) {
+        self.text(before);
+        match peer {
+            Peer::Unix => self.text("unix"),
+            Peer::Inet(SocketAddr::V4(address)) => {
+                let [a, b, c, d] = address.ip().octets();
+                self.number("", a);
+                self.number(".", b);
+                self.number(".", c);
+                self.number(".", d);
+                self.number(":", address.port());
+            }
+            Peer::Inet(SocketAddr::V6(address)) => {
+                let mut rest = &mut self.bytes[self.length..];
+                write!(rest, "{address}").expect("an address fits into MAX_HEADER");
+                self.length = MAX_HEADER - rest.len();
+            }
+        }
     }
 
     /// The bytes of the line, its newline included. The carry follows them in the message.
@@ -189,11 +221,14 @@ impl ToWorker<'_> {
     pub fn header(&self) -> Header {
         match self {
             Self::Lend(lend) => {
-                let Lend { id, turn, peer, .. } = lend;
-                let watched = if lend.watched { " watched" } else { "" };
-                Header::new(format_args!("LEND {id} {turn} {peer}{watched}\n"))
+                let mut header = Header::new("LEND");
+                header.number(" ", lend.id);
+                header.number(" ", lend.turn);
+                header.peer(" ", lend.peer);
+                header.text(if lend.watched { " watched\n" } else { "\n" });
+                header
             }
-            Self::Retire => Header::new(format_args!("RETIRE\n")),
+            Self::Retire => Header::new("RETIRE\n"),
         }
     }
 
@@ -203,23 +238,23 @@ impl ToWorker<'_> {
     /// When it is not one that a master sends.
     pub fn parse(message: &[u8]) -> Result<ToWorker<'_>, Malformed> {
         let (header, carry) = split(message)?;
-        let mut words = header.split(' ');
+        let mut words = words(header);
         let parsed = match words.next() {
-            Some("LEND") => ToWorker::Lend(Lend {
+            Some(b"LEND") => ToWorker::Lend(Lend {
                 id: number(words.next())?,
                 turn: number(words.next())?,
                 peer: words
                     .next()
-                    .and_then(|word| word.parse().ok())
+                    .and_then(|word| from_utf8(word).ok()?.parse().ok())
                     .ok_or(Malformed("bad peer address"))?,
                 watched: match words.next() {
                     None => false,
-                    Some("watched") => true,
+                    Some(b"watched") => true,
                     Some(_) => return Err(Malformed("unknown word")),
                 },
                 carry,
             }),
-            Some("RETIRE") if carry.is_empty() => ToWorker::Retire,
+            Some(b"RETIRE") if carry.is_empty() => ToWorker::Retire,
             _ => return Err(Malformed("unknown verb")),
         };
         end(words)?;
@@ -232,19 +267,17 @@ impl FromWorker<'_> {
     #[must_use]
     pub fn header(&self) -> Header {
         match self {
-            Self::Ready => Header::new(format_args!("READY\n")),
-            Self::Report(Report {
-                id,
-                outcome,
-                traffic: None,
-                ..
-            }) => Header::new(format_args!("{} {id}\n", outcome.verb())),
-            Self::Report(Report {
-                id,
-                outcome,
-                traffic: Some(Traffic { read, written }),
-                ..
-            }) => Header::new(format_args!("{} {id} {read} {written}\n", outcome.verb())),
+            Self::Ready => Header::new("READY\n"),
+            Self::Report(report) => {
+                let mut header = Header::new(report.outcome.verb());
+                header.number(" ", report.id);
+                if let Some(Traffic { read, written }) = report.traffic {
+                    header.number(" ", read);
+                    header.number(" ", written);
+                }
+                header.text("\n");
+                header
+            }
         }
     }
 
@@ -254,11 +287,10 @@ impl FromWorker<'_> {
     /// When it is not one that a worker may send.
     pub fn parse(message: &[u8]) -> Result<FromWorker<'_>, Malformed> {
         let (header, carry) = split(message)?;
-        let mut words = header.split(' ');
+        let mut words = words(header);
         let verb = words.next().unwrap_or_default();
-        let parsed = if let Some((outcome, _)) =
-            Outcome::ALL.into_iter().find(|(_, known)| *known == verb)
-        {
+        let known = |(_, known): &(Outcome, &str)| known.as_bytes() == verb;
+        let parsed = if let Some((outcome, _)) = Outcome::ALL.into_iter().find(known) {
             let id = number(words.next())?;
             let traffic = match words.next() {
                 None => None,
@@ -273,7 +305,7 @@ impl FromWorker<'_> {
                 traffic,
                 carry,
             })
-        } else if verb == "READY" {
+        } else if verb == b"READY" {
             FromWorker::Ready
         } else {
             return Err(Malformed("unknown verb"));
@@ -288,31 +320,36 @@ impl FromWorker<'_> {
     }
 }
 
-fn split(message: &[u8]) -> Result<(&str, &[u8]), Malformed> {
+fn split(message: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let end = message
         .iter()
         .take(MAX_HEADER)
         .position(|byte| *byte == b'\n')
         .ok_or(Malformed("no header line"))?;
-    let header =
-        std::str::from_utf8(&message[..end]).map_err(|_| Malformed("header is not ASCII"))?;
-    let carry = &message[end + 1..];
+    let (header, carry) = (&message[..end], &message[end + 1..]);
+    if !header.is_ascii() {
+        return Err(Malformed("header is not ASCII"));
+    }
     if carry.len() > MAX_CARRY {
         return Err(Malformed("more carry than a connection may have"));
     }
     Ok((header, carry))
 }
 
-fn number(word: Option<&str>) -> Result<u64, Malformed> {
-    let word = word.ok_or(Malformed("too few words"))?;
-    // `parse` would also take a leading plus sign: one spelling for one number.
-    if !word.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Malformed("bad number"));
-    }
-    word.parse().map_err(|_| Malformed("bad number"))
+fn words(header: &[u8]) -> impl Iterator<Item = &[u8]> {
+    header.split(|byte| *byte == b' ')
 }
 
-fn end<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<(), Malformed> {
+/// Digits only: there is one spelling for one number.
+fn number(word: Option<&[u8]>) -> Result<u64, Malformed> {
+    let word = word.ok_or(Malformed("too few words"))?;
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let append = |number: u64, byte| number.checked_mul(10)?.checked_add(digit(byte)?);
+    let number = word.iter().try_fold(0, append).filter(|_| !word.is_empty());
+    number.ok_or(Malformed("bad number"))
+}
+
+fn end<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Result<(), Malformed> {
     words
         .next()
         .map_or(Ok(()), |_| Err(Malformed("too many words")))
@@ -392,6 +429,9 @@ mod tests {
             b"PARK\n",
             b"PARK x\n",
             b"PARK +7\n",
+            b"PARK  7\n",
+            b"PARK \n",
+            b"PARK 18446744073709551616\n",
             b"PARK 7 1\n",
             b"PARK 7 1 2 3\n",
             b"PARK 99999999999999999999999\n",
