@@ -22,7 +22,10 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 impl Pool<'_> {
     /// Takes connections out of a backlog; whether more may wait there.
     pub(super) fn on_listener(&mut self, index: usize, now: Time) -> bool {
-        for _ in 0..ACCEPT_BATCH {
+        // To find nobody is the dearest way for accept(2) to end: it makes a socket first. So it is asked as often as
+        // there are some; those who come meanwhile make another event.
+        let waiting = self.listeners.get(index).and_then(Listener::backlog);
+        for _ in 0..waiting.unwrap_or(ACCEPT_BATCH).clamp(1, ACCEPT_BATCH) {
             if self.accepting != Accepting::Yes || self.held_back {
                 return false;
             }
@@ -67,6 +70,7 @@ impl Pool<'_> {
                 }
             }
         }
+        self.warned &= self.accepting != Accepting::Yes;
         true
     }
 

@@ -366,6 +366,12 @@ impl Listener {
         self.deferred
     }
 
+    /// How many connections wait in the backlog, if the kernel tells.
+    #[must_use]
+    pub fn backlog(&self) -> Option<usize> {
+        tcp::backlog(&self.socket).ok()
+    }
+
     /// Takes one connection out of the backlog, without sleeping.
     ///
     /// # Errors

@@ -117,6 +117,17 @@ fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(unsafe { info.assume_init() })
 }
 
+/// How many connections wait in the backlog of a TCP listener.
+///
+/// # Errors
+/// What getsockopt(2) fails with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP socket.
+pub fn backlog(listener: impl AsFd) -> io::Result<usize> {
+    Ok(tcp_info(listener)?.words[UNACKED] as usize)
+}
+
+/// Where `tcpi_unacked` is among the words: for a listener, the length of its backlog (tcp_get_info in the kernel).
+const UNACKED: usize = 4;
+
 /// Bytes written that the client has not acknowledged, the unsent ones included (tcp(7), SIOCOUTQ).
 fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
@@ -154,6 +165,24 @@ mod tests {
         client.shutdown(Shutdown::Write).unwrap();
         server.read_to_end(&mut Vec::new()).unwrap();
         assert_eq!(progress(&server).unwrap(), counted(12, 4));
+    }
+
+    #[test]
+    fn a_listener_tells_how_many_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(backlog(&listener).unwrap(), 0);
+        let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _clients = [connect(), connect(), connect()];
+        // The last packet of a handshake may be a moment on its way.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while backlog(&listener).unwrap() < 3 && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert_eq!(backlog(&listener).unwrap(), 3);
+        let _server = listener.accept().unwrap();
+        assert_eq!(backlog(&listener).unwrap(), 2);
+        let (unix, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(backlog(&unix).is_err());
     }
 
     #[test]
