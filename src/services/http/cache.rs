@@ -160,10 +160,14 @@ impl Cache {
         now: SystemTime,
         look: impl FnOnce() -> Option<Identity>,
     ) -> Option<Arc<Kept>> {
-        if let Some((path, kept)) = self.old.remove(path) {
-            self.insert(path, kept);
-        }
-        let kept = Arc::clone(self.young.files.get(path)?);
+        let kept = match self.young.files.get(path) {
+            Some(kept) => Arc::clone(kept),
+            None => {
+                let (path, kept) = self.old.remove(path)?;
+                self.insert(path, Arc::clone(&kept));
+                kept
+            }
+        };
         if is_trusted(kept.read_at, now) && look() == Some(kept.identity) {
             return Some(kept);
         }

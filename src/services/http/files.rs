@@ -157,9 +157,8 @@ impl Files {
 
     fn respond(&self, request: &Request<'_>, found: Found, now: SystemTime) -> Response {
         match found {
-            Found::Kept(kept) => unmodified(request, &kept.about).unwrap_or_else(|| {
-                Response::prepared(kept.about.fields.clone(), Content::Kept(kept))
-            }),
+            Found::Kept(kept) => unmodified(request, &kept.about)
+                .unwrap_or_else(|| Response::prepared(Vec::new(), Content::Kept(kept))),
             Found::Open(file, stat) => {
                 let about = about(&self.path, &stat, now);
                 let length = u64::try_from(stat.st_size).unwrap_or(0);

@@ -1,6 +1,5 @@
 //! Responses to bytes on a connection, in as few system calls as they take.
 
-use std::fmt::Display;
 use std::io::{self, IoSlice, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -51,13 +50,14 @@ impl Output {
             .extend_from_slice(self.date.at(SystemTime::now()));
         self.buffer.extend_from_slice(b"\r\n");
         self.buffer.extend_from_slice(&response.fields);
+        if let Content::Kept(file) = &response.content {
+            self.buffer.extend_from_slice(&file.about.fields);
+        }
         let has_content = has_content(response.status);
         if has_content {
-            write_field(
-                &mut self.buffer,
-                "Content-Length",
-                response.content.length(),
-            );
+            let mut digits = itoa::Buffer::new();
+            let length = digits.format(response.content.length());
+            write_field(&mut self.buffer, "Content-Length", length);
         }
         match (manner.keep_alive, manner.version) {
             (false, _) => self.buffer.extend_from_slice(b"Connection: close\r\n"),
@@ -189,7 +189,7 @@ pub(super) fn canned(status: StatusCode, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     write_status(&mut bytes, status);
     write_field(&mut bytes, "Content-Type", "text/plain; charset=utf-8");
-    write_field(&mut bytes, "Content-Length", body.len());
+    write_field(&mut bytes, "Content-Length", &body.len().to_string());
     for (name, value) in fields {
         write_field(&mut bytes, name, value);
     }
@@ -207,8 +207,10 @@ fn write_status(bytes: &mut Vec<u8>, status: StatusCode) {
     bytes.extend_from_slice(b"\r\nServer: baton\r\n");
 }
 
-fn write_field(bytes: &mut Vec<u8>, name: &str, value: impl Display) {
-    write!(bytes, "{name}: {value}\r\n").expect("memory takes any write");
+fn write_field(bytes: &mut Vec<u8>, name: &str, value: &str) {
+    for part in [name, ": ", value, "\r\n"] {
+        bytes.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// The text of the current second (RFC 9110 §5.6.7), made once a second.

@@ -48,7 +48,7 @@ pub(super) enum Content {
         offset: u64,
         length: u64,
     },
-    /// A whole file, in memory.
+    /// A whole file, in memory, and the header fields that belong to it.
     Kept(Arc<Kept>),
 }
 
