@@ -1,6 +1,7 @@
 """What was measured, as tables: plain for a terminal, Markdown for a document."""
 
 import re
+import statistics
 import textwrap
 
 
@@ -28,10 +29,12 @@ class Section:
         self.verdicts.append([figure, measured, target, "met" if met else "missed"])
 
     def at_most(self, figure, measured, most, form="{:.2f}"):
-        self.verdict(figure, form.format(measured), "≤ " + form.format(most), measured <= most)
+        median, text = summary(measured, form)
+        self.verdict(figure, text, "≤ " + form.format(most), median <= most)
 
     def at_least(self, figure, measured, least, form="{:.2f}"):
-        self.verdict(figure, form.format(measured), "≥ " + form.format(least), measured >= least)
+        median, text = summary(measured, form)
+        self.verdict(figure, text, "≥ " + form.format(least), median >= least)
 
     def fail(self, text):
         self.failures.append(text)
@@ -66,6 +69,17 @@ class Section:
         if self.verdicts:
             found.append((["figure", "measured", "target", ""], self.verdicts))
         return found
+
+
+def summary(measured, form):
+    """One number, or of one for each round the median, and as text where the middle half of them lies."""
+    if not isinstance(measured, list):
+        return measured, form.format(measured)
+    median = statistics.median(measured)
+    if len(measured) < 4:
+        return median, form.format(median)
+    low, _, high = statistics.quantiles(measured, n=4, method="inclusive")
+    return median, f"{form.format(median)} ({form.format(low)} to {form.format(high)})"
 
 
 def update(document, sections, when):
