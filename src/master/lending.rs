@@ -289,6 +289,8 @@ impl Pool<'_> {
             Change::Stopped => {
                 process.stopped = true;
                 log::warn!("worker stopped {process}: others get what it has not begun");
+                // It may have been stopped between its last message and the ring.
+                self.hear(worker, now);
                 self.dispatcher.worker_stopped(worker);
                 if !self.is_wanted() {
                     self.rouse();
