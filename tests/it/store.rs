@@ -106,6 +106,18 @@ fn turn(client: &mut Client) -> u64 {
     Served::of(&client.get("/")).turn
 }
 
+/// A demo with so many workers, and a client that has had its first turn and is stored.
+#[track_caller]
+fn with_one_parked(workers: usize) -> (Manager, Server, Vec<Worker>, Client) {
+    let manager = Manager::new(100);
+    let server = start(&manager, &["demo", "-w", &workers.to_string()]);
+    let workers = server.workers(workers);
+    let mut client = server.connect();
+    assert_eq!(turn(&mut client), 1);
+    wait_until_parked(&manager, 1);
+    (manager, server, workers, client)
+}
+
 #[test]
 fn idle_clients_do_not_notice_that_the_master_was_killed() {
     for with_workers in [true, false] {
@@ -184,12 +196,7 @@ fn half_a_request_is_completed_after_the_kill() {
 #[test]
 fn a_turn_that_was_killed_is_answered_once_or_not_at_all() {
     // With its worker killed too, nobody has sent anything.
-    let manager = Manager::new(100);
-    let mut first = start(&manager, &["demo", "-w", "2"]);
-    let workers = first.workers(2);
-    let mut client = first.connect();
-    assert_eq!(turn(&mut client), 1);
-    wait_until_parked(&manager, 1);
+    let (manager, mut first, workers, mut client) = with_one_parked(2);
     begin_sleep(&mut client, 60_000, &workers);
     kill_all(&mut first, &workers);
     let second = start(&manager, &["demo", "-w", "2"]);
@@ -395,12 +402,7 @@ fn a_unix_listener_whose_file_is_gone_is_made_anew() {
 
 #[test]
 fn a_ledger_of_another_version_is_refused() {
-    let manager = Manager::new(100);
-    let mut first = start(&manager, &["demo", "-w", "1"]);
-    let workers = first.workers(1);
-    let mut client = first.connect();
-    assert_eq!(turn(&mut client), 1);
-    wait_until_parked(&manager, 1);
+    let (manager, mut first, workers, mut client) = with_one_parked(1);
     kill_all(&mut first, &workers);
     let other = 9_u64.to_ne_bytes();
     ledgers(&manager)[0]
@@ -502,12 +504,7 @@ fn what_no_worker_had_begun_is_served_by_the_next_ones() {
 
 #[test]
 fn a_worker_that_does_not_end_in_time_loses_its_client() {
-    let manager = Manager::new(100);
-    let mut first = start(&manager, &["demo", "-w", "2"]);
-    let workers = first.workers(2);
-    let mut client = first.connect();
-    assert_eq!(turn(&mut client), 1);
-    wait_until_parked(&manager, 1);
+    let (manager, mut first, workers, mut client) = with_one_parked(2);
     begin_sleep(&mut client, 3000, &workers);
     let orphans = kill_master(&mut first, &workers);
     let setup = Setup::new(&["demo", "-w", "2", "--grace", "1"])
