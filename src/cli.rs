@@ -15,8 +15,8 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValuePa
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
-use crate::demo;
 use crate::error::Result;
+use crate::fdtool;
 use crate::logging::{self, Role};
 
 /// A pre-fork server that lends connections to its workers.
@@ -50,11 +50,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Check(args) => check::check(&args.check()),
         Command::RecvFd(args) => {
             logging::start(Role::Command("recv-fd"));
-            demo::receive(&args.check())
+            fdtool::receive(&args.check())
         }
         Command::SendFd(args) => {
             logging::start(Role::Command("send-fd"));
-            demo::send(&args.check())
+            fdtool::send(&args.check())
         }
     }
 }
@@ -123,22 +123,22 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
 }
 
 impl SocketArgs {
-    fn check(self) -> demo::Socket {
+    fn check(self) -> fdtool::Socket {
         let usual = if self.tlpi { "scm_rights" } else { "fd.sock" };
-        demo::Socket {
+        fdtool::Socket {
             path: self.path.unwrap_or_else(|| usual.into()),
             kind: if self.datagram {
-                demo::Kind::Datagram
+                fdtool::Kind::Datagram
             } else {
-                demo::Kind::Stream
+                fdtool::Kind::Stream
             },
         }
     }
 }
 
 impl RecvArgs {
-    fn check(self) -> demo::Receive {
-        demo::Receive {
+    fn check(self) -> fdtool::Receive {
+        fdtool::Receive {
             tlpi: self.socket.tlpi,
             socket: self.socket.check(),
             once: self.once,
@@ -148,20 +148,20 @@ impl RecvArgs {
 }
 
 impl SendArgs {
-    fn check(self) -> demo::Send {
+    fn check(self) -> fdtool::Send {
         let payload = if self.socket.tlpi {
-            demo::TLPI_NUMBER.to_ne_bytes().to_vec()
+            fdtool::TLPI_NUMBER.to_ne_bytes().to_vec()
         } else {
             self.payload.into_bytes()
         };
         let files = self.files.into_iter().map(|file| {
             if file == OsStr::new("-") {
-                demo::Source::Stdin
+                fdtool::Source::Stdin
             } else {
-                demo::Source::File(file)
+                fdtool::Source::File(file)
             }
         });
-        demo::Send {
+        fdtool::Send {
             files: files.collect(),
             socket: self.socket.check(),
             payload,

@@ -105,8 +105,8 @@
 //! A panic or an abort ends the worker process. It costs the turn in hand, and no other connection:
 //! the master still has them all, and starts another worker. What becomes of the turn follows from
 //! the kernel's counters of the connection: nothing read and nothing sent, and another worker gets
-//! it; something read, and the client gets the service's [`Conduct::crashed`] reply; something
-//! sent, and it is closed. [`Service::conduct`] holds the replies that the master may send in the
+//! it; something read, and the client gets the service's [`ServiceProfile::crashed`] reply; something
+//! sent, and it is closed. [`Service::profile`] holds the replies that the master may send in the
 //! service's name.
 //!
 //! # HTTP
@@ -146,17 +146,15 @@
 //! The server logs through the [`log`] crate: workers that come, go and die, addresses, trouble. A
 //! program that installs no logger sees none of it.
 
+mod channel;
 #[doc(hidden)]
 pub mod cli;
 pub mod config;
-mod demo;
 mod error;
 pub mod fdpass;
-mod inbox;
+mod fdtool;
 mod logging;
 mod master;
-mod scoreboard;
-mod seat;
 mod server;
 pub mod service;
 mod services;
@@ -167,14 +165,14 @@ mod worker;
 
 pub use error::{Error, Result};
 pub use server::Server;
-pub use service::{Conduct, Connection, Fill, Peer, Service, Turn};
+pub use service::{Connection, Fill, Peer, Service, ServiceProfile, Turn};
 pub use services::{Echo, http};
 
 /// What `tests/bench` measures: it sees the crate from outside, and these are private. No part of the interface.
 #[doc(hidden)]
 pub mod bench {
-    pub use crate::master::connections::ConnectionId;
+    pub use crate::channel::scoreboard::{Entry, Publisher, Scoreboard, Sleep, Urgency};
+    pub use crate::master::dispatch::table::ConnectionId;
     pub use crate::master::dispatch::{Action, Dispatcher, Limits, TurnEnd, WorkerId};
     pub use crate::master::time::Time;
-    pub use crate::scoreboard::{Entry, Publisher, Scoreboard, Sleep, Urgency};
 }

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::channel::start::WorkerHandles;
 use crate::config::{Address, Confinement, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
-use crate::master::heritage::Heritage;
+use crate::master::listen::listener;
 use crate::master::pool::Plan;
-use crate::master::process::MAIN;
-use crate::master::{self, Beginning, Offices, Source, listener};
-use crate::seat::Seat;
+use crate::master::succession::inherited::Heritage;
+use crate::master::workers::process::MAIN;
+use crate::master::{self, Beginning, Offices, Source};
 use crate::service::Service;
 use crate::worker::{self, confine};
 
@@ -205,7 +206,7 @@ pub(crate) fn plan<'a, S: Service>(
 ) -> Result<Plan<'a>> {
     let threads = settings.threads;
     let confinement = confine::Plan::new(confinement, threads)?;
-    let main = move |seat: Seat<'_>| {
+    let main = move |seat: WorkerHandles<'_>| {
         logging::set_role(Role::Worker { slot: seat.slot });
         if let Err(error) = confinement.apply() {
             log::error!("{error}");
@@ -221,7 +222,7 @@ pub(crate) fn plan<'a, S: Service>(
         name: name.into(),
         listen,
         settings,
-        conduct: S::conduct(),
+        profile: S::profile(),
         main: Rc::new(main),
         keep: Vec::new(),
     })

@@ -34,11 +34,11 @@ pub trait Service {
 
     /// What the master must know of the service without running it.
     #[must_use]
-    fn conduct() -> Conduct
+    fn profile() -> ServiceProfile
     where
         Self: Sized,
     {
-        Conduct::default()
+        ServiceProfile::default()
     }
 }
 
@@ -74,7 +74,7 @@ impl Turn {
 /// What the master must know of a service without running it: when a connection is ready for its first turn, and what
 /// to send in the service's name when no worker can. An empty reply means that the connection is just closed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Conduct {
+pub struct ServiceProfile {
     /// The service greets its client: a connection is ready at once, not when the client has sent something.
     pub speaks_first: bool,
     /// A turn that finds nothing to read does no harm: the service begins with [`Connection::fill`], which never
@@ -102,9 +102,9 @@ pub enum Fill {
 }
 
 /// Told what a turn will have moved, and what is to become of the connection, before the call that makes it true.
-pub(crate) trait Foresee: Send + Sync + std::fmt::Debug {
+pub(crate) trait WriteAhead: Send + Sync + std::fmt::Debug {
     /// See the trait.
-    fn foresee(&self, id: u64, outcome: Outcome, traffic: Traffic);
+    fn write_ahead(&self, id: u64, outcome: Outcome, traffic: Traffic);
 }
 
 /// A client's connection, borrowed from the master for one turn.
@@ -124,7 +124,7 @@ pub struct Connection {
     slot: u32,
     buffer: Buffer,
     traffic: Traffic,
-    foresight: Option<Arc<dyn Foresee>>,
+    pending_report: Option<Arc<dyn WriteAhead>>,
     /// The last read found less than it asked for, so nothing was left behind it (epoll(7), Q9).
     drained: bool,
 }
@@ -193,7 +193,7 @@ impl Connection {
             slot,
             buffer,
             traffic: Traffic::default(),
-            foresight: None,
+            pending_report: None,
             drained: false,
         }
     }
@@ -311,12 +311,12 @@ impl Connection {
     /// # Errors
     /// What send(2) fails with, and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn write_last(&mut self, bytes: &[u8], then: Turn) -> io::Result<()> {
-        if let Some(foresight) = &self.foresight
+        if let Some(pending_report) = &self.pending_report
             && self.buffer().is_empty()
         {
             let mut traffic = self.traffic;
             traffic.written += bytes.len() as u64;
-            foresight.foresee(self.id, then.outcome(), traffic);
+            pending_report.write_ahead(self.id, then.outcome(), traffic);
         }
         match then {
             Turn::Close | Turn::Linger => self.write_more(bytes),
@@ -325,15 +325,15 @@ impl Connection {
     }
 
     /// Notes that the turn is over with this outcome, though nobody has reported it yet.
-    pub(crate) fn foresee(&self, outcome: Outcome) {
-        if let Some(foresight) = &self.foresight {
-            foresight.foresee(self.id, outcome, self.traffic);
+    pub(crate) fn write_ahead(&self, outcome: Outcome) {
+        if let Some(pending_report) = &self.pending_report {
+            pending_report.write_ahead(self.id, outcome, self.traffic);
         }
     }
 
-    /// Has `foresight` told of the last calls of turns.
-    pub(crate) fn with_foresight(mut self, foresight: Option<Arc<dyn Foresee>>) -> Self {
-        self.foresight = foresight;
+    /// Has `pending_report` told of the last calls of turns.
+    pub(crate) fn with_write_ahead(mut self, pending_report: Option<Arc<dyn WriteAhead>>) -> Self {
+        self.pending_report = pending_report;
         self
     }
 

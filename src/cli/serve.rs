@@ -14,8 +14,8 @@ use crate::config::{Address, PoolConfig, ServiceConfig};
 use crate::error::Result;
 use crate::logging::{self, Role};
 use crate::master::Offices;
-use crate::master::heritage::Heritage;
 use crate::master::pool::Plan;
+use crate::master::succession::inherited::Heritage;
 use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
 

@@ -3,38 +3,18 @@
 //! One thread, one epoll set, one loop: events go to the [`pool`]s, each of which has a [`dispatch`]er and carries out
 //! what that decides. The master never runs service code and parses no protocol.
 
-mod accepting;
-pub mod chains;
-mod clients;
-pub mod connections;
-mod control;
-pub mod crew;
+mod connection;
 pub mod dispatch;
-mod early;
-mod ending;
-mod generation;
-mod held;
-pub mod heritage;
-mod lending;
-mod life;
-pub mod listener;
-mod manager;
-mod memory;
-mod pid_file;
+pub mod events;
+pub mod listen;
+pub mod office;
+mod orders;
 pub mod pool;
-pub mod process;
-pub mod processes;
-mod recycling;
-mod relief;
 mod reload;
-mod signals;
-mod sizing;
 pub mod store;
-pub mod takeover;
+pub mod succession;
 pub mod time;
-mod token;
-mod upkeep;
-pub mod wheel;
+pub mod workers;
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -48,17 +28,18 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use heritage::Heritage;
-use manager::Manager;
-use pid_file::PidFile;
+use events::signals::Signals;
+use events::token::{Subject, Token};
+use office::control_socket::Control;
+use office::pid_file::PidFile;
+use office::service_manager::Manager;
 use pool::{Plan, Pool};
 use reload::Reload;
-use signals::Signals;
-use sizing::Bounds;
-use store::{Orphans, Store};
-use takeover::{Condemned, Control, Launch, Successor, Takeover};
+use store::Store;
+use succession::inherited::Heritage;
+use succession::{Condemned, Launch, Orphans, Successor, Takeover};
 use time::Time;
-use token::{Subject, Token};
+use workers::autoscale::Bounds;
 
 /// How many events are taken out of the epoll set at a time.
 const EVENTS: usize = 256;

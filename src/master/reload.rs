@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::listener::{self, Listener};
-use super::pool::{Phase, Plan, Pool};
-use super::time::Time;
-use super::{MAX_POOLS, Master};
 use crate::config::Address;
 use crate::error::{Error, Result};
+use crate::master::listen::listener::{self, Listener};
+use crate::master::pool::{Phase, Plan, Pool};
+use crate::master::time::Time;
+use crate::master::{MAX_POOLS, Master};
 
 /// A reload that is under way: the new generations are getting ready.
 pub struct Reload {
@@ -74,7 +74,7 @@ pub fn take_wanted(
 
 impl<'a> Master<'a> {
     /// SIGHUP: reads the configuration anew, and begins to change over to it.
-    pub(super) fn reload(&mut self, now: Time) {
+    pub(in crate::master) fn reload(&mut self, now: Time) {
         if self.stopping.is_some() {
             return;
         }
@@ -139,7 +139,7 @@ impl<'a> Master<'a> {
     }
 
     /// Goes over to the new generations when all are ready, or gives them up when one has failed.
-    pub(super) fn advance_reload(&mut self, now: Time) {
+    pub(in crate::master) fn advance_reload(&mut self, now: Time) {
         if self.reload.is_none() {
             return;
         }
@@ -197,7 +197,7 @@ impl<'a> Master<'a> {
     }
 
     /// Gives up a reload that is under way, if one is, for something that comes before it.
-    pub(super) fn give_up_reload(&mut self, why: &str, now: Time) {
+    pub(in crate::master) fn give_up_reload(&mut self, why: &str, now: Time) {
         if self.reload.is_some() {
             log::info!("giving up the reload under way: {why}");
             self.roll_back_quietly(now);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::service::{Conduct, Connection, Fill, Service, Turn};
+use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
 /// How many times one turn reads, before others get a turn.
 const MAX_READS: usize = 16;
@@ -45,10 +45,10 @@ impl Echo {
 }
 
 impl Service for Echo {
-    fn conduct() -> Conduct {
-        Conduct {
+    fn profile() -> ServiceProfile {
+        ServiceProfile {
             tolerates_empty_turns: true,
-            ..Conduct::default()
+            ..ServiceProfile::default()
         }
     }
 

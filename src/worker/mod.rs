@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::inbox::{Assignment, MessageBuffer, WorkerEnd};
-use crate::scoreboard::{Entry, Foresight, Publisher, Urgency};
-use crate::seat::Seat;
-use crate::service::{Buffer, Connection, Foresee, Service, Turn};
+use crate::channel::inbox::{Assignment, MessageBuffer, WorkerEnd};
+use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
+use crate::channel::start::WorkerHandles;
+use crate::service::{Buffer, Connection, Service, Turn, WriteAhead};
 use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
 pub use threads::serve as serve_in_threads;
@@ -32,13 +32,13 @@ const STAY: Timespec = Timespec {
 ///
 /// # Errors
 /// When the inbox fails; the master is gone then, or this worker is of no use.
-pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
-    let Seat { slot, inbox, board } = seat;
+pub fn serve(seat: WorkerHandles<'_>, service: &mut dyn Service) -> io::Result<()> {
+    let WorkerHandles { slot, inbox, board } = seat;
     let mut reporter = Reporter {
         inbox: &inbox,
         board,
     };
-    let foresight: Arc<dyn Foresee> = Arc::new(reporter.board.foresight());
+    let pending_report: Arc<dyn WriteAhead> = Arc::new(reporter.board.pending_report());
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
     reporter.send(&FromWorker::Ready)?;
@@ -47,7 +47,7 @@ pub fn serve(seat: Seat<'_>, service: &mut dyn Service) -> io::Result<()> {
             Assignment::Serve(lend, socket) => {
                 reporter.board.took();
                 let mut connection = Connection::lent(socket, &lend, slot, buffer)
-                    .with_foresight(Some(Arc::clone(&foresight)));
+                    .with_write_ahead(Some(Arc::clone(&pending_report)));
                 let mut turns = 1;
                 let lent = Instant::now();
                 let mut begin = lent;
@@ -91,8 +91,8 @@ struct Served {
     took: Duration,
 }
 
-impl Foresee for Foresight {
-    fn foresee(&self, id: u64, outcome: Outcome, traffic: Traffic) {
+impl WriteAhead for PendingReport {
+    fn write_ahead(&self, id: u64, outcome: Outcome, traffic: Traffic) {
         self.note(&Entry {
             id,
             outcome,
@@ -124,7 +124,7 @@ impl Reporter<'_> {
             && connection.is_drained()
             && connection.buffer().is_empty()
             && !connection.is_watched();
-        if !idle || !self.board.has_spare_time() {
+        if !idle || !self.board.may_stay() {
             return false;
         }
         self.board.stay(&Entry {
@@ -159,7 +159,7 @@ impl Reporter<'_> {
             _ => Urgency::Urgent,
         };
         if connection.buffer().is_empty() {
-            connection.foresee(outcome);
+            connection.write_ahead(outcome);
         }
         if !outcome.keeps() {
             connection.finish();

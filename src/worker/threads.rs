@@ -12,8 +12,8 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Reporter, Served, turn};
-use crate::inbox::{Assignment, MessageBuffer};
-use crate::seat::Seat;
+use crate::channel::inbox::{Assignment, MessageBuffer};
+use crate::channel::start::WorkerHandles;
 use crate::service::{Buffer, Connection, Service};
 use crate::sys::process::exit_now;
 use crate::wire::FromWorker;
@@ -24,13 +24,13 @@ use crate::wire::FromWorker;
 /// # Errors
 /// When the inbox fails, or a thread can't be started.
 pub fn serve<S: Service>(
-    seat: Seat<'_>,
+    seat: WorkerHandles<'_>,
     count: usize,
     make: &(impl Fn() -> S + Sync),
 ) -> io::Result<()> {
     let (free, idle) = bounded(count);
     let (jobs, work) = bounded(count);
-    let Seat { slot, inbox, board } = seat;
+    let WorkerHandles { slot, inbox, board } = seat;
     let reporter = Mutex::new(Reporter {
         inbox: &inbox,
         board,

@@ -12,11 +12,10 @@ const LAYERS: &[&[&str]] = &[
     &["error"],
     &["sys"],
     &["fdpass", "wire", "logging"],
-    &["scoreboard", "service", "config"],
-    &["inbox", "systemd"],
-    &["seat"],
+    &["service", "config"],
+    &["channel", "systemd"],
     &["master", "worker", "services"],
-    &["server", "demo", "load"],
+    &["server", "fdtool", "load"],
     &["lib"],
     &["cli"],
     &["main"],
@@ -27,13 +26,12 @@ const PURE: &[&str] = &[
     "src/wire.rs",
     "src/config",
     "src/master/dispatch",
-    "src/master/connections.rs",
     "src/master/store/ledger.rs",
     "src/master/store/names.rs",
-    "src/master/crew.rs",
-    "src/master/early.rs",
-    "src/master/life.rs",
-    "src/master/sizing.rs",
+    "src/master/workers/slots.rs",
+    "src/master/workers/crash_loop.rs",
+    "src/master/workers/lifetime.rs",
+    "src/master/workers/autoscale.rs",
     "src/services/http/head.rs",
 ];
 
@@ -604,15 +602,15 @@ fn last() {}
         assert_eq!(broken("src/wire.rs", "use crate::Server;"), 1);
         assert_eq!(broken("src/wire.rs", "fn f() -> crate::cli::X {}"), 1);
         assert_eq!(
-            broken("src/inbox.rs", "use crate::{wire::{self, Lend}, error};"),
+            broken("src/channel/inbox.rs", "use crate::{wire::{self, Lend}, error};"),
             0
         );
         assert_eq!(
-            broken("src/inbox.rs", "use crate::{wire::Lend, master::pool};"),
+            broken("src/channel/inbox.rs", "use crate::{wire::Lend, master::pool};"),
             1
         );
         assert_eq!(
-            broken("src/inbox.rs", "use crate::{\n wire as w,\n demo,\n load};"),
+            broken("src/channel/inbox.rs", "use crate::{\n wire as w,\n fdtool,\n load};"),
             2
         );
         assert_eq!(broken("src/master/mod.rs", "use crate::worker;"), 1);

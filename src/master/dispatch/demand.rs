@@ -1,6 +1,6 @@
 //! What the size of a pool depends on: how many workers have nothing to do, and how many connections wait for one. Pure.
 
-use super::{Dispatcher, WorkerId};
+use crate::master::dispatch::{Dispatcher, WorkerId};
 use crate::master::time::Time;
 
 impl<C> Dispatcher<C> {
@@ -33,8 +33,8 @@ impl<C> Dispatcher<C> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Limits;
     use super::*;
+    use crate::master::dispatch::Limits;
 
     #[test]
     fn who_is_idle_and_who_waits() {

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use super::workers::{Pace, Tenure};
-use super::{Action, Dispatcher};
-use crate::master::connections::State;
+use crate::master::dispatch::table::State;
+use crate::master::dispatch::workers::{Pace, Tenure};
+use crate::master::dispatch::{Action, Dispatcher};
 use crate::master::time::Time;
 
 /// How long a hung worker has to end by itself before it is killed.
@@ -32,14 +32,14 @@ impl<C> Dispatcher<C> {
     }
 
     /// When to look next.
-    pub(super) fn next_look(&self) -> Option<Time> {
+    pub(in crate::master) fn next_look(&self) -> Option<Time> {
         let interval = self.interval()?;
         self.workers.busy().next()?;
         Some(self.hang.last.after(interval))
     }
 
     /// Asks workers to end whose turn takes too long, and kills those that were asked in vain.
-    pub(super) fn end_hung(&mut self, now: Time) {
+    pub(in crate::master) fn end_hung(&mut self, now: Time) {
         let (Some(limit), Some(interval)) = (self.limits.turn, self.interval()) else {
             return;
         };

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Canned, Dispatcher, Interest};
-use crate::master::connections::{ConnectionId, State};
+use crate::master::dispatch::table::{ConnectionId, State};
+use crate::master::dispatch::{Canned, Dispatcher, Interest};
 use crate::master::time::Time;
 
 /// Whether connections are lent to workers.
@@ -75,7 +75,7 @@ impl<C> Dispatcher<C> {
             ready,
             turns: connection.turns,
             left,
-            owing: connection.partial_since.map(|since| now.since(since)),
+            owing: connection.incomplete_since.map(|since| now.since(since)),
         })
     }
 
@@ -103,7 +103,7 @@ impl<C> Dispatcher<C> {
         self.chains.admit(id.index());
         let connection = self.table.at_mut(id.index());
         connection.turns = standing.turns;
-        connection.partial_since = standing
+        connection.incomplete_since = standing
             .owing
             .map(|owing| Time(now.0.saturating_sub(owing.as_nanos() as u64)));
         if standing.ready {

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use super::workers::{self, Pace, Tenure};
-use super::{Action, Canned, Dispatcher, Interest, Lending, MAX_DEPTH, RELAXED, TurnEnd};
-use crate::master::chains::Chains;
-use crate::master::connections::State;
+use crate::master::dispatch::chains::Chains;
+use crate::master::dispatch::table::State;
+use crate::master::dispatch::wheel::TICK;
+use crate::master::dispatch::workers::{self, Pace, Tenure};
+use crate::master::dispatch::{
+    Action, Canned, Dispatcher, Interest, Lending, MAX_DEPTH, RELAXED, TurnEnd,
+};
 use crate::master::time::Time;
-use crate::master::wheel::TICK;
 use crate::wire::Outcome;
 
 impl<C> Dispatcher<C> {
-    pub(super) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
+    pub(in crate::master) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkDrained => {
@@ -35,16 +37,21 @@ impl<C> Dispatcher<C> {
     /// How much longer the client may take for the rest of the request that it has begun.
     /// What came along with a request that was answered in this turn is counted from the end of the turn on, for the
     /// client could not know that it is awaited.
-    pub(super) fn owed(&mut self, index: u32, answered: bool, now: Time) -> Option<Duration> {
+    pub(in crate::master) fn owed(
+        &mut self,
+        index: u32,
+        answered: bool,
+        now: Time,
+    ) -> Option<Duration> {
         let connection = self.table.at_mut(index);
         let begin = if answered { now } else { connection.ready_at };
-        let since = *connection.partial_since.get_or_insert(begin);
+        let since = *connection.incomplete_since.get_or_insert(begin);
         self.limits
             .head
             .map(|limit| limit.saturating_sub(now.since(since)))
     }
 
-    pub(super) fn deadline_passed(&mut self, index: u32, now: Time) {
+    pub(in crate::master) fn deadline_passed(&mut self, index: u32, now: Time) {
         if self.table.at(index).state == State::Parked {
             // It stays parked until the master has looked.
             self.wait(index, State::Parked, now.after(TICK), now);
@@ -54,7 +61,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(super) fn park(
+    pub(in crate::master) fn park(
         &mut self,
         index: u32,
         interest: Interest,
@@ -68,13 +75,13 @@ impl<C> Dispatcher<C> {
             .push(Action::Arm(self.table.id(index), interest));
     }
 
-    pub(super) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
+    pub(in crate::master) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
         self.wait(index, State::Lingering, now.after(self.limits.linger), now);
         self.actions
             .push(Action::Linger(self.table.id(index), reply));
     }
 
-    pub(super) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
+    pub(in crate::master) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
         let deadline = deadline.max(self.wheel.earliest(now));
         let connection = self.table.at_mut(index);
         connection.state = state;
@@ -82,13 +89,13 @@ impl<C> Dispatcher<C> {
         self.wheel.add(&mut self.chains, index, deadline);
     }
 
-    pub(super) fn unpark(&mut self, index: u32) {
+    pub(in crate::master) fn unpark(&mut self, index: u32) {
         self.wheel
             .remove(&mut self.chains, index, self.table.at(index).deadline);
     }
 
     /// Puts the connection at the end of the ready queue, or turns it away if that is full.
-    pub(super) fn make_ready(&mut self, index: u32, now: Time) {
+    pub(in crate::master) fn make_ready(&mut self, index: u32, now: Time) {
         if self.ready.len() >= self.limits.queue && self.workers.next(self.depth()).is_none() {
             self.linger(index, Some(Canned::Overloaded), now);
             return;
@@ -104,7 +111,7 @@ impl<C> Dispatcher<C> {
 
     /// Puts the connection back to its place in the ready queue: before all that came after it. Only others that were
     /// put back can be before it, so the search is short.
-    pub(super) fn requeue(&mut self, index: u32) {
+    pub(in crate::master) fn requeue(&mut self, index: u32) {
         let order = self.table.at(index).order;
         self.table.at_mut(index).state = State::Ready;
         let mut next = self.ready.first();
@@ -118,7 +125,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Turns away what has waited for too long.
-    pub(super) fn shed(&mut self, now: Time) {
+    pub(in crate::master) fn shed(&mut self, now: Time) {
         let Some(bound) = self.limits.queue_wait else {
             return;
         };
@@ -133,7 +140,7 @@ impl<C> Dispatcher<C> {
 
     /// When the first ready connection has waited for so long that even a suspect worker is tried,
     /// or another one after the last was tried in vain.
-    pub(super) fn overdue(&self) -> Option<Time> {
+    pub(in crate::master) fn overdue(&self) -> Option<Time> {
         let first = self.ready.first()?;
         let since = self.table.at(first).ready_at.max(self.tried);
         Some(since.after(self.limits.patience * RELAXED))
@@ -141,11 +148,11 @@ impl<C> Dispatcher<C> {
 
     /// How many connections a worker may have before it is passed over: as many average turns as fit into the
     /// patience.
-    pub(super) fn depth(&self) -> usize {
+    pub(in crate::master) fn depth(&self) -> usize {
         self.turn.fit_into(self.limits.patience).clamp(1, MAX_DEPTH)
     }
 
-    pub(super) fn schedule(&mut self, now: Time) {
+    pub(in crate::master) fn schedule(&mut self, now: Time) {
         if self.lending != Lending::Yes {
             return;
         }
@@ -158,7 +165,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(super) fn lend(&mut self, worker: u32, index: u32, now: Time) {
+    pub(in crate::master) fn lend(&mut self, worker: u32, index: u32, now: Time) {
         let connection = self.table.at_mut(index);
         connection.state = State::Lent(worker);
         self.lent += 1;
@@ -182,7 +189,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Takes a connection out of what is lent to a worker, because the worker has reported it.
-    pub(super) fn return_from(&mut self, worker: u32, index: u32, now: Time) {
+    pub(in crate::master) fn return_from(&mut self, worker: u32, index: u32, now: Time) {
         self.lent -= 1;
         let (chains, table) = (&mut self.chains, &mut self.table);
         self.workers.moved(worker, now, |worker| {
@@ -194,7 +201,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Takes a connection out of what is lent to a worker, without the worker's doing.
-    pub(super) fn unlend(&mut self, worker: u32, index: u32) {
+    pub(in crate::master) fn unlend(&mut self, worker: u32, index: u32) {
         self.lent -= 1;
         let chains = &mut self.chains;
         self.workers.changed(worker, |worker| {
@@ -203,7 +210,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// A worker from which connections were taken: if it has none left, it did not take up a single one.
-    pub(super) fn settle_untouched(&mut self, worker: u32, now: Time) {
+    pub(in crate::master) fn settle_untouched(&mut self, worker: u32, now: Time) {
         let state = self.workers.at(worker);
         if state.lent.is_empty() && matches!(state.pace, Pace::Moving | Pace::Slow) {
             self.workers.suspect(worker, now);
@@ -211,7 +218,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(super) fn retire_if_done(&mut self, worker: u32) {
+    pub(in crate::master) fn retire_if_done(&mut self, worker: u32) {
         let state = self.workers.at(worker);
         if state.tenure == Tenure::Retiring && state.lent.is_empty() {
             self.actions.push(Action::Retire(self.workers.id(worker)));
@@ -219,21 +226,21 @@ impl<C> Dispatcher<C> {
     }
 
     /// Whoever is turned away takes up a descriptor too, until it is told so.
-    pub(super) fn pause_if_full(&mut self) {
+    pub(in crate::master) fn pause_if_full(&mut self) {
         if !self.paused && self.table.len() >= self.limits.connections {
             self.paused = true;
             self.actions.push(Action::PauseAccepting);
         }
     }
 
-    pub(super) fn close(&mut self, index: u32) {
+    pub(in crate::master) fn close(&mut self, index: u32) {
         let id = self.table.id(index);
         let payload = self.table.remove(index);
         self.actions.push(Action::Close(id, payload));
         self.resume_if_room();
     }
 
-    pub(super) fn resume_if_room(&mut self) {
+    pub(in crate::master) fn resume_if_room(&mut self) {
         if self.paused && !self.stopping && self.table.len() < self.limits.connections {
             self.paused = false;
             self.actions.push(Action::ResumeAccepting);

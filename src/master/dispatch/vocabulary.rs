@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::WorkerId;
-use crate::master::connections::ConnectionId;
+use crate::master::dispatch::WorkerId;
+use crate::master::dispatch::table::ConnectionId;
 use crate::wire::Outcome;
 
 /// The bounds within which the dispatcher works.

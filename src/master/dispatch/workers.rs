@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::master::chains::{Chains, List};
+use crate::master::dispatch::chains::{Chains, List};
 use crate::master::time::Time;
 
 /// Nobody has more connections waiting behind a turn than this, less one.

@@ -11,10 +11,9 @@
 //!
 //! Without a manager that stores descriptors there is none of this, and no connection costs more.
 
+mod deposit;
 pub mod ledger;
-mod legacy;
 pub mod names;
-mod tending;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -26,15 +25,13 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::connections::ConnectionId;
-use super::listener::Listener;
-use super::time::Time;
 use crate::config::Address;
+use crate::master::dispatch::table::ConnectionId;
+use crate::master::listen::listener::Listener;
+use crate::master::time::Time;
 use crate::sys::memfile::MemoryFile;
+use deposit::Trouble;
 use ledger::{Ledger, Record, Stage};
-use tending::Trouble;
-
-pub use legacy::{Legacy, Orphans};
 
 /// How many descriptors the state of a master takes: the ledger and the life line. There are two states while another
 /// master takes over.
@@ -332,7 +329,7 @@ pub struct Note<'a> {
     /// Where it is.
     pub stage: Stage,
     /// What it waits for.
-    pub interest: super::dispatch::Interest,
+    pub interest: crate::master::dispatch::Interest,
     /// How many turns it has had.
     pub turns: u64,
     /// What they have moved.
@@ -346,14 +343,14 @@ pub struct Note<'a> {
 }
 
 /// What a listener is called; nothing when it is not this server's own, or its address does not fit into a name.
-fn name_of(listener: &Listener) -> Option<String> {
+pub(in crate::master) fn name_of(listener: &Listener) -> Option<String> {
     let asked = listener.asked();
     let own = listener.has_file() || !matches!(asked, Address::Unix(_));
     names::of_listener(asked).filter(|_| own)
 }
 
 /// The system's monotonic clock, which all masters share until the next boot.
-fn monotonic() -> io::Result<Duration> {
+pub(in crate::master) fn monotonic() -> io::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
 }
 

@@ -44,7 +44,7 @@ use std::io;
 use self::body::{Fault, Leftover};
 use self::head::{Framing, Head, Refusal, bad};
 use self::output::{Manner, Output, canned};
-use crate::service::{Conduct, Connection, Fill, Service, Turn};
+use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
 pub use ::http::{Method, StatusCode};
 
@@ -217,8 +217,8 @@ impl<H: Handler> Service for Http<H> {
         }
     }
 
-    fn conduct() -> Conduct {
-        Conduct {
+    fn profile() -> ServiceProfile {
+        ServiceProfile {
             speaks_first: false,
             tolerates_empty_turns: true,
             crashed: canned(StatusCode::BAD_GATEWAY, &[]).into(),

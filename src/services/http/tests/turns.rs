@@ -280,12 +280,12 @@ fn a_field_name_is_a_token() {
 
 #[test]
 fn the_replies_of_the_master_are_whole_responses() {
-    let conduct = Http::<Demo>::conduct();
+    let profile = Http::<Demo>::profile();
     for (bytes, status) in [
-        (conduct.crashed, 502),
-        (conduct.timed_out, 504),
-        (conduct.overloaded, 503),
-        (conduct.request_timeout, 408),
+        (profile.crashed, 502),
+        (profile.timed_out, 504),
+        (profile.overloaded, 503),
+        (profile.request_timeout, 408),
     ] {
         let (mut ours, mut client) = UnixStream::pair().unwrap();
         client.set_read_timeout(DEADLINE).unwrap();

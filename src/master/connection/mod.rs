@@ -1,0 +1,3 @@
+//! What the master holds for a connection.
+
+pub mod held;

@@ -1,0 +1,4 @@
+//! What the master waits for.
+
+pub mod signals;
+pub mod token;

@@ -1,0 +1,4 @@
+//! Where clients come in.
+
+pub mod clients;
+pub mod listener;

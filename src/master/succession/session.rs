@@ -1,0 +1,208 @@
+//! The socket between two masters, with its messages and their descriptors.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::error::Plain;
+use crate::fdpass::{self, Wait};
+use crate::master::succession::messages::{FromNew, FromOld, Malformed, ROOM};
+
+/// How long one master waits for a word of the other while both hold still. Clients wait with them.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One master's end.
+#[derive(Debug)]
+pub struct Session {
+    socket: OwnedFd,
+}
+
+/// A buffer that takes any message.
+#[derive(Debug)]
+pub struct Room(Box<[u8]>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(vec![0; ROOM].into())
+    }
+}
+
+impl Session {
+    /// A session over a connected SEQPACKET socket.
+    ///
+    /// # Errors
+    /// What setsockopt(2) fails with.
+    pub fn over(socket: OwnedFd) -> io::Result<Self> {
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+        if sockopt::socket_send_buffer_size(&socket)? < 2 * ROOM {
+            sockopt::set_socket_send_buffer_size(&socket, ROOM)?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Two ends, for two masters on this machine.
+    ///
+    /// # Errors
+    /// What socketpair(2) fails with.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self::over(ours)?, theirs))
+    }
+
+    /// The process that made the other end, as far as this process can see it.
+    #[must_use]
+    pub fn peer(&self) -> Option<Pid> {
+        let peer = getsockopt(&self.socket, PeerCredentials).ok()?;
+        (peer.pid() > 0).then(|| Pid::from_raw(peer.pid()))
+    }
+
+    /// Sends what the old master says. Sleeps while the other one is behind.
+    ///
+    /// # Errors
+    /// What sendmsg(2) fails with; `TimedOut` when the other one does not read.
+    pub fn tell(
+        &self,
+        message: &FromOld<'_>,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let carry = match message {
+            FromOld::Connection(passed) => passed.carry,
+            _ => &[],
+        };
+        self.send(&message.header(), carry, descriptor)
+    }
+
+    /// Sends what the new master says.
+    ///
+    /// # Errors
+    /// As [`Session::tell`].
+    pub fn answer(&self, message: &FromNew) -> io::Result<()> {
+        self.send(&message.header(), &[], None)
+    }
+
+    fn send(
+        &self,
+        header: &str,
+        carry: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let data = [IoSlice::new(header.as_bytes()), IoSlice::new(carry)];
+        let descriptors = descriptor.as_slice();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match fdpass::send(&self.socket, &data, descriptors, Wait::Block) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.would_block() => return Err(silent()),
+                // The other one must take some of the descriptors first, and does so all the time.
+                Err(error) if error.is_back_pressure() && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// What the new master says.
+    ///
+    /// # Errors
+    /// What recvmsg(2) fails with; `TimedOut` when it is silent for too long, `UnexpectedEof` when it is gone, and
+    /// `InvalidData`.
+    pub fn hear_new(&self, room: &mut Room) -> io::Result<FromNew> {
+        let (length, _) = self.receive(room, 0, Wait::Block)?;
+        FromNew::parse(&room.0[..length]).map_err(strange)
+    }
+
+    /// The same without sleeping; `None` when there is nothing yet.
+    ///
+    /// # Errors
+    /// As [`Session::hear_new`].
+    pub fn poll_new(&self, room: &mut Room) -> io::Result<Option<FromNew>> {
+        match self.receive(room, 0, Wait::Dont) {
+            Ok((length, _)) => FromNew::parse(&room.0[..length]).map(Some).map_err(strange),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the old master says, and the descriptor that came along.
+    ///
+    /// # Errors
+    /// As [`Session::hear_new`].
+    pub fn hear_old<'a>(&self, room: &'a mut Room) -> io::Result<(FromOld<'a>, Option<OwnedFd>)> {
+        let (length, descriptor) = self.receive(room, 1, Wait::Block)?;
+        let message = FromOld::parse(&room.0[..length]).map_err(strange)?;
+        Ok((message, descriptor))
+    }
+
+    /// The same without sleeping; `None` when there is nothing yet.
+    ///
+    /// # Errors
+    /// As [`Session::hear_new`].
+    pub fn poll_old<'a>(
+        &self,
+        room: &'a mut Room,
+    ) -> io::Result<Option<(FromOld<'a>, Option<OwnedFd>)>> {
+        match self.receive(room, 1, Wait::Dont) {
+            Ok((length, descriptor)) => {
+                let message = FromOld::parse(&room.0[..length]).map_err(strange)?;
+                Ok(Some((message, descriptor)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn receive(
+        &self,
+        room: &mut Room,
+        wanted: usize,
+        wait: Wait,
+    ) -> io::Result<(usize, Option<OwnedFd>)> {
+        match fdpass::receive(&self.socket, &mut room.0, wanted, wait) {
+            Ok(message) if message.length == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(mut message) => Ok((message.length, message.descriptors.pop())),
+            Err(error) if error.would_block() => Err(silent()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it is silent")
+}
+
+fn strange(Malformed: Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it says what no master says")
+}
+
+/// Whether the other master has closed its end, or ended.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// What became of the other master, for the log: `the old master is gone`.
+#[must_use]
+pub fn reason(who: &str, error: &io::Error) -> String {
+    match error.kind() {
+        _ if is_gone(error) => format!("{who} is gone"),
+        io::ErrorKind::TimedOut => format!("{who} is silent for {} s", PATIENCE.as_secs()),
+        _ => format!("the talk with {who}: {}", Plain(error)),
+    }
+}

@@ -1,0 +1,217 @@
+//! The workers that there should be, of one generation: which slots are wanted, which are taken, and when a vacant one is
+//! filled again. Pure.
+
+use std::time::Duration;
+
+use crate::master::time::Time;
+
+/// How long the first successor of a worker that died early waits, and how long any waits at most.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// See [`FIRST_DELAY`].
+pub const LAST_DELAY: Duration = Duration::from_secs(10);
+
+/// A place that a process is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Post {
+    /// The generation that it belongs to.
+    pub generation: u32,
+    /// The place in the pool, from 0.
+    pub slot: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No process is wanted there.
+    Unwanted,
+    /// A process is there.
+    Taken,
+    /// A process is to be started, no earlier than then.
+    Vacant { from: Time },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    state: State,
+    /// How long the last successor waited; nothing once one of them did not die early.
+    delay: Duration,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Crew {
+    /// Which one it is: each reload makes a new one.
+    pub generation: u32,
+    slots: Vec<Slot>,
+}
+
+impl Crew {
+    /// A crew that wants `size` workers.
+    #[must_use]
+    pub fn new(generation: u32, size: usize) -> Self {
+        let mut crew = Self {
+            generation,
+            slots: Vec::new(),
+        };
+        crew.resize(size);
+        crew
+    }
+
+    /// How many workers are wanted.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.is_wanted()).count()
+    }
+
+    /// Wants `size` workers from now on: the first slots that are free for more, and none in the last for fewer.
+    pub fn resize(&mut self, size: usize) {
+        for _ in size..self.size() {
+            let last = self.slots.iter().rposition(Slot::is_wanted);
+            self.close(last.unwrap_or_default() as u32);
+        }
+        for _ in self.size()..size {
+            let vacant = Slot {
+                state: State::Vacant {
+                    from: Time::default(),
+                },
+                delay: Duration::ZERO,
+            };
+            match self.slots.iter_mut().find(|slot| !slot.is_wanted()) {
+                Some(slot) => *slot = vacant,
+                None => self.slots.push(vacant),
+            }
+        }
+    }
+
+    /// Wants no worker in this slot any more.
+    pub fn close(&mut self, slot: u32) {
+        if let Some(slot) = self.slots.get_mut(slot as usize) {
+            slot.state = State::Unwanted;
+        }
+    }
+
+    /// Whether a worker is wanted in this slot.
+    #[must_use]
+    pub fn wants(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(Slot::is_wanted)
+    }
+
+    /// A place that is to be filled now, if there is one.
+    #[must_use]
+    pub fn due(&self, now: Time) -> Option<Post> {
+        let vacant = |slot: &Slot| matches!(slot.state, State::Vacant { from } if from <= now);
+        let slot = self.slots.iter().position(vacant)?;
+        Some(Post {
+            generation: self.generation,
+            slot: slot as u32,
+        })
+    }
+
+    /// When the next place is to be filled.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        let times = self.slots.iter().filter_map(|slot| match slot.state {
+            State::Vacant { from } => Some(from),
+            State::Taken | State::Unwanted => None,
+        });
+        times.min()
+    }
+
+    /// A process was started for the slot.
+    pub fn fill(&mut self, slot: u32) {
+        if let Some(slot) = self.wanted(slot) {
+            slot.state = State::Taken;
+        }
+    }
+
+    /// The slot has no process any more, or none could be started. Says when there is to be another; `early` makes it
+    /// wait, longer each time.
+    pub fn vacate(&mut self, slot: u32, early: bool, now: Time) -> Option<Time> {
+        let from = self.put_off(slot, early, now)?;
+        self.wanted(slot)?.state = State::Vacant { from };
+        Some(from)
+    }
+
+    /// When there is to be another process in the slot after one has gone, while a third one serves there.
+    pub fn put_off(&mut self, slot: u32, early: bool, now: Time) -> Option<Time> {
+        let slot = self.wanted(slot)?;
+        slot.delay = match early {
+            true => (slot.delay * 2).clamp(FIRST_DELAY, LAST_DELAY),
+            false => Duration::ZERO,
+        };
+        Some(now.after(slot.delay))
+    }
+
+    fn wanted(&mut self, slot: u32) -> Option<&mut Slot> {
+        self.slots
+            .get_mut(slot as usize)
+            .filter(|slot| slot.is_wanted())
+    }
+}
+
+impl Slot {
+    fn is_wanted(&self) -> bool {
+        self.state != State::Unwanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Time = Time(1_000_000_000_000);
+
+    fn slots_due(crew: &mut Crew, now: Time) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while let Some(post) = crew.due(now) {
+            crew.fill(post.slot);
+            slots.push(post.slot);
+        }
+        slots
+    }
+
+    #[test]
+    fn a_slot_that_was_given_up_is_the_first_to_be_filled_again() {
+        let mut crew = Crew::new(0, 4);
+        assert_eq!(slots_due(&mut crew, START), [0, 1, 2, 3]);
+        crew.close(1);
+        assert_eq!((crew.size(), crew.wants(1)), (3, false));
+        crew.resize(2);
+        assert_eq!(
+            [0, 1, 2, 3].map(|slot| crew.wants(slot)),
+            [true, false, true, false]
+        );
+        crew.resize(5);
+        assert_eq!(slots_due(&mut crew, START), [1, 3, 4]);
+    }
+
+    #[test]
+    fn who_dies_early_is_followed_ever_later_and_each_slot_counts_for_itself() {
+        let mut crew = Crew::new(0, 2);
+        slots_due(&mut crew, START);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            let from = crew.vacate(0, true, START).unwrap();
+            assert_eq!(crew.next_due(), Some(from));
+            assert_eq!(crew.due(Time(from.0 - 1)), None);
+            assert_eq!(slots_due(&mut crew, from), [0]);
+            waits.push(from.since(START).as_millis());
+        }
+        assert_eq!(
+            waits,
+            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+        );
+        assert_eq!(crew.vacate(1, false, START), Some(START));
+        assert_eq!(crew.vacate(0, false, START), Some(START));
+        let first = crew.vacate(0, true, START).unwrap();
+        assert_eq!(first.since(START), FIRST_DELAY);
+    }
+
+    #[test]
+    fn nobody_follows_into_a_slot_that_is_not_wanted() {
+        let mut crew = Crew::new(0, 2);
+        slots_due(&mut crew, START);
+        crew.resize(1);
+        assert_eq!(crew.vacate(1, true, START), None);
+        assert_eq!(crew.next_due(), None);
+    }
+}
