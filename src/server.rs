@@ -12,11 +12,10 @@ use crate::channel::start::WorkerHandles;
 use crate::config::{Address, Confinement, Settings};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
-use crate::master::listen::listener;
-use crate::master::pool::Plan;
-use crate::master::succession::inherited::Heritage;
-use crate::master::workers::process::MAIN;
-use crate::master::{self, Beginning, Offices, Source};
+use crate::master::office::Endpoints;
+use crate::master::plan::{MAIN, Plan, PlanSource};
+use crate::master::succession::inherited::Inherited;
+use crate::master::{self, Start};
 use crate::service::Service;
 use crate::worker::{self, confine};
 
@@ -42,7 +41,7 @@ use crate::worker::{self, confine};
 pub struct Server {
     listen: Vec<Address>,
     /// What it was started with, and what it has bound since.
-    heritage: Option<Heritage>,
+    inherited: Option<Inherited>,
     settings: Settings,
     confinement: Confinement,
 }
@@ -65,7 +64,7 @@ impl Server {
     pub(crate) fn with(settings: Settings) -> Self {
         Self {
             listen: Vec::new(),
-            heritage: None,
+            inherited: None,
             settings,
             confinement: Confinement::default(),
         }
@@ -82,13 +81,13 @@ impl Server {
         let address = address
             .try_into()
             .map_err(|error| Error::because("listen", error.to_string()))?;
-        let mut heritage = match self.heritage.take() {
-            Some(heritage) => heritage,
-            None => Heritage::claim(None)?,
+        let mut inherited = match self.inherited.take() {
+            Some(inherited) => inherited,
+            None => Inherited::claim(None)?,
         };
         let before = self.listen.iter().filter(|other| **other == address);
-        let listening = heritage.listen_on(&address, before.count(), self.settings.backlog);
-        self.heritage = Some(heritage);
+        let listening = inherited.listen_on(&address, before.count(), self.settings.backlog);
+        self.inherited = Some(inherited);
         listening?;
         self.listen.push(address);
         Ok(self)
@@ -168,11 +167,11 @@ impl Server {
     /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        let heritage = self.heritage.iter();
-        let listeners = heritage.flat_map(|heritage| &heritage.listeners);
+        let inherited = self.inherited.iter();
+        let listeners = inherited.flat_map(|inherited| &inherited.listeners);
         listeners
             .filter(|listener| self.listen.contains(listener.asked()))
-            .filter_map(listener::Listener::local_address)
+            .filter_map(|listener| listener.local_address())
             .collect()
     }
 
@@ -188,8 +187,8 @@ impl Server {
     /// and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
         let plan = plan(MAIN, self.listen, self.settings, &self.confinement, make)?;
-        let heritage = self.heritage.unwrap_or_default();
-        serve_pools(heritage, Offices::default(), &|| Ok(vec![plan.clone()]))
+        let inherited = self.inherited.unwrap_or_default();
+        serve_pools(inherited, Endpoints::default(), &|| Ok(vec![plan.clone()]))
     }
 }
 
@@ -230,17 +229,17 @@ pub(crate) fn plan<'a, S: Service>(
 
 /// Serves pools until it is told to stop. `plans` says what they are, now and at each reload.
 pub(crate) fn serve_pools<'a>(
-    heritage: Heritage,
-    offices: Offices,
-    plans: &'a Source<'a>,
+    inherited: Inherited,
+    endpoints: Endpoints,
+    plans: &'a PlanSource<'a>,
 ) -> Result<()> {
     raise_descriptor_limit();
-    let beginning = Beginning {
+    let start = Start {
         plans: plans()?,
-        heritage,
-        offices,
+        inherited,
+        endpoints,
     };
-    master::run(beginning, plans)
+    master::run(start, plans)
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

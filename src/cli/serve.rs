@@ -13,9 +13,9 @@ use crate::config::flags::Flags;
 use crate::config::{Address, PoolConfig, ServiceConfig};
 use crate::error::Result;
 use crate::logging::{self, Role};
-use crate::master::Offices;
-use crate::master::pool::Plan;
-use crate::master::succession::inherited::Heritage;
+use crate::master::office::Endpoints;
+use crate::master::plan::Plan;
+use crate::master::succession::inherited::Inherited;
 use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
 
@@ -127,12 +127,12 @@ pub(super) fn serve(source: &Source) -> Result<()> {
         let config = source.load()?;
         config.pools.into_iter().map(plan).collect()
     };
-    let heritage = Heritage::claim(source.takeover.as_deref())?;
-    let offices = Offices {
+    let inherited = Inherited::claim(source.takeover.as_deref())?;
+    let endpoints = Endpoints {
         control: config.control,
         pid_file: config.pid_file,
     };
-    serve_pools(heritage, offices, &plans)
+    serve_pools(inherited, endpoints, &plans)
 }
 
 fn plan(pool: PoolConfig) -> Result<Plan<'static>> {

@@ -1,320 +1,634 @@
 //! The master: accepts connections, holds them, and lends them to workers.
 //!
-//! One thread, one epoll set, one loop: events go to the [`pool`]s, each of which has a [`dispatch`]er and carries out
-//! what that decides. The master never runs service code and parses no protocol.
+//! One thread, one epoll set, one loop: events go to the [`pool`]s, each of which has a [`dispatch`]er
+//! and carries out what that decides, or to one of the master's own parts. The master never runs
+//! service code and parses no protocol.
 
+mod child;
 mod connection;
 pub mod dispatch;
-pub mod events;
-pub mod listen;
+mod events;
+mod listen;
+mod master_only;
 pub mod office;
-mod orders;
-pub mod pool;
+pub mod plan;
+mod pool;
+mod pools;
 mod reload;
-pub mod store;
+mod snapshot;
+mod store;
 pub mod succession;
 pub mod time;
-pub mod workers;
+mod transition;
+mod workers;
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
-use std::rc::Rc;
+use std::os::fd::RawFd;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit};
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use nix::unistd::Pid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Plain, Result};
+use crate::logging;
 use crate::sys;
-use events::signals::Signals;
-use events::token::{Subject, Token};
-use office::control_socket::Control;
-use office::pid_file::PidFile;
-use office::service_manager::Manager;
-use pool::{Plan, Pool};
+use child::{Child, ChildEvent};
+use events::epoll::{Epoll, EventFlags, Events};
+use events::signals::{Request, Signals};
+use events::token::{MasterEvent, Token};
+use listen::matching;
+use master_only::MasterOnly;
+use office::service_manager::ServiceManager;
+use office::{Endpoints, Office};
+use plan::{Plan, PlanSource};
+use pools::Pools;
 use reload::Reload;
-use store::Store;
-use succession::inherited::Heritage;
-use succession::{Condemned, Launch, Orphans, Successor, Takeover};
+use store::{Store, deposit, names};
+use succession::inherited::Inherited;
+use succession::launch::Launch;
+use succession::messages::FromOld;
+use succession::old_side::{self, NEW, TakeoverServer};
+use succession::recover::{UnsettledTurns, open_store};
+use succession::session::Session;
 use time::Time;
-use workers::autoscale::Bounds;
+use transition::Transition;
 
-/// How many events are taken out of the epoll set at a time.
-const EVENTS: usize = 256;
-
-/// Descriptors that are kept back for the master itself.
-const SPARE_DESCRIPTORS: usize = 8;
-
-/// How many pools there may be, those included that are being drained.
-pub const MAX_POOLS: usize = 256;
-
-/// Where the plans of all pools come from when they are to be made anew.
-pub type Source<'a> = dyn Fn() -> Result<Vec<Plan<'a>>> + 'a;
-
-/// See the module.
-pub struct Master<'a> {
-    /// By their index.
-    pools: Vec<Option<Pool<'a>>>,
-    source: &'a Source<'a>,
-    reload: Option<Reload>,
-    own: Own,
-    begin: Instant,
-    /// It was told to stop, and by how many SIGINT.
-    stopping: Option<u32>,
-    /// It ends without waiting for anything.
-    quitting: bool,
-    launch: Launch,
-    offices: Offices,
-    control: Option<Control>,
-    pid_file: Option<PidFile>,
-    manager: Manager,
-    /// What the manager keeps for this master, if it does.
-    store: Option<Store>,
-    /// What a master that was killed had lent.
-    orphans: Option<Orphans>,
-    /// Another master takes over from this one.
-    takeover: Option<Takeover>,
-    /// Those that were to take over, and failed.
-    condemned: Vec<Condemned>,
-    /// This master takes over from another one.
-    successor: Option<Successor>,
-}
-
-/// Where a master can be found, as long as it is the one in charge.
-#[derive(Debug, Clone, Default)]
-pub struct Offices {
-    /// The socket over which a new master takes over.
-    pub control: Option<PathBuf>,
-    /// The file that names its process.
-    pub pid_file: Option<PathBuf>,
-}
+/// How long the end of the server may wait for room in the service manager's queue.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What a master begins with.
-pub struct Beginning<'a> {
+pub struct Start<'a> {
     /// What the pools are to be.
     pub plans: Vec<Plan<'a>>,
-    /// Listeners that exist already (what else the plans want is bound), and the master from which it takes over.
-    pub heritage: Heritage,
+    /// Listeners that exist already (what else the plans want is bound), and the master from which it
+    /// takes over.
+    pub inherited: Inherited,
     /// Where it can be found.
-    pub offices: Offices,
+    pub endpoints: Endpoints,
 }
 
-/// What the master has to itself, and no worker may keep.
-pub struct Own {
-    epoll: Rc<OwnedFd>,
-    /// `None` in a worker process, which has detached itself from the master's signals.
-    signals: Option<Signals>,
-    /// Descriptors that were open before this master made its own; workers keep them.
-    inherited: Vec<RawFd>,
+/// Whether the server goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Run {
+    Serving,
+    /// It finishes what it has, after so many SIGINT.
+    Stopping {
+        interrupts: u32,
+    },
+    /// It ends without waiting for anything.
+    Quitting,
+}
+
+/// See the module.
+struct Master<'a> {
+    pools: Pools<'a>,
+    source: &'a PlanSource<'a>,
+    only: MasterOnly,
+    office: Office,
+    transition: Transition,
+    /// What a master that was killed had lent.
+    unsettled: Option<UnsettledTurns>,
+    /// Programs that were to be the new master, failed, and are to end.
+    failed_upgrades: Vec<Child>,
+    launch: Launch,
+    begin: Instant,
+    run: Run,
 }
 
 /// Runs a server until it is told to stop.
 ///
 /// # Errors
 /// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
-pub fn run<'a>(beginning: Beginning<'a>, source: &'a Source<'a>) -> Result<()> {
-    let Beginning {
-        plans,
-        mut heritage,
-        offices,
-    } = beginning;
-    let own = heritage.descriptors();
-    let mut inherited = sys::process::open_descriptors();
-    // What belongs to a plan goes with it.
-    let kept: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
-    inherited.retain(|fd| !own.contains(fd) && !kept.contains(fd));
-    let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
-    let epoll =
-        epoll::create(CreateFlags::CLOEXEC).map_err(|e| failed("create an epoll set")(e.into()))?;
-    let signals = Signals::catch().map_err(failed("catch signals"))?;
-    let data = EventData::new_u64(Token::own(Subject::Signals).encode());
-    epoll::add(&epoll, &signals, data, EventFlags::IN)
-        .map_err(|error| failed("watch the signals")(error.into()))?;
-    let mut master = Master {
-        pools: Vec::new(),
-        source,
-        reload: None,
-        own: Own {
-            epoll: Rc::new(epoll),
-            signals: Some(signals),
-            inherited,
-        },
-        begin: Instant::now(),
-        stopping: None,
-        quitting: false,
-        launch: Launch::of_this_program(),
-        offices,
-        control: None,
-        pid_file: None,
-        takeover: None,
-        condemned: Vec::new(),
-        manager: Manager::new(heritage.notifier.take(), heritage.successor.is_none()),
-        store: None,
-        orphans: None,
-        successor: heritage.successor.take(),
-    };
-    master.set_up(plans, heritage)?;
+pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
+    let mut master = Master::set_up(start, source)?;
     let result = master.serve();
+    child::reap(master.pools.killed());
     master.clear_store();
     result
 }
 
 impl<'a> Master<'a> {
+    fn set_up(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<Self> {
+        let Start {
+            plans,
+            mut inherited,
+            endpoints,
+        } = start;
+        let begin = Instant::now();
+        let now = time_since(begin);
+        let mut only = MasterOnly {
+            signals: None,
+            inherited: inherited_by_children(&inherited, &plans),
+        };
+        let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
+        let epoll = Epoll::new().map_err(failed("create an epoll set"))?;
+        let signals = Signals::catch().map_err(failed("catch signals"))?;
+        let watched = epoll.add(&signals, MasterEvent::Signals, EventFlags::IN);
+        watched.map_err(failed("watch the signals"))?;
+        only.signals = Some(signals);
+
+        let takeover = inherited.takeover.take();
+        let replaces = takeover.is_some();
+        let manager = ServiceManager::new(inherited.notifier.take(), !replaces);
+        for (plan, address, before) in matching::wanted(&plans) {
+            inherited.listen_on(address, before, plan.settings.backlog)?;
+        }
+        inherited.close_unused();
+        let room = Pools::room(&plans, only.inherited.len());
+        let store = open_store(manager.store_limit(), room, !replaces, now);
+        only.inherited.extend(store.as_ref().map(Store::life_line));
+        let mut pools = Pools::new(epoll, store);
+        let mut bound = inherited.listeners;
+        for plan in plans {
+            let size = plan.settings.workers;
+            let pool = pools.add(plan, size, room, replaces)?;
+            let mine = matching::take_wanted(&mut bound, pool.addresses(), &[]);
+            pool.listen_on(mine)?;
+        }
+        let mut office = Office::new(endpoints, manager);
+        office.prepare(replaces)?;
+        if !replaces {
+            office.open(pools.epoll())?;
+        }
+        let unsettled = inherited.recovered.adopt(&mut pools, now);
+        Ok(Self {
+            pools,
+            source,
+            only,
+            office,
+            transition: takeover.map_or(Transition::None, Transition::TakeOver),
+            unsettled,
+            failed_upgrades: Vec::new(),
+            launch: Launch::of_this_program(),
+            begin,
+            run: Run::Serving,
+        })
+    }
+
     fn now(&self) -> Time {
-        // From one hour on, so that nothing that was never set seems to lie in the future.
-        Time::default().after(self.begin.elapsed() + Duration::from_secs(3600))
+        time_since(self.begin)
     }
 
-    fn set_up(&mut self, plans: Vec<Plan<'a>>, mut heritage: Heritage) -> Result<()> {
-        let room = self.room(&plans);
-        for (plan, address, before) in reload::wanted(&plans) {
-            heritage.listen_on(address, before, plan.settings.backlog)?;
-        }
-        heritage.close_unused();
-        let legacy = std::mem::take(&mut heritage.legacy);
-        let mut bound = heritage.listeners;
-        self.open_store(room, self.now());
-        for (index, plan) in plans.into_iter().enumerate() {
-            let (size, epoll) = (plan.settings.workers, Rc::clone(&self.own.epoll));
-            let mut pool = Pool::new(index as u8, plan, size, room, epoll);
-            pool.store = self.store.clone();
-            pool.held_back = self.successor.is_some();
-            pool.listen_on(reload::take_wanted(&mut bound, pool.addresses(), &[]))?;
-            self.pools.push(Some(pool));
-        }
-        self.prepare_office(self.successor.is_some())?;
-        self.inherit(legacy, self.now());
-        Ok(())
-    }
-
-    /// Prepares to be found, so that what may fail has failed before this master is in charge.
-    fn prepare_office(&mut self, replace: bool) -> Result<()> {
-        if let Some(path) = &self.offices.control {
-            self.control = Some(Control::prepare(path, replace)?);
-        }
-        if let Some(path) = &self.offices.pid_file {
-            self.pid_file = Some(PidFile::prepare(path)?);
-        }
-        if self.successor.is_none() && !replace {
-            self.publish_office()?;
-        }
-        Ok(())
-    }
-
-    /// Can be found from now on. A master in charge does not give up because it can't.
-    fn take_office(&mut self) {
-        if let Err(error) = self.publish_office() {
-            log::error!("{error}");
-        }
-        self.manager.take_charge();
-    }
-
-    fn publish_office(&mut self) -> Result<()> {
-        if let Some(control) = &mut self.control {
-            control.publish()?;
-            let data = EventData::new_u64(Token::own(Subject::Control).encode());
-            epoll::add(&*self.own.epoll, &control, data, EventFlags::IN)
-                .map_err(|error| Error::new(format!("watch {control}"), io::Error::from(error)))?;
-        }
-        self.pid_file.as_ref().map_or(Ok(()), PidFile::publish)
-    }
-
-    fn pools(&mut self) -> impl Iterator<Item = &mut Pool<'a>> {
-        self.pools.iter_mut().flatten()
-    }
-
-    /// How many connections leave enough descriptors for the workers and their replacements, and for a reload.
-    fn room(&self, plans: &[Plan<'_>]) -> usize {
-        let limit =
-            getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
-        let most = |plan: &Plan<'_>| Bounds::most_of(&plan.settings);
-        let workers: usize = plans.iter().map(most).sum();
-        // Both ends of a socketpair, and a doorbell; while a worker is started, its own copy of its end too. At a reload
-        // each worker has a successor beside it.
-        let kept_back = (4 + 3) * workers + 4 * 2 + SPARE_DESCRIPTORS;
-        let open = self.own.inherited.len();
-        limit.saturating_sub(open + kept_back).max(1)
-    }
-
-    // ---- the loop ---------------------------------------------------------------------------------------------
+    // ---- the loop ---------------------------------------------------------------------------------
 
     fn serve(&mut self) -> Result<()> {
-        let mut events = Vec::with_capacity(EVENTS);
+        let mut events = Events::default();
         loop {
             let now = self.now();
-            for pool in self.pools.iter_mut().flatten() {
-                pool.tend(now);
-                pool.start_missing(&mut self.own, now);
-                pool.carry_out(now);
-                pool.advance(now);
-            }
+            self.pools.advance(&mut self.only, now);
             if let Err(error) = self.advance(now) {
-                self.pools().for_each(Pool::quit);
+                self.pools.quit();
                 return Err(error);
             }
-            self.tend_store(now);
-            if self.is_over() {
+            self.deposit(now);
+            if self.pools.is_empty() {
+                if self.run != Run::Quitting {
+                    log::info!("stopped");
+                }
                 self.end_takeover();
                 return Ok(());
             }
-            let mut may_sleep = true;
-            for pool in self.pools() {
-                // Each of them is asked: those that may sleep are woken below.
-                may_sleep &= pool.fall_asleep();
+            let may_sleep = self.pools.fall_asleep();
+            let timeout = match may_sleep {
+                true => self.next_due().map(|due| due.since(now)),
+                false => Some(Duration::ZERO),
+            };
+            if let Err(error) = self.pools.epoll().wait(&mut events, timeout) {
+                log::error!("cannot wait for events: {}", Plain(&error));
             }
-            self.wait(&mut events, may_sleep.then_some(now));
-            self.pools().for_each(Pool::wake_up);
+            self.pools.wake_up();
             let now = self.now();
-            for event in events.drain(..) {
-                self.on_event(event, now);
+            for (token, flags) in events.drain() {
+                match token {
+                    Token::Pool(place, event) => {
+                        if let Some(pool) = self.pools.get_mut(place) {
+                            pool.on_event(event, flags, now);
+                        }
+                    }
+                    Token::Master(event) => self.on_event(event, now),
+                }
             }
-            self.pools().for_each(|pool| pool.tick(now));
+            self.pools.tick(now);
         }
     }
 
-    /// Waits for events: until the next thing is due, or not at all without `now`.
-    fn wait(&self, events: &mut Vec<Event>, now: Option<Time>) {
-        let timeout = match now {
-            None => Some(Duration::ZERO),
-            Some(now) => {
-                let due = self.pools.iter().flatten().filter_map(Pool::next_due);
-                let due = due
-                    .chain(self.change_due())
-                    .chain(self.manager.next_due())
-                    .chain(self.store.as_ref().and_then(Store::due))
-                    .min();
-                due.map(|due| due.since(now))
+    fn on_event(&mut self, event: MasterEvent, now: Time) {
+        match event {
+            MasterEvent::Signals => self.on_signals(now),
+            MasterEvent::Control => self.on_control(now),
+            MasterEvent::NewMaster => {
+                if let Transition::HandOver(server) = &mut self.transition {
+                    let step = server.on_message(&mut self.pools, &mut self.office, now);
+                    self.go_on_handing_over(step, now);
+                }
             }
-        };
-        let timeout = timeout.map(|wait| Timespec {
-            tv_sec: wait.as_secs() as i64,
-            tv_nsec: wait.subsec_nanos().into(),
-        });
-        match epoll::wait(
-            &*self.own.epoll,
-            rustix::buffer::spare_capacity(events),
-            timeout.as_ref(),
-        ) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => log::error!("cannot wait for events: {error}"),
+            MasterEvent::OldMaster => {
+                if let Transition::TakeOver(client) = &mut self.transition
+                    && let Some(why) = client.on_message(&mut self.pools, now)
+                {
+                    log::info!("the takeover is complete: {why}");
+                    self.transition = Transition::None;
+                    if let Some(store) = self.pools.store() {
+                        store.predecessor_ended();
+                    }
+                }
+            }
+            MasterEvent::LifeLine => self.settle_recovered(now),
         }
     }
 
-    fn on_event(&mut self, event: Event, now: Time) {
-        let Token { pool, subject } = Token::decode(event.data.u64());
-        match subject {
-            Subject::Signals => self.on_signals(now),
-            Subject::Control => self.on_control(now),
-            Subject::Takeover => self.on_takeover(now),
-            Subject::Succession => self.on_predecessor(now),
-            Subject::Orphans => self.advance_orphans(now),
-            _ => {
-                if let Some(Some(pool)) = self.pools.get_mut(usize::from(pool)) {
-                    pool.on_event(subject, event.flags, now);
+    /// Does whatever is due in the master's own parts.
+    ///
+    /// # Errors
+    /// When this master was to take over and can't.
+    fn advance(&mut self, now: Time) -> Result<()> {
+        match &mut self.transition {
+            Transition::None => {}
+            Transition::Reload(reload) => {
+                let step = reload.step(&self.pools, now);
+                self.go_on_reloading(step, now);
+            }
+            Transition::HandOver(server) => {
+                let step = server.advance(&mut self.pools, now);
+                self.go_on_handing_over(step, now);
+            }
+            Transition::TakeOver(client) if !client.is_active() && self.run != Run::Serving => {
+                self.transition = Transition::None;
+            }
+            Transition::TakeOver(client) => {
+                client.advance(&mut self.pools, &mut self.office, now)?;
+            }
+        }
+        self.settle_recovered(now);
+        for child in &mut self.failed_upgrades {
+            child.escalate(now);
+        }
+        if self.is_settled()
+            && self
+                .pools
+                .iter()
+                .all(|p| !p.is_serving() || p.workers().any_serving())
+        {
+            self.office.manager().ready();
+        }
+        self.office.manager().tick(now);
+        // What came of all this is done before the master sleeps.
+        self.pools.iter_mut().for_each(|pool| pool.carry_out(now));
+        Ok(())
+    }
+
+    /// When something is to be done if nothing happens.
+    fn next_due(&self) -> Option<Time> {
+        let failed = self.failed_upgrades.iter().filter_map(Child::due).min();
+        let due = [
+            self.pools.next_due(),
+            self.transition.due(&self.pools),
+            self.office.next_due(),
+            self.pools.store().and_then(Store::due),
+            self.unsettled.as_ref().map(UnsettledTurns::due),
+            failed,
+        ];
+        due.into_iter().flatten().min()
+    }
+
+    /// Whether this master serves and nothing changes, as far as it knows.
+    fn is_settled(&self) -> bool {
+        let changing = matches!(self.transition, Transition::Reload(_));
+        !changing && !self.transition.is_pending_takeover() && self.run == Run::Serving
+    }
+
+    // ---- signals ----------------------------------------------------------------------------------
+
+    fn on_signals(&mut self, now: Time) {
+        let signals = self.only.signals.as_mut();
+        for request in signals.map(Signals::requests).unwrap_or_default() {
+            match request {
+                Request::Reap => self.on_children(now),
+                Request::Stop { interrupt } => self.stop(interrupt, now),
+                Request::Quit => self.quit("SIGQUIT", now),
+                Request::Reload => self.reload(now),
+                Request::Reopen => reopen_log(),
+                Request::Upgrade => self.upgrade(now),
+                Request::Grow => self.resize_by(1, now),
+                Request::Shrink => self.resize_by(-1, now),
+            }
+        }
+    }
+
+    /// Looks which children have ended, were stopped or go on.
+    fn on_children(&mut self, now: Time) {
+        while let Some((pid, event)) = child::next_event() {
+            let ours = self.pools.on_child(pid, event, now);
+            if !ours && let ChildEvent::Ended(exit) = event {
+                self.on_exit(pid, &exit.to_string(), now);
+            }
+        }
+    }
+
+    /// A child that is no worker has ended: a new master, if this one has started it.
+    fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
+        self.failed_upgrades.retain(|child| child.pid() != pid);
+        if let Transition::HandOver(server) = &mut self.transition {
+            let step = server.on_exit(pid, how, &mut self.pools, &mut self.office, now);
+            self.go_on_handing_over(step, now);
+        }
+    }
+
+    fn resize_by(&mut self, change: isize, now: Time) {
+        // A server that stops has no use for more, and lets all of them go anyway.
+        if self.run == Run::Serving {
+            self.pools
+                .iter_mut()
+                .for_each(|pool| pool.resize_by(change, now));
+        }
+    }
+
+    fn stop(&mut self, interrupt: bool, now: Time) {
+        match &mut self.run {
+            Run::Quitting => {}
+            Run::Stopping { interrupts } => {
+                *interrupts += u32::from(interrupt);
+                if *interrupts >= 2 {
+                    self.quit("a second SIGINT", now);
+                }
+            }
+            Run::Serving => {
+                let grace = self.pools.longest(|settings| settings.grace).as_secs();
+                log::info!("stopping: at most {grace} s for what is in hand");
+                self.office.manager().stopping();
+                self.run = Run::Stopping {
+                    interrupts: u32::from(interrupt),
+                };
+                self.give_up_reload("the server stops", now);
+                self.give_up_takeover("the server stops", now);
+                if let Transition::TakeOver(client) = &self.transition {
+                    client.stop();
+                }
+                self.pools.iter_mut().for_each(|pool| pool.stop(now));
+                if let Some(store) = self.pools.store() {
+                    store.relist();
                 }
             }
         }
+    }
+
+    fn quit(&mut self, why: &str, now: Time) {
+        log::info!("stopping at once: {why}");
+        self.run = Run::Quitting;
+        self.give_up_takeover("the server stops", now);
+        self.pools.quit();
+    }
+
+    // ---- reload -----------------------------------------------------------------------------------
+
+    /// SIGHUP: reads the configuration anew, and begins to change over to it.
+    fn reload(&mut self, now: Time) {
+        if self.run != Run::Serving {
+            return;
+        }
+        // A program that waits for the end of a reload is told of it, whatever comes of it.
+        self.office.manager().reloading();
+        if let Transition::HandOver(_) | Transition::TakeOver(_) = self.transition {
+            return log::warn!("reload refused: a takeover is under way");
+        }
+        self.give_up_reload("another one begins", now);
+        let begun = (self.source)().and_then(|plans| {
+            let room = Pools::room(&plans, self.only.inherited.len());
+            Reload::begin(plans, room, &mut self.pools, now)
+        });
+        match begun {
+            Ok(reload) => {
+                log::info!("reloading");
+                self.transition = Transition::Reload(reload);
+            }
+            Err(error) => log::error!("reload refused: {error}; nothing has changed"),
+        }
+    }
+
+    fn go_on_reloading(&mut self, step: reload::Step, now: Time) {
+        match step {
+            reload::Step::Wait => {}
+            reload::Step::Fail(why) => {
+                log::error!("reload failed: {why}; the old workers serve on");
+                self.transition = Transition::None;
+                reload::give_up(&mut self.pools, now);
+            }
+            reload::Step::Commit => {
+                let begun = std::mem::replace(&mut self.transition, Transition::None);
+                if let Transition::Reload(reload) = begun {
+                    reload.commit(&mut self.pools, now);
+                    log::info!("reloaded");
+                }
+            }
+        }
+    }
+
+    /// Gives up a reload that is under way, if one is, for something that comes before it.
+    fn give_up_reload(&mut self, why: &str, now: Time) {
+        if let Transition::Reload(_) = self.transition {
+            log::info!("giving up the reload under way: {why}");
+            self.transition = Transition::None;
+            reload::give_up(&mut self.pools, now);
+        }
+    }
+
+    // ---- another master ---------------------------------------------------------------------------
+
+    /// Why no other master can take over now.
+    fn obstacle(&self) -> Option<&'static str> {
+        if self.run != Run::Serving {
+            return Some("the server stops");
+        }
+        let recovering = "this master waits for workers of one that was killed";
+        let recovering = self.unsettled.as_ref().map(|_| recovering);
+        self.transition.obstacle().or(recovering)
+    }
+
+    /// SIGUSR2: starts the program anew, to take over.
+    fn upgrade(&mut self, now: Time) {
+        if let Some(why) = self.obstacle() {
+            return log::warn!("upgrade refused: {why}");
+        }
+        let started = Session::pair().and_then(|(ours, theirs)| {
+            let MasterOnly { signals, inherited } = &mut self.only;
+            let manager = &*self.office.manager();
+            let introduce = |command: &mut Command| manager.introduce(command);
+            let detach = || drop(signals.take());
+            let child = self.launch.start(&theirs, inherited, introduce, detach)?;
+            Ok((ours, child))
+        });
+        match started {
+            Ok((session, child)) => {
+                log::info!("upgrading: started {} pid={}", self.launch, child.pid());
+                self.begin_handing_over(session, Some(child), now);
+            }
+            Err(error) => {
+                let (program, error) = (&self.launch, Plain(&error));
+                log::error!("upgrade refused: cannot start {program}: {error}");
+            }
+        }
+    }
+
+    /// Somebody asks on the control socket.
+    fn on_control(&mut self, now: Time) {
+        let asked = self.office.accept();
+        let session = match asked.and_then(|socket| socket.map(Session::over).transpose()) {
+            Ok(Some(session)) => session,
+            Ok(None) => return,
+            Err(error) => return log::error!("control socket: {}", Plain(&error)),
+        };
+        match self.obstacle() {
+            None => self.begin_handing_over(session, None, now),
+            Some(why) => {
+                log::warn!("takeover refused: {why}");
+                let refusal = FromOld::Refused(why.to_owned());
+                let _ = session.send_to_new(&refusal, None);
+            }
+        }
+    }
+
+    fn begin_handing_over(&mut self, session: Session, child: Option<Child>, now: Time) {
+        match TakeoverServer::begin(session, child, &self.pools, now) {
+            Ok(server) => self.transition = Transition::HandOver(server),
+            Err((error, child)) => {
+                log::error!("cannot watch {NEW}: {}", Plain(&error));
+                self.failed_upgrades
+                    .extend(old_side::end_failed(child, now));
+            }
+        }
+    }
+
+    fn go_on_handing_over(&mut self, step: old_side::Step, now: Time) {
+        match step {
+            old_side::Step::GoOn => {}
+            old_side::Step::Fail(why) => self.take_charge_again(&why, now),
+            old_side::Step::Stop => {
+                self.end_takeover();
+                log::info!("{NEW} stops");
+                self.pools
+                    .iter_mut()
+                    .for_each(|pool| pool.return_from_leave(now));
+                self.run = Run::Serving;
+                self.stop(false, now);
+            }
+        }
+    }
+
+    /// The new master has failed: this one is in charge, as it was.
+    fn take_charge_again(&mut self, why: &str, now: Time) {
+        let failed = std::mem::replace(&mut self.transition, Transition::None);
+        let Transition::HandOver(server) = failed else {
+            return;
+        };
+        let replaced = server.is_replaced();
+        self.failed_upgrades
+            .extend(old_side::end_failed(server.into_child(), now));
+        let mut serving = false;
+        for pool in self.pools.iter_mut().filter(|pool| !pool.is_ending()) {
+            serving = true;
+            pool.thaw(now);
+            if self.run != Run::Serving {
+                pool.stop(now);
+            }
+        }
+        match (replaced, serving) {
+            (false, _) => log::error!("takeover failed: {why}; this master serves on"),
+            (true, false) => log::error!("{why}, and this one has nothing left to serve with"),
+            (true, true) => {
+                log::error!("{why}; this one takes charge again");
+                if self.run == Run::Serving {
+                    self.office.return_to(self.pools.epoll());
+                    if let Some(store) = self.pools.store() {
+                        store.resume();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a takeover before the new master is in charge, because this one has other things to do.
+    fn give_up_takeover(&mut self, why: &str, now: Time) {
+        match std::mem::replace(&mut self.transition, Transition::None) {
+            Transition::HandOver(server) if !server.is_replaced() => {
+                log::warn!("takeover given up: {why}");
+                self.failed_upgrades
+                    .extend(old_side::end_failed(server.into_child(), now));
+            }
+            other => self.transition = other,
+        }
+    }
+
+    /// Nothing is left here for the new master, if there is one.
+    fn end_takeover(&mut self) {
+        match std::mem::replace(&mut self.transition, Transition::None) {
+            Transition::HandOver(server) if server.is_replaced() => server.end(),
+            other => self.transition = other,
+        }
+    }
+
+    // ---- what a service manager keeps -------------------------------------------------------------
+
+    /// Settles what a killed master had lent, once its workers have ended or have had their time.
+    fn settle_recovered(&mut self, now: Time) {
+        let over = |unsettled: &mut UnsettledTurns| unsettled.are_over(now);
+        if let Some(unsettled) = self.unsettled.take_if(over) {
+            unsettled.settle(&mut self.pools, now);
+        }
+    }
+
+    /// Tells the service manager what has changed.
+    fn deposit(&mut self, now: Time) {
+        if let Some(store) = self.pools.store() {
+            store.deposit(&self.pools, self.office.manager(), now);
+        }
+    }
+
+    /// The server has ended: nothing of it stays with the service manager.
+    fn clear_store(&mut self) {
+        if let Some(unsettled) = self.unsettled.take() {
+            unsettled.end(&self.pools);
+        }
+        let Some(store) = self.pools.store().cloned() else {
+            return;
+        };
+        if !self.transition.is_pending_takeover() {
+            store.predecessor_ended();
+        }
+        store.relist();
+        store.remove(names::of_state(store.instance()));
+        let end = Instant::now() + LAST_WORDS;
+        loop {
+            self.deposit(self.now());
+            let manager = self.office.manager();
+            manager.flush();
+            if store.due().is_none() && !manager.is_waiting() || Instant::now() >= end {
+                return;
+            }
+            std::thread::sleep(deposit::RETRY);
+        }
+    }
+}
+
+/// The time by the master's clock. It begins at one hour, so that nothing that was never set seems to
+/// lie in the future.
+fn time_since(begin: Instant) -> Time {
+    Time::default().after(begin.elapsed() + Duration::from_secs(3600))
+}
+
+/// The descriptors that were open before the master made its own, without those that are the master's
+/// alone, or go with a plan.
+fn inherited_by_children(inherited: &Inherited, plans: &[Plan<'_>]) -> Vec<RawFd> {
+    let alone = inherited.descriptors();
+    let mut open = sys::process::open_descriptors();
+    let with_plans: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
+    open.retain(|fd| !alone.contains(fd) && !with_plans.contains(fd));
+    open
+}
+
+/// SIGUSR1: somebody has moved the log file away.
+fn reopen_log() {
+    match logging::reopen() {
+        Ok(()) => log::info!("log file opened anew"),
+        Err(error) => log::error!("{error}"),
     }
 }

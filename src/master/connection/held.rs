@@ -1,30 +1,32 @@
-//! What the master holds for a connection, and the few things that it does with it. It parses nothing and copies none
-//! of the client's bytes, but the carry.
+//! What the master holds for a connection, and the few things that it does with it. It parses
+//! nothing, and copies none of the client's bytes but the carry.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
+use super::evidence::{Evidence, sum};
 use crate::channel::scoreboard::Entry;
-use crate::master::dispatch::{Interest, Standing, Verdict};
-use crate::master::store::ledger::Stage;
-use crate::master::store::{Kept, Note};
+use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::{Interest, Progress, Verdict};
+use crate::master::events::epoll::{EventFlags, PoolEpoll};
+use crate::master::events::token::PoolEvent;
+use crate::master::snapshot::{Place, PoolKey, Snapshot};
+use crate::master::store::Kept;
 use crate::master::time::Time;
 use crate::service::Peer;
 use crate::sys::tcp;
-use crate::wire::{Outcome, Report, Traffic};
+use crate::wire::{Report, Traffic};
 
 /// How much of a lingering client's input is discarded at a time.
-const DRAIN_SIZE: usize = 64 * 1024;
+pub const DRAIN_SIZE: usize = 64 * 1024;
 
 const INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
-/// How a connection stands in the epoll set.
+/// How a connection is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Watch {
-    /// Not at all.
     No,
     /// For a single event.
     Once,
@@ -32,7 +34,7 @@ enum Watch {
     Input,
 }
 
-/// A connection's descriptor, and what the next worker must know of it.
+/// A connection's descriptor, and what the next worker must know of the connection.
 #[derive(Debug)]
 pub struct Held {
     socket: OwnedFd,
@@ -41,15 +43,17 @@ pub struct Held {
     watch: Watch,
     /// What was last waited for.
     interest: Interest,
-    /// Events that came while it was lent.
+    /// Events that came while the connection was lent.
     noticed: EventFlags,
-    /// It is over for the server.
+    /// The server has ended its sending side.
     ending: bool,
-    /// What all turns so far have moved; the kernel's own counters are measured against it after a crash.
+    /// What all reported turns have moved; the kernel's own counters are compared with it after the
+    /// death of a worker.
     total: Traffic,
-    /// Its place in the manager's store.
+    /// The connection's place in the ledger.
     kept: Option<Kept>,
-    /// The manager has a copy of the descriptor, so that closing it does not end the connection.
+    /// The service manager has a copy of the descriptor, so that closing this one does not end the
+    /// connection.
     copied: bool,
 }
 
@@ -73,88 +77,12 @@ impl Held {
 
     /// A connection that another master has had.
     #[must_use]
-    pub fn adopted(socket: OwnedFd, peer: Peer, carry: &[u8], total: Traffic) -> Self {
+    pub fn adopted(socket: OwnedFd, peer: Peer, snapshot: &Snapshot<'_>) -> Self {
         let mut held = Self::new(socket, peer);
-        held.carry = carry.into();
-        held.total = total;
+        held.carry = snapshot.carry.as_ref().into();
+        held.total = snapshot.total;
+        held.interest = snapshot.interest;
         held
-    }
-
-    /// The manager has a copy of it, or gets one soon.
-    pub fn copied(&mut self, kept: Option<Kept>) {
-        self.kept = kept;
-        self.copied = true;
-    }
-
-    /// What the kernel calls it, whichever process has it.
-    ///
-    /// # Errors
-    /// What getsockopt(2) fails with.
-    pub fn cookie(&self) -> io::Result<u64> {
-        Ok(sockopt::socket_cookie(&self.socket)?)
-    }
-
-    /// Whether somebody else has its descriptor too, for good.
-    #[must_use]
-    pub fn is_copied(&self) -> bool {
-        self.copied
-    }
-
-    /// Its place in the manager's store.
-    #[must_use]
-    pub fn kept(&self) -> Option<&Kept> {
-        self.kept.as_ref()
-    }
-
-    /// Notes how it stands, if it is stored.
-    pub fn note_standing(&self, stage: Stage, standing: &Standing, now: Time) {
-        if let Some(kept) = &self.kept {
-            let note = Note {
-                stage,
-                interest: self.interest,
-                turns: standing.turns,
-                total: self.total,
-                left: standing.left,
-                owing: standing.owing,
-                carry: &self.carry,
-            };
-            kept.note(note, now);
-        }
-    }
-
-    /// Notes where it is now, if it is stored.
-    pub fn enter(&self, stage: Stage) {
-        if let Some(kept) = &self.kept {
-            kept.enter(stage);
-        }
-    }
-
-    /// Another master has it, and goes on with it.
-    pub fn pass_on(&mut self) {
-        self.copied = false;
-        if let Some(kept) = self.kept.take() {
-            kept.pass_on();
-        }
-    }
-
-    /// What was last waited for.
-    #[must_use]
-    pub fn interest(&self) -> Interest {
-        self.interest
-    }
-
-    /// What all turns so far have moved.
-    #[must_use]
-    pub fn total(&self) -> Traffic {
-        self.total
-    }
-
-    /// Ends the watching: while another process has the connection too, closing would not (epoll(7)).
-    pub fn unwatch(&mut self, epoll: BorrowedFd<'_>) {
-        if self.watch != Watch::No {
-            self.watch = Watch::No;
-            let _ = epoll::delete(epoll, &self.socket);
-        }
     }
 
     /// The client.
@@ -169,27 +97,105 @@ impl Held {
         &self.carry
     }
 
-    /// Takes over what a report says.
-    pub fn note(&mut self, report: &Report<'_>) {
+    /// The descriptor, to be lent.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    // ---- what another master must know ------------------------------------------------------------
+
+    /// What the kernel calls the connection, in whichever process it is (socket(7), SO_COOKIE).
+    ///
+    /// # Errors
+    /// What getsockopt(2) fails with.
+    pub fn cookie(&self) -> io::Result<u64> {
+        Ok(sockopt::socket_cookie(&self.socket)?)
+    }
+
+    /// The service manager has a copy of the descriptor, or gets one soon.
+    pub fn set_copied(&mut self, kept: Option<Kept>) {
+        self.kept = kept;
+        self.copied = true;
+    }
+
+    /// Whether the service manager has a copy of the descriptor, or gets one soon.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        self.copied
+    }
+
+    /// The connection's place in the ledger, if it is stored.
+    #[must_use]
+    pub fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    /// The connection as another master must know it.
+    #[must_use]
+    pub fn snapshot(&self, pool: PoolKey, place: Place, progress: &Progress) -> Snapshot<'_> {
+        Snapshot {
+            pool,
+            peer: Some(self.peer),
+            place,
+            interest: self.interest,
+            turns: progress.turns,
+            remaining: progress.remaining,
+            incomplete_for: progress.incomplete_for,
+            total: self.total,
+            stored: self.kept.as_ref().is_some_and(Kept::is_stored),
+            carry: (&*self.carry).into(),
+        }
+    }
+
+    /// Writes into the ledger how the connection stands, if it is stored.
+    pub fn store(&self, place: Place, progress: &Progress, now: Time) {
+        if let Some(kept) = &self.kept {
+            kept.store(&self.snapshot(kept.pool(), place, progress), now);
+        }
+    }
+
+    /// Writes into the ledger where the connection is now, if it is stored.
+    pub fn enter(&self, place: Place) {
+        if let Some(kept) = &self.kept {
+            kept.enter(place);
+        }
+    }
+
+    /// Leaves the connection to another master, which goes on with it.
+    pub fn pass_on(&mut self) {
+        self.copied = false;
+        if let Some(kept) = self.kept.take() {
+            kept.pass_on();
+        }
+    }
+
+    // ---- between turns ----------------------------------------------------------------------------
+
+    /// Counts what a report says, and keeps its carry.
+    pub fn count(&mut self, report: &Report<'_>) {
         match report.traffic {
-            Some(traffic) => {
-                // The worker's word: only its own connection suffers if it is wrong.
-                self.total.read = self.total.read.wrapping_add(traffic.read);
-                self.total.written = self.total.written.wrapping_add(traffic.written);
-            }
-            // An external worker that does not count: the kernel does.
+            // The worker's word: only its own connection suffers if it is wrong.
+            Some(traffic) => self.total = sum(self.total, traffic),
+            // A worker that does not count: the kernel does.
             None => {
-                if let Ok(progress) = tcp::progress(&self.socket) {
-                    self.total = Traffic {
-                        read: progress.read,
-                        written: progress.written,
-                    };
+                if let Some(counted) = self.counted() {
+                    self.total = counted;
                 }
             }
         }
         if self.carry.len() + report.carry.len() > 0 {
             self.carry = report.carry.into();
         }
+    }
+
+    /// What the kernel has counted; `None` if it does not count for this kind of socket.
+    fn counted(&self) -> Option<Traffic> {
+        let counted = tcp::progress(&self.socket).ok()?;
+        Some(Traffic {
+            read: counted.read,
+            written: counted.written,
+        })
     }
 
     /// Whether there is something for a turn: bytes that nobody has read, or that were not consumed.
@@ -204,37 +210,46 @@ impl Held {
         rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
     }
 
-    /// Watches for the client. While it waits for input, the connection stays watched when it is lent, so that the
-    /// next time this costs no call; what the epoll set said in the meantime is returned. Not when it is `uncontended`: then
-    /// the worker may stay with the connection, and the master is not to be woken by what comes.
+    /// Watches for the client. While it waits for input, the connection stays watched when it is
+    /// lent, so that the next time this costs no call; what came in the meantime is returned. Not
+    /// with `once`: then a worker may stay with the connection, and what comes is not to wake the
+    /// master.
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
     pub fn watch(
         &mut self,
-        epoll: BorrowedFd<'_>,
+        epoll: &PoolEpoll,
+        id: ConnectionId,
         interest: Interest,
-        uncontended: bool,
-        token: u64,
+        once: bool,
     ) -> io::Result<EventFlags> {
         self.interest = interest;
         let noticed = std::mem::replace(&mut self.noticed, EventFlags::empty());
         let (mode, flags) = match interest {
-            Interest::Input | Interest::NewInput if self.ending || uncontended => {
+            Interest::Input | Interest::NewInput if self.ending || once => {
                 (Watch::Once, INPUT | EventFlags::ONESHOT)
             }
             Interest::Input | Interest::NewInput => (Watch::Input, INPUT | EventFlags::ET),
             Interest::Output => (Watch::Once, EventFlags::OUT | EventFlags::ONESHOT),
         };
-        let data = EventData::new_u64(token);
+        let event = PoolEvent::Connection(id);
         match (self.watch, mode) {
             (Watch::Input, Watch::Input) if interest == Interest::NewInput => return Ok(noticed),
-            (Watch::No, _) => epoll::add(epoll, &self.socket, data, flags)?,
-            (Watch::Once | Watch::Input, _) => epoll::modify(epoll, &self.socket, data, flags)?,
+            (Watch::No, _) => epoll.add(&self.socket, event, flags)?,
+            (Watch::Once | Watch::Input, _) => epoll.modify(&self.socket, event, flags)?,
         }
         self.watch = mode;
-        // The call itself looks at the connection, and gives an event for what is there.
+        // The call itself looks at the connection, and makes an event of what is there.
         Ok(EventFlags::empty())
+    }
+
+    /// Ends the watching, before somebody else goes on with the connection.
+    pub fn unwatch(&mut self, epoll: &PoolEpoll) {
+        if self.watch != Watch::No {
+            self.watch = Watch::No;
+            epoll.remove(&self.socket);
+        }
     }
 
     /// Whether the client is watched while the connection is lent.
@@ -243,13 +258,15 @@ impl Held {
         self.watch == Watch::Input
     }
 
-    /// Keeps an event that came while the connection was lent. True when it is the first to say
+    /// Keeps events that came while the connection was lent. True when they are the first to say
     /// that the client has sent something.
-    pub fn notice(&mut self, flags: EventFlags) -> bool {
+    pub fn keep_events(&mut self, flags: EventFlags) -> bool {
         let news = flags - self.noticed;
         self.noticed |= flags;
         news.contains(EventFlags::IN)
     }
+
+    // ---- the end ----------------------------------------------------------------------------------
 
     /// Sends the server's last words, as far as they fit without sleeping, and ends the sending side.
     ///
@@ -257,11 +274,8 @@ impl Held {
     /// What send(2) and shutdown(2) fail with: the client is gone.
     pub fn finish(&mut self, last_words: &[u8]) -> io::Result<()> {
         if !last_words.is_empty() {
-            let sent = send(
-                &self.socket,
-                last_words,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            )?;
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let sent = send(&self.socket, last_words, flags)?;
             self.total.written += sent as u64;
         }
         self.ending = true;
@@ -269,7 +283,7 @@ impl Held {
         Ok(())
     }
 
-    /// Discards what the client has sent; whether that was the last of it.
+    /// Discards what the client has sent. True when that was the last of it.
     ///
     /// # Errors
     /// What recv(2) fails with: the client is gone.
@@ -287,57 +301,27 @@ impl Held {
         }
     }
 
-    /// What came of a turn whose worker died, by the kernel's counters. `unreported` is what the worker had served
-    /// without a report, and `pending_report` what it would have reported if its last call came to its end.
+    /// What came of a turn whose worker died, by the kernel's counters. `unreported` is what the
+    /// worker had served without a report, and `pending` what it would have reported if its last
+    /// call came to its end.
     #[must_use]
-    pub fn examine(&mut self, unreported: Option<Entry>, pending_report: Option<Entry>) -> Verdict {
-        // No TCP: nobody has counted.
-        let Ok(now) = tcp::progress(&self.socket) else {
+    pub fn examine(&mut self, unreported: Option<Entry>, pending: Option<Entry>) -> Verdict {
+        let Some(now) = self.counted() else {
             return Verdict::Unknown;
         };
-        let now = Traffic {
-            read: now.read,
-            written: now.written,
+        let evidence = Evidence {
+            reported: self.total,
+            carried: !self.carry.is_empty(),
+            unreported,
+            pending,
         };
-        if let Some(entry) = pending_report {
-            let then = sum(self.total, entry.traffic);
-            // The end of either side counts as one byte.
-            let end = u64::from(!entry.outcome.keeps());
-            let reached = |now: u64, then: u64| now == then || now == then.wrapping_add(end);
-            if reached(now.read, then.read) && reached(now.written, then.written) {
-                return self.served(then, entry.outcome);
-            }
-        }
-        let before = sum(
-            self.total,
-            unreported.map(|e| e.traffic).unwrap_or_default(),
-        );
-        if now.written != before.written {
-            Verdict::Sent
-        } else if now.read != before.read {
-            Verdict::Consumed
-        } else if let Some(entry) = unreported {
-            self.served(before, entry.outcome)
-        } else if !self.carry.is_empty() {
-            // The worker had it all without reading: whether it has begun on it, nobody can say.
-            Verdict::Consumed
-        } else {
-            Verdict::Untouched
-        }
-    }
-
-    /// Takes over what a dead worker left behind instead of a report. Such a turn leaves nothing to
-    /// carry.
-    fn served(&mut self, total: Traffic, outcome: Outcome) -> Verdict {
+        let (verdict, total) = evidence.weigh(now);
         self.total = total;
-        self.carry = Box::default();
-        Verdict::Served(outcome)
-    }
-
-    /// How this connection's descriptor can be lent.
-    #[must_use]
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        if let Verdict::Served(_) = verdict {
+            // A turn that ends without a message leaves nothing to carry.
+            self.carry = Box::default();
+        }
+        verdict
     }
 }
 
@@ -350,16 +334,10 @@ impl Drop for Held {
     }
 }
 
-fn sum(one: Traffic, other: Traffic) -> Traffic {
-    Traffic {
-        read: one.read.wrapping_add(other.read),
-        written: one.written.wrapping_add(other.written),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Outcome;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
@@ -372,7 +350,7 @@ mod tests {
         client.write_all(b"half and half").unwrap();
         worker.read_exact(&mut [0; 5]).unwrap();
         let moved = |read, written| Some(Traffic { read, written });
-        held.note(&Report {
+        held.count(&Report {
             id: 1,
             outcome: Outcome::Park,
             traffic: moved(5, 0),
@@ -380,7 +358,7 @@ mod tests {
         });
         worker.read_exact(&mut [0; 8]).unwrap();
         worker.write_all(b"whole").unwrap();
-        let pending_report = Entry {
+        let pending = Entry {
             id: 1,
             outcome: Outcome::Park,
             turns: 1,
@@ -390,7 +368,7 @@ mod tests {
             },
             took: std::time::Duration::ZERO,
         };
-        let verdict = held.examine(None, Some(pending_report));
+        let verdict = held.examine(None, Some(pending));
         assert_eq!(verdict, Verdict::Served(Outcome::Park));
         assert_eq!(held.carry(), b"");
         assert_eq!(held.examine(None, None), Verdict::Untouched);

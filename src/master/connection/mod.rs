@@ -1,3 +1,4 @@
-//! What the master holds for a connection.
+//! What the master holds for a connection, and what it can find out about a turn.
 
+pub mod evidence;
 pub mod held;

@@ -10,18 +10,9 @@ use crate::master::dispatch::workers::{Pace, Tenure};
 use crate::master::dispatch::{Action, Dispatcher};
 use crate::master::time::Time;
 
-/// How long a hung worker has to end by itself before it is killed.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
-
 /// The longest and the shortest time between two looks.
 const SELDOM: Duration = Duration::from_secs(1);
 const OFTEN: Duration = Duration::from_millis(20);
-
-/// When there was a look at the turns under way, and when the next one is due.
-#[derive(Debug, Default)]
-pub struct Watch {
-    last: Time,
-}
 
 impl<C> Dispatcher<C> {
     /// How long to wait between two looks, if there is a limit at all.
@@ -35,19 +26,19 @@ impl<C> Dispatcher<C> {
     pub(in crate::master) fn next_look(&self) -> Option<Time> {
         let interval = self.interval()?;
         self.workers.busy().next()?;
-        Some(self.hang.last.after(interval))
+        Some(self.hang_checked.after(interval))
     }
 
-    /// Asks workers to end whose turn takes too long, and kills those that were asked in vain.
+    /// Ends workers whose turn takes too long.
     pub(in crate::master) fn end_hung(&mut self, now: Time) {
         let (Some(limit), Some(interval)) = (self.limits.turn, self.interval()) else {
             return;
         };
-        let passed = now.since(self.hang.last);
+        let passed = now.since(self.hang_checked);
         if passed < interval {
             return;
         }
-        self.hang.last = now;
+        self.hang_checked = now;
         let busy: Vec<u32> = self.workers.busy().collect();
         if passed > 3 * interval {
             // Either nobody was busy, or the master did not run for a while: the turns get that time back.
@@ -59,13 +50,8 @@ impl<C> Dispatcher<C> {
                 self.workers.moved(worker, now, |_| {});
                 continue;
             }
-            match self.workers.at(worker).condemned {
-                Some(until) if until <= now => {
-                    self.workers.at_mut(worker).condemned = Some(now.after(LAST_CHANCE));
-                    self.actions.push(Action::Kill(self.workers.id(worker)));
-                }
-                Some(_) => {}
-                None => self.condemn_if_hung(worker, limit, now),
+            if self.workers.at(worker).tenure != Tenure::Dead {
+                self.end_if_hung(worker, limit, now);
             }
         }
     }
@@ -76,12 +62,12 @@ impl<C> Dispatcher<C> {
             while let Some(index) = next {
                 next = self.chains.after(index);
                 let connection = self.table.at_mut(index);
-                connection.started = connection.started.after(time).min(self.hang.last);
+                connection.started = connection.started.after(time).min(self.hang_checked);
             }
         }
     }
 
-    fn condemn_if_hung(&mut self, worker: u32, limit: Duration, now: Time) {
+    fn end_if_hung(&mut self, worker: u32, limit: Duration, now: Time) {
         // The first one lent is the one that has been under service for longest.
         let Some(first) = self.workers.at(worker).lent.first() else {
             return;
@@ -93,9 +79,8 @@ impl<C> Dispatcher<C> {
         debug_assert_eq!(connection.state, State::Lent(worker));
         connection.hung = true;
         let id = self.workers.id(worker);
-        self.workers.at_mut(worker).condemned = Some(now.after(LAST_CHANCE));
         self.workers.dismiss(worker, Tenure::Dead);
         self.actions.push(Action::TakeBack(id));
-        self.actions.push(Action::Terminate(id));
+        self.actions.push(Action::End(id));
     }
 }

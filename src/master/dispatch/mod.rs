@@ -29,8 +29,9 @@ use crate::master::time::Time;
 use average::Average;
 use workers::{Pace, Tenure, Workers};
 
-pub use passing::{Lending, Standing};
-pub use vocabulary::{Action, Canned, Interest, Limits, Stray, TurnEnd, Verdict};
+pub use vocabulary::{
+    Action, Canned, Interest, Lending, Limits, Progress, Stray, TurnEnd, Verdict,
+};
 pub use workers::{MAX_DEPTH, WorkerId};
 
 /// How many times the patience a worker is left alone behind whose turn nothing waits. It may just not have been seen
@@ -50,7 +51,8 @@ pub struct Dispatcher<C> {
     turn: Average,
     /// How many connections are lent.
     lent: usize,
-    hang: hang::Watch,
+    /// When the turns under way were last looked at for hung ones.
+    hang_checked: Time,
     /// When a suspect worker was last tried before its time.
     tried: Time,
     next_order: u64,
@@ -74,7 +76,7 @@ impl<C> Dispatcher<C> {
             workers: Workers::default(),
             turn,
             lent: 0,
-            hang: hang::Watch::default(),
+            hang_checked: Time::default(),
             tried: Time::default(),
             next_order: 0,
             paused: false,
@@ -113,6 +115,12 @@ impl<C> Dispatcher<C> {
         self.table
             .get_mut(id)
             .map(|connection| &mut connection.payload)
+    }
+
+    /// What the master holds for a connection, to look at.
+    #[must_use]
+    pub fn payload_of(&self, id: ConnectionId) -> Option<&C> {
+        self.table.get(id).map(|connection| &connection.payload)
     }
 
     /// What the master holds for all connections.
@@ -206,9 +214,10 @@ impl<C> Dispatcher<C> {
 
     /// Gives a worker that has yet to take up anything another span of patience, unless it has had enough of them.
     /// Nobody gains if there is no other worker to take its connections.
-    pub fn excuse(&mut self, worker: WorkerId, now: Time) -> bool {
+    pub fn extend_patience(&mut self, worker: WorkerId, now: Time) -> bool {
         let alone = self.workers.next(self.depth()).is_none();
-        self.workers.get(worker).is_some() && self.workers.excuse(worker.index(), now, alone)
+        self.workers.get(worker).is_some()
+            && self.workers.extend_patience(worker.index(), now, alone)
     }
 
     /// The names of all parked connections.
@@ -489,7 +498,7 @@ impl<C> Dispatcher<C> {
         if overdue {
             self.tried = now;
         }
-        self.workers.pardon(now, overdue);
+        self.workers.end_probation(now, overdue);
         while let Some((index, progress)) = self.workers.stalest() {
             if progress.after(self.limits.patience) > now {
                 break;
@@ -521,12 +530,19 @@ impl<C> Dispatcher<C> {
             let first = self.ready.first()?;
             Some(self.table.at(first).ready_at.after(wait))
         });
-        let pardon = self.workers.next_pardon();
-        let pardon = pardon.map(|time| self.overdue().map_or(time, |overdue| overdue.min(time)));
-        [stale, shed, self.wheel.next(), pardon, self.next_look()]
-            .into_iter()
-            .flatten()
-            .min()
+        let end_probation = self.workers.next_probation_end();
+        let end_probation =
+            end_probation.map(|time| self.overdue().map_or(time, |overdue| overdue.min(time)));
+        [
+            stale,
+            shed,
+            self.wheel.next(),
+            end_probation,
+            self.next_look(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Ends service: parked connections close, the ready ones are still served, each for one turn.

@@ -2,46 +2,10 @@
 
 use std::time::Duration;
 
+use crate::master::dispatch::Dispatcher;
 use crate::master::dispatch::table::{ConnectionId, State};
-use crate::master::dispatch::{Canned, Dispatcher, Interest};
+use crate::master::dispatch::vocabulary::{Canned, Interest, Lending, Progress};
 use crate::master::time::Time;
-
-/// Whether connections are lent to workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lending {
-    /// They are.
-    Yes,
-    /// Everything stays as it is, for another master is being told of it. Only turns come to their ends.
-    Frozen,
-    /// They are not: another master gets what is ready or parked.
-    PassingOn,
-}
-
-/// How a connection that is not lent stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// It waits for a worker.
-    pub ready: bool,
-    /// How many turns it has had.
-    pub turns: u64,
-    /// How much longer it may be parked; `None` is for ever.
-    pub left: Option<Duration>,
-    /// For how long its client has owed the rest of a request.
-    pub owing: Option<Duration>,
-}
-
-impl Standing {
-    /// How a connection stands that is about to have this turn.
-    #[must_use]
-    pub fn before(turn: u64) -> Self {
-        Self {
-            ready: true,
-            turns: turn.saturating_sub(1),
-            left: None,
-            owing: None,
-        }
-    }
-}
 
 /// Whatever is this far away is never.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -63,19 +27,20 @@ impl<C> Dispatcher<C> {
 
     /// How a connection stands, if it is ready or parked.
     #[must_use]
-    pub fn standing(&self, id: ConnectionId, now: Time) -> Option<Standing> {
+    pub fn progress(&self, id: ConnectionId, now: Time) -> Option<Progress> {
         let connection = self.table.get(id)?;
         let ready = match connection.state {
             State::Ready => true,
             State::Parked => false,
             State::Lent(_) | State::Examined | State::Lingering => return None,
         };
-        let left = Some(connection.deadline.since(now)).filter(|left| !ready && *left < NEVER);
-        Some(Standing {
+        let remaining = Some(connection.deadline.since(now));
+        let remaining = remaining.filter(|remaining| !ready && *remaining < NEVER);
+        Some(Progress {
             ready,
             turns: connection.turns,
-            left,
-            owing: connection.incomplete_since.map(|since| now.since(since)),
+            remaining,
+            incomplete_for: connection.incomplete_since.map(|since| now.since(since)),
         })
     }
 
@@ -95,21 +60,21 @@ impl<C> Dispatcher<C> {
     pub fn adopt(
         &mut self,
         payload: C,
-        standing: &Standing,
+        progress: &Progress,
         interest: Interest,
         now: Time,
     ) -> ConnectionId {
         let id = self.table.insert(payload);
         self.chains.admit(id.index());
         let connection = self.table.at_mut(id.index());
-        connection.turns = standing.turns;
-        connection.incomplete_since = standing
-            .owing
-            .map(|owing| Time(now.0.saturating_sub(owing.as_nanos() as u64)));
-        if standing.ready {
+        connection.turns = progress.turns;
+        connection.incomplete_since = progress
+            .incomplete_for
+            .map(|incomplete_for| Time(now.0.saturating_sub(incomplete_for.as_nanos() as u64)));
+        if progress.ready {
             self.make_ready(id.index(), now);
         } else {
-            self.park(id.index(), interest, standing.left, now);
+            self.park(id.index(), interest, progress.remaining, now);
         }
         self.pause_if_full();
         id

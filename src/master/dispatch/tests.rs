@@ -45,8 +45,8 @@ struct World {
     dice: u64,
     paused: bool,
     examined_this_turn: BTreeMap<u64, u32>,
-    /// Killed, and not reaped yet.
-    doomed: Vec<WorkerId>,
+    /// Workers that were asked to end, and when they are dead at the latest.
+    doomed: Vec<(WorkerId, Time)>,
 }
 
 impl World {
@@ -119,7 +119,9 @@ impl World {
     }
 
     fn bury_the_doomed(&mut self, choice: u16) {
-        while let Some(worker) = self.doomed.pop() {
+        let now = self.now;
+        let dead: Vec<_> = self.doomed.extract_if(.., |one| one.1 <= now).collect();
+        for (worker, _) in dead {
             if self.fellows.contains_key(&worker.into()) {
                 self.crash_of(worker, choice);
                 self.settle();
@@ -396,16 +398,13 @@ impl World {
                 assert!(!fellow.told_to_retire, "retires a worker once");
                 fellow.told_to_retire = true;
             }
-            Action::Terminate(worker) => {
+            Action::End(worker) => {
                 let fellow = self.fellows.get_mut(&worker.into());
-                fellow.expect("ends a worker that exists").terminated = true;
-            }
-            Action::Kill(worker) => {
-                assert!(
-                    self.fellows.contains_key(&worker.into()),
-                    "kills a worker that exists"
-                );
-                self.doomed.push(worker);
+                let fellow = fellow.expect("ends a worker that exists");
+                assert!(!fellow.terminated, "ends a worker once");
+                fellow.terminated = true;
+                let last_chance = Duration::from_secs(1);
+                self.doomed.push((worker, self.now.after(last_chance)));
             }
             Action::Close(id, _) => {
                 assert!(
@@ -551,7 +550,7 @@ impl World {
             self.check();
         }
         let d = &self.dispatcher;
-        let left: Vec<_> = d
+        let remaining: Vec<_> = d
             .table
             .ids()
             .map(|id| (id, d.table.at(id.index()).state))
@@ -562,7 +561,7 @@ impl World {
             .map(|(id, fellow)| (d.workers.get((*id).into()), fellow))
             .collect();
         panic!(
-            "connections that never ended: {left:?}; the workers: {workers:?}; watched {:?}",
+            "connections that never ended: {remaining:?}; the workers: {workers:?}; watched {:?}",
             self.watched
         );
     }

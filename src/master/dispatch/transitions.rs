@@ -18,7 +18,7 @@ impl<C> Dispatcher<C> {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkDrained => {
                 let limit = if end.carries {
-                    self.owed(index, end.answered, now)
+                    self.time_to_complete(index, end.answered, now)
                 } else {
                     self.limits.idle
                 };
@@ -37,7 +37,7 @@ impl<C> Dispatcher<C> {
     /// How much longer the client may take for the rest of the request that it has begun.
     /// What came along with a request that was answered in this turn is counted from the end of the turn on, for the
     /// client could not know that it is awaited.
-    pub(in crate::master) fn owed(
+    pub(in crate::master) fn time_to_complete(
         &mut self,
         index: u32,
         answered: bool,
@@ -213,7 +213,7 @@ impl<C> Dispatcher<C> {
     pub(in crate::master) fn settle_untouched(&mut self, worker: u32, now: Time) {
         let state = self.workers.at(worker);
         if state.lent.is_empty() && matches!(state.pace, Pace::Moving | Pace::Slow) {
-            self.workers.suspect(worker, now);
+            self.workers.put_on_probation(worker, now);
             self.retire_if_done(worker);
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::master::dispatch::WorkerId;
 use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::workers::WorkerId;
 use crate::wire::Outcome;
 
 /// The bounds within which the dispatcher works.
@@ -106,10 +106,8 @@ pub enum Action<C> {
     Examine(ConnectionId, WorkerId),
     /// Tell the worker to exit.
     Retire(WorkerId),
-    /// The worker hangs: ask it to end (SIGTERM).
-    Terminate(WorkerId),
-    /// The worker did not end when asked to: kill it.
-    Kill(WorkerId),
+    /// The worker hangs: end its process.
+    End(WorkerId),
     /// The connection is over, and this is what the master held for it. Dropping it closes it.
     Close(ConnectionId, C),
     /// Stop accepting connections.
@@ -135,4 +133,42 @@ pub struct TurnEnd {
     pub answered: bool,
     /// How long the (last) turn took, if the worker has measured it.
     pub took: Option<Duration>,
+}
+
+/// Whether connections are lent to workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lending {
+    /// Ready connections are lent.
+    Yes,
+    /// Nothing changes but that turns end, because another master is being told how everything
+    /// stands.
+    Frozen,
+    /// Nothing is lent, because another master gets what is ready or parked.
+    PassingOn,
+}
+
+/// How far a connection that is not lent has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The connection waits for a worker; else it is parked.
+    pub ready: bool,
+    /// How many turns the connection has had.
+    pub turns: u64,
+    /// How much longer the connection may be parked; `None` is for ever.
+    pub remaining: Option<Duration>,
+    /// How long ago the client began the request that it has not completed.
+    pub incomplete_for: Option<Duration>,
+}
+
+impl Progress {
+    /// The progress of a connection that is about to have this turn.
+    #[must_use]
+    pub fn before(turn: u64) -> Self {
+        Self {
+            ready: true,
+            turns: turn.saturating_sub(1),
+            remaining: None,
+            incomplete_for: None,
+        }
+    }
 }

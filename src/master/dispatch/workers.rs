@@ -62,7 +62,7 @@ pub enum Pace {
     /// It has served what is lent to it, and waits for that client's next request: as good as idle.
     Staying,
     /// It did not take up what was lent to it, which was taken back. It is tried again at this time.
-    Suspect(Time),
+    OnProbation(Time),
 }
 
 /// Whether a worker is lent anything more.
@@ -87,8 +87,6 @@ pub struct Worker {
     pub tenure: Tenure,
     /// How many turns it serves at the same time.
     pub capacity: usize,
-    /// It was asked to end because it hangs, and is killed at this time.
-    pub condemned: Option<Time>,
     /// The kernel took no more for its inbox. It gets nothing more until it has made progress.
     pub full: bool,
     /// What is lent to it, in the order of lending.
@@ -96,18 +94,18 @@ pub struct Worker {
     /// The first connection in `lent` that it can't have taken up yet.
     pub waiting: Option<u32>,
     /// How often it was excused since it last made progress.
-    excuses: u32,
+    extensions: u32,
     /// When it last made progress.
     pub progress: Time,
     /// How long it stays suspect the next time.
-    suspicion: Duration,
+    probation: Duration,
     serial: u32,
 }
 
 /// How often the patience of a worker that was lent to but has not run yet is renewed.
-const MAX_EXCUSES: u32 = 8;
-const FIRST_SUSPICION: Duration = Duration::from_millis(10);
-const LAST_SUSPICION: Duration = Duration::from_secs(1);
+const MAX_EXTENSIONS: u32 = 8;
+const FIRST_PROBATION: Duration = Duration::from_millis(10);
+const LAST_PROBATION: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// How many connections wait behind the turns that it can serve at once, the last of those turns included; 0 when
@@ -131,7 +129,7 @@ pub struct Workers {
     room: Chains,
     room_lists: [List; MAX_DEPTH + 1],
     /// Workers put aside, in the order of that.
-    suspects: List,
+    on_probation: List,
     /// How many moving workers have connections waiting behind a turn.
     crowded: usize,
 }
@@ -154,14 +152,13 @@ impl Workers {
         self.places[place] = Some(Worker {
             pace: Pace::Starting,
             tenure: Tenure::Serving,
-            condemned: None,
             full: false,
             capacity,
             lent: List::default(),
             waiting: None,
-            excuses: 0,
+            extensions: 0,
             progress: Time::default(),
-            suspicion: FIRST_SUSPICION,
+            probation: FIRST_PROBATION,
             serial,
         });
         WorkerId { index, serial }
@@ -223,8 +220,8 @@ impl Workers {
         change(worker);
         worker.progress = now;
         worker.full = false;
-        worker.excuses = 0;
-        worker.suspicion = FIRST_SUSPICION;
+        worker.extensions = 0;
+        worker.probation = FIRST_PROBATION;
         worker.pace = if worker.lent.is_empty() {
             Pace::Idle
         } else {
@@ -259,24 +256,24 @@ impl Workers {
     }
 
     /// Puts a worker aside that took up nothing: tried again later, each time after twice as long.
-    pub fn suspect(&mut self, index: u32, now: Time) {
+    pub fn put_on_probation(&mut self, index: u32, now: Time) {
         let worker = self.at_mut(index);
-        let until = now.after(worker.suspicion);
-        worker.suspicion = (worker.suspicion * 2).min(LAST_SUSPICION);
-        self.set_pace(index, Pace::Suspect(until));
+        let until = now.after(worker.probation);
+        worker.probation = (worker.probation * 2).min(LAST_PROBATION);
+        self.set_pace(index, Pace::OnProbation(until));
     }
 
     /// Lets a slow worker count as moving for another while: it has been woken, but has not run yet. False when that
     /// has lasted for too long, unless `always`.
-    pub fn excuse(&mut self, index: u32, now: Time, always: bool) -> bool {
+    pub fn extend_patience(&mut self, index: u32, now: Time, always: bool) -> bool {
         let worker = self.at_mut(index);
-        if worker.excuses >= MAX_EXCUSES && !always
+        if worker.extensions >= MAX_EXTENSIONS && !always
             || worker.pace != Pace::Slow
             || worker.tenure == Tenure::Stopped
         {
             return false;
         }
-        worker.excuses += 1;
+        worker.extensions += 1;
         worker.progress = now;
         self.set_pace(index, Pace::Moving);
         true
@@ -319,12 +316,12 @@ impl Workers {
     }
 
     /// Suspects whose time is over are idle again, the last in line. With `early`, so is one whose time is not.
-    pub fn pardon(&mut self, now: Time, early: bool) {
+    pub fn end_probation(&mut self, now: Time, early: bool) {
         let mut early = early;
-        let mut next = self.suspects.first();
+        let mut next = self.on_probation.first();
         while let Some(index) = next {
             next = self.idle.after(index);
-            let due = matches!(self.at(index).pace, Pace::Suspect(until) if until <= now);
+            let due = matches!(self.at(index).pace, Pace::OnProbation(until) if until <= now);
             if due || std::mem::take(&mut early) {
                 self.unlink(index);
                 self.at_mut(index).pace = Pace::Idle;
@@ -337,11 +334,11 @@ impl Workers {
 
     /// When the next suspect is to be pardoned.
     #[must_use]
-    pub fn next_pardon(&self) -> Option<Time> {
-        let suspects =
-            std::iter::successors(self.suspects.first(), |index| self.idle.after(*index));
-        let times = suspects.filter_map(|index| match self.at(index).pace {
-            Pace::Suspect(until) => Some(until),
+    pub fn next_probation_end(&self) -> Option<Time> {
+        let on_probation =
+            std::iter::successors(self.on_probation.first(), |index| self.idle.after(*index));
+        let times = on_probation.filter_map(|index| match self.at(index).pace {
+            Pace::OnProbation(until) => Some(until),
             _ => None,
         });
         times.min()
@@ -358,7 +355,7 @@ impl Workers {
                 self.age.push_back(&mut self.age_list, index);
                 self.link_room(index);
             }
-            Pace::Suspect(_) => self.idle.push_back(&mut self.suspects, index),
+            Pace::OnProbation(_) => self.idle.push_back(&mut self.on_probation, index),
             Pace::Staying if serving => self.idle.push_back(&mut self.idle_list, index),
             Pace::Starting | Pace::Slow | Pace::Staying | Pace::Idle => {}
         }
@@ -377,7 +374,7 @@ impl Workers {
                 self.unlink_room(index);
                 self.age.remove(&mut self.age_list, index);
             }
-            Pace::Suspect(_) => self.idle.remove(&mut self.suspects, index),
+            Pace::OnProbation(_) => self.idle.remove(&mut self.on_probation, index),
             Pace::Starting | Pace::Slow | Pace::Staying | Pace::Idle => {}
         }
     }

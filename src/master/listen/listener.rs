@@ -1,23 +1,19 @@
-//! The sockets that clients connect to: bind, accept, and pause when there is no room.
+//! One socket that clients connect to: what it is bound to, its options, and accept(2).
 
 use std::fmt;
-use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
-    AddressFamily, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, bind, ipproto, listen,
-    socket_with,
+    AddressFamily, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, socket_with,
 };
 
+use super::socket_file::SocketFile;
 use crate::config::Address;
-use crate::error::{Error, Plain, Result};
+use crate::error::{Error, Result};
 use crate::service::Peer;
 use crate::sys::tcp;
 use crate::systemd::{Kind, Local, kind};
@@ -38,21 +34,13 @@ pub struct Listener {
 
 /// What a listener is bound to.
 #[derive(Debug)]
-enum Bound {
+pub enum Bound {
+    /// A TCP address, with its real port.
     Inet(SocketAddr),
+    /// A Unix socket whose file this server has made.
     Unix(SocketFile),
     /// A Unix socket that somebody else has bound, and is to remove.
     Foreign(Local),
-}
-
-/// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A worker process drops
-/// nothing of the master's.)
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    device_and_inode: (u64, u64),
-    /// It is this process's, to be removed at the end.
-    owned: bool,
 }
 
 /// What came of one accept.
@@ -84,129 +72,11 @@ impl AsFd for Listener {
     }
 }
 
-/// Binds `address`; a name can stand for several, so this makes several listeners.
-///
-/// # Errors
-/// When one of them can't be bound: in use, not permitted, not an address of this machine.
-pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
-    let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
-    let listeners: io::Result<Vec<Listener>> = match address {
-        Address::Inet(inet_address) => inet(*inet_address, backlog).map(|new| vec![new]),
-        Address::Any(port) => any(*port, backlog).map(|new| vec![new]),
-        Address::Name(name, port) => resolve(name, *port)
-            .and_then(|all| all.into_iter().map(|one| inet(one, backlog)).collect()),
-        Address::Unix(path) => {
-            clear(path)?;
-            unix(path, backlog).map(|new| vec![new])
-        }
-        Address::Inherited(_) => {
-            let cause = "no socket with this name was passed to this process";
-            return Err(Error::because(format!("listen on {address}"), cause));
-        }
-    };
-    let mut listeners = listeners.map_err(failed)?;
-    for listener in &mut listeners {
-        listener.asked = address.clone();
-    }
-    Ok(listeners)
-}
-
-/// Whether an address is bound more than so many times. Only port 0 can be, and is another port each time.
-#[must_use]
-pub fn is_bound<'a>(
-    listeners: impl IntoIterator<Item = &'a Listener>,
-    address: &Address,
-    times: usize,
-) -> bool {
-    let mut same = listeners.into_iter().filter(|one| one.asked() == address);
-    let Some(first) = same.next() else {
-        return false;
-    };
-    // A name stands for several addresses, of which each is bound that often.
-    address.port() != Some(0) || same.filter(|one| one.host() == first.host()).count() >= times
-}
-
-/// The addresses that a name stands for, each once.
-///
-/// # Errors
-/// When it stands for none, or nobody can be asked.
-pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
-}
-
 /// Whether this machine knows IPv6.
 fn has_ipv6() -> bool {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None);
     socket.err() != Some(rustix::io::Errno::AFNOSUPPORT)
-}
-
-/// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.
-fn any(port: u16, backlog: i32) -> io::Result<Listener> {
-    match inet(Address::any(port), backlog) {
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            inet(SocketAddr::from(([0, 0, 0, 0], port)), backlog)
-        }
-        result => result,
-    }
-}
-
-fn inet(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
-    let family = if address.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if let SocketAddr::V6(v6) = address {
-        sockopt::set_ipv6_v6only(&socket, !v6.ip().is_unspecified())?;
-    }
-    bind(&socket, &address)?;
-    listen(&socket, backlog)?;
-    let bound = TcpListener::from(socket.try_clone()?).local_addr()?;
-    Ok(Listener::new(
-        socket,
-        Address::Inet(address),
-        Bound::Inet(bound),
-    ))
-}
-
-fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
-    let file = SocketFile::at(path)?;
-    let socket = OwnedFd::from(listener);
-    listen(&socket, backlog)?;
-    let asked = Address::Unix(path.to_owned());
-    Ok(Listener::new(socket, asked, Bound::Unix(file)))
-}
-
-/// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which nobody listens.
-fn clear(path: &Path) -> Result<()> {
-    let attempt = || format!("listen on unix:{}", path.display());
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::new(attempt(), error)),
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(Error::because(
-            attempt(),
-            "the path exists and is not a socket",
-        ));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| Error::new(attempt(), error))
-        }
-        Ok(_) => Err(Error::because(attempt(), "another process listens there")),
-        Err(error) => Err(Error::new(attempt(), error)),
-    }
 }
 
 fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> {
@@ -215,7 +85,9 @@ fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> 
 }
 
 impl Listener {
-    fn new(socket: OwnedFd, asked: Address, bound: Bound) -> Self {
+    /// A socket that listens, on `bound`, for what the configuration calls `asked`.
+    #[must_use]
+    pub fn new(socket: OwnedFd, asked: Address, bound: Bound) -> Self {
         Self {
             socket,
             asked,
@@ -226,8 +98,9 @@ impl Listener {
         }
     }
 
-    /// A listener that another master has, and with it the file of its Unix socket if `has_file` says so. That stays
-    /// the other one's until it is [owned](Listener::own).
+    /// A listener that another master has, and with it the file of its Unix socket if `has_file`
+    /// says so. The file stays until [`set_unlink_on_drop`](Self::set_unlink_on_drop) says
+    /// otherwise.
     ///
     /// # Errors
     /// When it is no listening socket.
@@ -240,24 +113,16 @@ impl Listener {
         let mut listener = Self::inherit(socket, asked)?;
         if let Some(file) = file {
             listener.bound = Bound::Unix(file);
-            listener.disown();
+            listener.set_unlink_on_drop(false);
         }
         Ok(listener)
     }
 
-    /// The file of its Unix socket, if it has made one, is another master's now, and stays when this is dropped.
-    pub fn disown(&mut self) {
-        self.set_owned(false);
-    }
-
-    /// The file of its Unix socket is this process's own, and to be removed when this is dropped.
-    pub fn own(&mut self) {
-        self.set_owned(true);
-    }
-
-    fn set_owned(&mut self, owned: bool) {
+    /// Whether the file of its Unix socket, if it has made one, is removed when this is dropped; not
+    /// while it is another master's too.
+    pub fn set_unlink_on_drop(&mut self, unlink: bool) {
         if let Bound::Unix(file) = &mut self.bound {
-            file.owned = owned;
+            file.set_unlink_on_drop(unlink);
         }
     }
 
@@ -322,7 +187,7 @@ impl Listener {
                 };
                 *port != 0 && *port == bound.port() && every
             }
-            (Address::Unix(wanted), Bound::Unix(file)) => *wanted == file.path,
+            (Address::Unix(wanted), Bound::Unix(file)) => wanted == file.path(),
             (Address::Unix(wanted), Bound::Foreign(Local::Path(path))) => wanted == path,
             (
                 Address::Inet(_)
@@ -429,45 +294,6 @@ impl Listener {
         match self.bound {
             Bound::Inet(address) => Some(address),
             Bound::Unix(_) | Bound::Foreign(_) => None,
-        }
-    }
-}
-
-impl SocketFile {
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The file that was just made at this path.
-    ///
-    /// # Errors
-    /// What stat(2) fails with.
-    pub fn at(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            device_and_inode: (metadata.dev(), metadata.ino()),
-            owned: true,
-        })
-    }
-}
-
-impl fmt::Display for SocketFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path.display().fmt(f)
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.owned
-            && let Ok(metadata) = fs::symlink_metadata(&self.path)
-            && (metadata.dev(), metadata.ino()) == self.device_and_inode
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));
         }
     }
 }

@@ -14,11 +14,11 @@ use rustix::net::{
 };
 
 use crate::error::{Error, Result};
-use crate::master::listen::listener::SocketFile;
+use crate::master::listen::socket_file::SocketFile;
 
 /// The socket where a new master asks.
 #[derive(Debug)]
-pub struct Control {
+pub struct ControlSocket {
     socket: OwnedFd,
     /// Where it is to be found.
     path: PathBuf,
@@ -26,8 +26,8 @@ pub struct Control {
     file: SocketFile,
 }
 
-impl Control {
-    /// Listens beside a path, where only this user may ask; [`Control::publish`] moves the socket there. One that is
+impl ControlSocket {
+    /// Listens beside a path, where only this user may ask; [`publish`](Self::publish) moves the socket there. One that is
     /// there already must belong to nobody, or to the master that is to be replaced.
     ///
     /// # Errors
@@ -103,13 +103,13 @@ impl Control {
     }
 }
 
-impl AsFd for Control {
+impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl std::fmt::Display for Control {
+impl std::fmt::Display for ControlSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.path.display().fmt(f)
     }

@@ -16,7 +16,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The manager, if there is one that wants to know. It is told by the master in charge only.
 #[derive(Debug, Default)]
-pub struct Manager {
+pub struct ServiceManager {
     notifier: Option<Notifier>,
     in_charge: bool,
     /// It was told that the server is ready, and nothing else since.
@@ -25,7 +25,7 @@ pub struct Manager {
     next_retry: Time,
 }
 
-impl Manager {
+impl ServiceManager {
     /// Reports through this, if this master is in charge already.
     #[must_use]
     pub fn new(notifier: Option<Notifier>, in_charge: bool) -> Self {
@@ -50,7 +50,7 @@ impl Manager {
         }
     }
 
-    /// The configuration is read anew; [`Manager::ready`] says when that is over.
+    /// The configuration is read anew; [`ServiceManager::ready`] says when that is over.
     pub fn reloading(&mut self) {
         if let Some(notifier) = self.reached() {
             notifier.reloading();

@@ -1,29 +1,35 @@
-//! The ledger: what a master notes of the connections that it has stored, for the master that comes after it if it is
-//! killed. Pure: words of memory, whosever they are.
+//! The ledger: what a master writes down of the connections that it has stored, for the master which
+//! comes after it if it is killed. Pure: words of memory, whosever they are.
 //!
-//! An entry is written with plain stores. SIGKILL can come between any two of them: while an entry is written, it says
-//! so, and one that says so is worth nothing.
+//! An entry is written with plain stores. SIGKILL can come between any two of them: while an entry is
+//! written, it says so, and one that says so is worth nothing.
 //!
 //! ```text
-//! header    16 words   magic, version, capacity, since
-//! entries   16 words each
+//! header    48 words   magic, version, capacity, since, how many fields, their names
+//! entries   16 words each, one for each field
 //! carries   8192 words each, from the next multiple of 512 (a page) on; all zero where there is none
 //! ```
+//!
+//! The names make it readable for another version of the program: a field that the reader does not
+//! know is passed over, or makes it refuse the ledger if the name says that it must be known
+//! ([`REQUIRED`]); a field that is missing is zero. Version 1 had a header of 16 words, no names, and
+//! a fixed order without the client's address; it is still read.
 
-use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::{Deref, Range};
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 use std::time::Duration;
 
-use crate::master::dispatch::{Interest, Standing};
+use crate::master::dispatch::Interest;
+use crate::master::snapshot::{Malformed, Place, PoolKey, Snapshot};
+use crate::service::Peer;
 use crate::wire::{MAX_CARRY, Traffic};
 
-/// To be counted up with whatever changes below, or in the meaning of a word.
-const VERSION: u64 = 1;
+/// To be counted up when a reader of the version before could not read it by its names.
+const VERSION: u64 = 2;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"Baton\0\r\n");
-const HEADER: usize = 16;
 const ENTRY: usize = 16;
 const PAGE: usize = 512;
 const CARRY: usize = MAX_CARRY / 8;
@@ -33,40 +39,55 @@ const AT_MAGIC: usize = 0;
 const AT_VERSION: usize = 1;
 const AT_CAPACITY: usize = 2;
 const AT_SINCE: usize = 3;
+const AT_FIELDS: usize = 4;
+const AT_NAMES: usize = 5;
 
-// Words of an entry.
-const AT_STATE: usize = 0;
-const AT_COOKIE: usize = 1;
-const AT_POOL: usize = 2;
-const AT_INTEREST: usize = 3;
-const AT_TURNS: usize = 4;
-const AT_READ: usize = 5;
-const AT_WRITTEN: usize = 6;
-const AT_DEADLINE: usize = 7;
-const AT_OWING: usize = 8;
-const AT_CARRY: usize = 9;
+/// What the fields of an entry are called, in the order in which this version writes them. The state
+/// has the same word in all versions.
+const NAMES: [&[u8; 8]; FIELDS] = [
+    b"state\0\0\0",
+    b"cookie\0\0",
+    b"pool\0\0\0\0",
+    b"interest",
+    b"turns\0\0\0",
+    b"read\0\0\0\0",
+    b"written\0",
+    b"deadline",
+    b"incompl\0",
+    b"carry\0\0\0",
+    b"peer\0\0\0\0",
+    b"address1",
+    b"address2",
+];
 
-/// How a connection stood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// It waits for its client.
-    Parked,
-    /// It waits for a worker.
-    Ready,
-    /// A worker has it, and what is noted is from before.
-    Lent,
-    /// It is over for the server.
-    Ending,
-}
+/// The bit of a name which says that a reader must know the field.
+pub const REQUIRED: u64 = 1 << 63;
+
+const STATE: usize = 0;
+const COOKIE: usize = 1;
+const POOL: usize = 2;
+const INTEREST: usize = 3;
+const TURNS: usize = 4;
+const READ: usize = 5;
+const WRITTEN: usize = 6;
+const DEADLINE: usize = 7;
+const INCOMPLETE: usize = 8;
+const CARRY_LENGTH: usize = 9;
+const PEER: usize = 10;
+const ADDRESS: [usize; 2] = [11, 12];
+const FIELDS: usize = 13;
+
+/// How many fields version 1 had: the first ones.
+const FIELDS_1: usize = 10;
 
 /// The states of an entry; 0 is one that nobody uses.
 const FREE: u64 = 0;
 const BEING_WRITTEN: u64 = 1;
-const STAGES: [(u64, Stage); 4] = [
-    (2, Stage::Parked),
-    (3, Stage::Ready),
-    (4, Stage::Lent),
-    (5, Stage::Ending),
+const PLACES: [(u64, Place); 4] = [
+    (2, Place::Parked),
+    (3, Place::Ready),
+    (4, Place::Lent),
+    (5, Place::Ending),
 ];
 
 const INTERESTS: [(u64, Interest); 3] = [
@@ -75,36 +96,15 @@ const INTERESTS: [(u64, Interest); 3] = [
     (3, Interest::Output),
 ];
 
-/// What is noted of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record<'a> {
-    /// What the kernel calls its socket (socket(7), SO_COOKIE).
-    pub cookie: u64,
-    /// Its pool, by [`hash`].
-    pub pool: u64,
-    /// How it stood.
-    pub stage: Stage,
-    /// What it waits for.
-    pub interest: Interest,
-    /// How many turns it has had, without the one that it is in.
-    pub turns: u64,
-    /// What they have moved.
-    pub total: Traffic,
-    /// Until when it may be parked, by the system's monotonic clock; `None` is for ever.
-    pub deadline: Option<Duration>,
-    /// Since when the client owes the rest of a request.
-    pub owing: Option<Duration>,
-    /// What was read and not consumed.
-    pub carry: Cow<'a, [u8]>,
-}
-
 /// Why memory is no ledger that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// It was never one.
+    /// The memory was never a ledger.
     NoLedger,
-    /// Another version of the program has written it.
+    /// A version of the program has written it that this one can't read.
     Version(u64),
+    /// It has a field that a reader must know, and this version does not.
+    Field(u64),
     /// It is smaller than it says.
     Truncated,
 }
@@ -116,48 +116,95 @@ impl std::fmt::Display for Refusal {
             Self::Version(version) => {
                 write!(f, "it has version {version}, and this is version {VERSION}")
             }
+            Self::Field(name) => {
+                let name = (name & !REQUIRED).to_be_bytes();
+                write!(
+                    f,
+                    "its field {:?} is not known here",
+                    name.escape_ascii().to_string()
+                )
+            }
             Self::Truncated => f.write_str("it is shorter than it says"),
         }
     }
 }
 
-/// An entry that no master writes, or that one was writing when it was killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed;
+/// Where the words of a ledger are.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    header: usize,
+    capacity: usize,
+    /// The word of an entry which holds each of the [`NAMES`], if one does.
+    fields: [Option<usize>; FIELDS],
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Ledger<M> {
     words: M,
-    capacity: usize,
+    layout: Layout,
 }
 
 /// How many words a ledger of this capacity takes.
 #[must_use]
 pub fn size(capacity: usize) -> usize {
-    first_carry(capacity) + capacity * CARRY
+    Layout::of_this_version(capacity).size()
 }
 
-fn first_carry(capacity: usize) -> usize {
-    (HEADER + capacity * ENTRY).next_multiple_of(PAGE)
-}
+impl Layout {
+    fn of_this_version(capacity: usize) -> Self {
+        Self {
+            header: 48,
+            capacity,
+            fields: std::array::from_fn(Some),
+        }
+    }
 
-/// What a ledger calls a pool by (FNV-1a).
-#[must_use]
-pub fn hash(pool: &str) -> u64 {
-    pool.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    fn of_version_1(capacity: usize) -> Self {
+        Self {
+            header: 16,
+            capacity,
+            fields: std::array::from_fn(|field| (field < FIELDS_1).then_some(field)),
+        }
+    }
+
+    /// The layout that the names in a header describe.
+    fn of_names(capacity: usize, names: &[u64]) -> Result<Self, Refusal> {
+        let mut layout = Self::of_this_version(capacity);
+        layout.fields = [None; FIELDS];
+        for (word, name) in names.iter().enumerate() {
+            let plain = (name & !REQUIRED).to_be_bytes();
+            match NAMES.iter().position(|known| **known == plain) {
+                Some(field) => layout.fields[field] = Some(word),
+                None if name & REQUIRED != 0 => return Err(Refusal::Field(*name)),
+                None => {}
+            }
+        }
+        Ok(layout)
+    }
+
+    fn first_carry(&self) -> usize {
+        (self.header + self.capacity * ENTRY).next_multiple_of(PAGE)
+    }
+
+    fn size(&self) -> usize {
+        self.first_carry() + self.capacity * CARRY
+    }
 }
 
 impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
     /// A ledger without entries, in memory that is all zero and of the [`size`] for this capacity.
     #[must_use]
     pub fn begin(words: M, capacity: usize, since: Duration) -> Self {
-        let ledger = Self { words, capacity };
+        let layout = Layout::of_this_version(capacity);
+        let ledger = Self { words, layout };
         ledger.set(AT_VERSION, VERSION);
         ledger.set(AT_CAPACITY, capacity as u64);
         ledger.set(AT_SINCE, nanoseconds(Some(since)));
+        ledger.set(AT_FIELDS, FIELDS as u64);
+        for (word, name) in NAMES.iter().enumerate() {
+            ledger.set(AT_NAMES + word, u64::from_be_bytes(**name));
+        }
         ledger.words[AT_MAGIC].store(MAGIC, Release);
         ledger
     }
@@ -167,19 +214,29 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
     /// # Errors
     /// When it is none, or one that this version can't read.
     pub fn read(words: M) -> Result<Self, Refusal> {
-        let at = |word: usize| words.get(word).map(|word| word.load(Relaxed));
-        if words.len() < HEADER || at(AT_MAGIC) != Some(MAGIC) {
+        let at = |word: usize| words.get(word).map_or(0, |word| word.load(Relaxed));
+        if at(AT_MAGIC) != MAGIC {
             return Err(Refusal::NoLedger);
         }
-        match at(AT_VERSION) {
-            Some(VERSION) => {}
-            version => return Err(Refusal::Version(version.unwrap_or_default())),
-        }
-        let capacity = usize::try_from(at(AT_CAPACITY).unwrap_or_default()).unwrap_or(usize::MAX);
-        if capacity > words.len() / ENTRY || size(capacity) > words.len() {
+        let capacity = usize::try_from(at(AT_CAPACITY)).unwrap_or(usize::MAX);
+        if capacity > words.len() / ENTRY {
             return Err(Refusal::Truncated);
         }
-        Ok(Self { words, capacity })
+        let layout = match at(AT_VERSION) {
+            1 => Layout::of_version_1(capacity),
+            VERSION => {
+                let count = usize::try_from(at(AT_FIELDS))
+                    .unwrap_or(usize::MAX)
+                    .min(ENTRY);
+                let names: Vec<u64> = (0..count).map(|word| at(AT_NAMES + word)).collect();
+                Layout::of_names(capacity, &names)?
+            }
+            version => return Err(Refusal::Version(version)),
+        };
+        if layout.size() > words.len() {
+            return Err(Refusal::Truncated);
+        }
+        Ok(Self { words, layout })
     }
 
     /// When it was begun, by the system's monotonic clock. Of two ledgers, the later one is right.
@@ -191,7 +248,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
     /// How many entries it has.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.layout.capacity
     }
 
     /// The memory.
@@ -208,34 +265,50 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         self.words[word].store(value, Relaxed);
     }
 
-    fn place(place: u32) -> usize {
-        HEADER + place as usize * ENTRY
+    /// The first word of the entry at a place.
+    fn begin_of(&self, place: u32) -> usize {
+        self.layout.header + place as usize * ENTRY
+    }
+
+    /// A field of an entry; zero where this ledger has none.
+    fn field(&self, place: u32, field: usize) -> u64 {
+        let word = self.layout.fields[field];
+        word.map_or(0, |word| self.get(self.begin_of(place) + word))
     }
 
     /// The words of an entry's carry.
     #[must_use]
     pub fn carry_of(&self, place: u32) -> Range<usize> {
-        let begin = first_carry(self.capacity) + place as usize * CARRY;
+        let begin = self.layout.first_carry() + place as usize * CARRY;
         begin..begin + CARRY
     }
 
-    /// Writes an entry, but for its carry, which is what was last written with [`write_carry`](Self::write_carry).
-    pub fn write(&self, place: u32, record: &Record<'_>) {
-        let entry = Self::place(place);
-        self.set(entry + AT_STATE, BEING_WRITTEN);
+    /// Writes the entry of the connection whose socket has this cookie (socket(7), SO_COOKIE), at a
+    /// time of the system's monotonic clock.
+    pub fn write(&self, place: u32, cookie: u64, snapshot: &Snapshot<'_>, clock: Duration) {
+        let entry = self.begin_of(place);
+        self.set(entry + STATE, BEING_WRITTEN);
         fence(Release);
-        self.set(entry + AT_COOKIE, record.cookie);
-        self.set(entry + AT_POOL, record.pool);
-        self.set(entry + AT_INTEREST, code(&INTERESTS, record.interest));
-        self.set(entry + AT_TURNS, record.turns);
-        self.set(entry + AT_READ, record.total.read);
-        self.set(entry + AT_WRITTEN, record.total.written);
-        self.set(entry + AT_DEADLINE, nanoseconds(record.deadline));
-        self.set(entry + AT_OWING, nanoseconds(record.owing));
-        if record.carry.len() + self.carry_length(place) > 0 {
-            self.write_carry(place, &record.carry);
+        let deadline = snapshot.remaining.map(|remaining| clock + remaining);
+        let incomplete = snapshot.incomplete_for;
+        let incomplete = incomplete.map(|incomplete| clock.saturating_sub(incomplete));
+        self.set(entry + COOKIE, cookie);
+        self.set(entry + POOL, snapshot.pool.0);
+        self.set(entry + INTEREST, code(&INTERESTS, snapshot.interest));
+        self.set(entry + TURNS, snapshot.turns);
+        self.set(entry + READ, snapshot.total.read);
+        self.set(entry + WRITTEN, snapshot.total.written);
+        self.set(entry + DEADLINE, nanoseconds(deadline));
+        self.set(entry + INCOMPLETE, nanoseconds(incomplete));
+        let (kind, address) = peer_words(snapshot.peer);
+        self.set(entry + PEER, kind);
+        for (word, part) in ADDRESS.iter().zip(address) {
+            self.set(entry + word, part);
         }
-        self.enter(place, record.stage);
+        if snapshot.carry.len() + self.carry_length(place) > 0 {
+            self.write_carry(place, &snapshot.carry);
+        }
+        self.enter(place, snapshot.place);
     }
 
     fn write_carry(&self, place: u32, carry: &[u8]) {
@@ -246,33 +319,37 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             word.store(u64::from_ne_bytes(whole), Relaxed);
         }
         let length = carry.len().min(MAX_CARRY);
-        self.set(Self::place(place) + AT_CARRY, length as u64);
+        self.set(self.begin_of(place) + CARRY_LENGTH, length as u64);
     }
 
     /// How long the carry of an entry is.
     #[must_use]
     pub fn carry_length(&self, place: u32) -> usize {
-        self.get(Self::place(place) + AT_CARRY) as usize
+        self.field(place, CARRY_LENGTH) as usize
     }
 
-    /// Notes where a connection is now; all else stays.
-    pub fn enter(&self, place: u32, stage: Stage) {
-        self.words[Self::place(place) + AT_STATE].store(code(&STAGES, stage), Release);
+    /// Writes where a connection is now; all else stays.
+    pub fn enter(&self, place: u32, at: Place) {
+        self.words[self.begin_of(place) + STATE].store(code(&PLACES, at), Release);
     }
 
     /// Takes an entry out.
     pub fn clear(&self, place: u32) {
-        self.words[Self::place(place) + AT_STATE].store(FREE, Release);
-        self.set(Self::place(place) + AT_CARRY, 0);
+        self.words[self.begin_of(place) + STATE].store(FREE, Release);
+        self.set(self.begin_of(place) + CARRY_LENGTH, 0);
     }
 
-    /// An entry; nothing where there is none.
+    /// An entry as it is at a time of the same clock: the cookie, and the connection; nothing where
+    /// there is none.
     ///
     /// # Errors
     /// [`Malformed`] when it makes no sense.
-    pub fn entry(&self, place: u32) -> Result<Option<Record<'static>>, Malformed> {
-        let entry = Self::place(place);
-        let state = self.get(entry + AT_STATE);
+    pub fn entry(
+        &self,
+        place: u32,
+        clock: Duration,
+    ) -> Result<Option<(u64, Snapshot<'static>)>, Malformed> {
+        let state = self.field(place, STATE);
         if state == FREE {
             return Ok(None);
         }
@@ -280,36 +357,60 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         if carry_length > MAX_CARRY {
             return Err(Malformed);
         }
+        let field = |field| self.field(place, field);
         let words = self.words[self.carry_of(place)].iter();
         let bytes = words.flat_map(|word| word.load(Relaxed).to_ne_bytes());
-        Ok(Some(Record {
-            cookie: self.get(entry + AT_COOKIE),
-            pool: self.get(entry + AT_POOL),
-            stage: meaning(&STAGES, state)?,
-            interest: meaning(&INTERESTS, self.get(entry + AT_INTEREST))?,
-            turns: self.get(entry + AT_TURNS),
+        let snapshot = Snapshot {
+            pool: PoolKey(field(POOL)),
+            peer: peer_of(field(PEER), ADDRESS.map(field))?,
+            place: meaning(&PLACES, state)?,
+            interest: meaning(&INTERESTS, field(INTEREST))?,
+            turns: field(TURNS),
+            remaining: span(field(DEADLINE)).map(|deadline| deadline.saturating_sub(clock)),
+            incomplete_for: span(field(INCOMPLETE)).map(|since| clock.saturating_sub(since)),
             total: Traffic {
-                read: self.get(entry + AT_READ),
-                written: self.get(entry + AT_WRITTEN),
+                read: field(READ),
+                written: field(WRITTEN),
             },
-            deadline: span(self.get(entry + AT_DEADLINE)),
-            owing: span(self.get(entry + AT_OWING)),
+            stored: true,
             carry: bytes.take(carry_length).collect(),
-        }))
+        };
+        Ok(Some((field(COOKIE), snapshot)))
     }
 }
 
-impl Record<'_> {
-    /// How the connection stands at a time of the same clock.
-    #[must_use]
-    pub fn standing(&self, ready: bool, now: Duration) -> Standing {
-        Standing {
-            ready,
-            turns: self.turns,
-            left: self.deadline.map(|deadline| deadline.saturating_sub(now)),
-            owing: self.owing.map(|since| now.saturating_sub(since)),
+// A client's address as words: what it is, port and scope, and then the address.
+const UNIX: u64 = 1;
+const IPV4: u64 = 2;
+const IPV6: u64 = 3;
+
+fn peer_words(peer: Option<Peer>) -> (u64, [u64; 2]) {
+    let inet = |kind: u64, port: u16, scope: u32, address: u128| {
+        let first = kind << 56 | u64::from(port) << 32 | u64::from(scope);
+        (first, [(address >> 64) as u64, address as u64])
+    };
+    match peer {
+        None => (0, [0; 2]),
+        Some(Peer::Unix) => (UNIX << 56, [0; 2]),
+        Some(Peer::Inet(SocketAddr::V4(v4))) => {
+            inet(IPV4, v4.port(), 0, u128::from(v4.ip().to_bits()))
+        }
+        Some(Peer::Inet(SocketAddr::V6(v6))) => {
+            inet(IPV6, v6.port(), v6.scope_id(), v6.ip().to_bits())
         }
     }
+}
+
+fn peer_of(first: u64, address: [u64; 2]) -> Result<Option<Peer>, Malformed> {
+    let (port, scope) = ((first >> 32) as u16, first as u32);
+    let bits = u128::from(address[0]) << 64 | u128::from(address[1]);
+    Ok(Some(match first >> 56 {
+        0 => return Ok(None),
+        UNIX => Peer::Unix,
+        IPV4 => Peer::Inet((IpAddr::V4((bits as u32).into()), port).into()),
+        IPV6 => Peer::Inet(SocketAddrV6::new(Ipv6Addr::from_bits(bits), port, 0, scope).into()),
+        _ => return Err(Malformed),
+    }))
 }
 
 fn code<T: PartialEq>(codes: &[(u64, T)], value: T) -> u64 {
@@ -322,7 +423,7 @@ fn meaning<T: Copy>(codes: &[(u64, T)], code: u64) -> Result<T, Malformed> {
     found.map(|(_, value)| *value).ok_or(Malformed)
 }
 
-/// As a word; 0 is none.
+/// A time as a word; 0 is none.
 fn nanoseconds(time: Option<Duration>) -> u64 {
     time.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -332,93 +433,4 @@ fn span(nanoseconds: u64) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn memory(count: usize) -> Vec<AtomicU64> {
-        std::iter::repeat_with(AtomicU64::default)
-            .take(count)
-            .collect()
-    }
-
-    fn ledger(capacity: usize) -> Ledger<Vec<AtomicU64>> {
-        Ledger::begin(memory(size(capacity)), capacity, Duration::from_secs(1))
-    }
-
-    fn record(carry: &[u8]) -> Record<'_> {
-        Record {
-            cookie: 2,
-            pool: hash("main"),
-            stage: Stage::Parked,
-            interest: Interest::NewInput,
-            turns: 3,
-            total: Traffic {
-                read: 4,
-                written: 5,
-            },
-            deadline: Some(Duration::from_secs(6)),
-            owing: None,
-            carry: carry.into(),
-        }
-    }
-
-    #[test]
-    fn what_was_written_is_read_by_the_next_master() {
-        let written = ledger(3);
-        let full = record(&[7; MAX_CARRY]);
-        written.write(0, &full);
-        written.write(2, &record(b"half"));
-        written.write(2, &record(b""));
-        written.enter(2, Stage::Lent);
-        let read = Ledger::read(written.words).unwrap();
-        assert_eq!(read.since(), Duration::from_secs(1));
-        assert_eq!(read.entry(0), Ok(Some(full)));
-        assert_eq!(read.entry(1), Ok(None));
-        let lent = Record {
-            stage: Stage::Lent,
-            ..record(b"")
-        };
-        assert_eq!(read.entry(2), Ok(Some(lent)));
-        read.clear(2);
-        assert_eq!(read.entry(2), Ok(None));
-    }
-
-    #[test]
-    fn what_is_no_ledger_of_this_version_is_refused() {
-        let refusal = |words| Ledger::<Vec<AtomicU64>>::read(words).unwrap_err();
-        assert_eq!(refusal(memory(0)), Refusal::NoLedger);
-        assert_eq!(refusal(memory(1000)), Refusal::NoLedger);
-        let other = ledger(1).words;
-        other[AT_VERSION].store(2, Relaxed);
-        assert_eq!(refusal(other), Refusal::Version(2));
-        for capacity in [2, u64::MAX] {
-            let short = ledger(1).words;
-            short[AT_CAPACITY].store(capacity, Relaxed);
-            assert_eq!(refusal(short), Refusal::Truncated);
-        }
-    }
-
-    #[test]
-    fn an_entry_that_was_being_written_is_worth_nothing() {
-        let ledger = ledger(1);
-        ledger.write(0, &record(b""));
-        ledger.set(Ledger::<Vec<AtomicU64>>::place(0), BEING_WRITTEN);
-        assert_eq!(ledger.entry(0), Err(Malformed));
-    }
-
-    proptest! {
-        #[test]
-        fn no_words_make_the_reader_panic(entry: [u64; ENTRY], state in 0..8u64) {
-            let ledger = ledger(1);
-            let begin = Ledger::<Vec<AtomicU64>>::place(0);
-            for (at, word) in entry.iter().enumerate() {
-                ledger.set(begin + at, *word);
-            }
-            ledger.set(begin + AT_STATE, state);
-            ledger.set(begin + AT_INTEREST, entry[AT_INTEREST] % 4);
-            ledger.set(begin + AT_CARRY, entry[AT_CARRY] % (2 * MAX_CARRY as u64));
-            let _ = ledger.entry(0);
-        }
-    }
-}
+mod tests;

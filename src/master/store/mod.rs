@@ -1,17 +1,20 @@
-//! What the master leaves with the service manager, so that no client notices when it is killed: its listeners, the
-//! connections of those clients that stay for more than a turn, and the [`ledger`] with what has to be known of each.
+//! What the master leaves with the service manager, so that no client notices when it is killed: its
+//! listeners, the connections of those clients that stay for more than a turn, and the [`ledger`]
+//! with what has to be known of each.
 //!
-//! A connection is stored when it is parked after a turn; from then on, the ledger is kept up to date without a system
-//! call. A stored copy hides from the client that the master has closed its own: whatever is stored is shut down before
-//! it is closed (`Held`), in both directions. That is also how the manager knows that it is over: it drops what hangs
-//! up. So the end of a connection takes no message, and one that were lost could leave nothing behind.
+//! A connection is stored when it is parked after a turn; from then on, the ledger is kept up to date
+//! without a system call. A stored copy hides from the client that the master has closed its own:
+//! whatever is stored is shut down before it is closed (`Held`), in both directions. That is also how
+//! the manager knows that it is over: it drops what hangs up. So the end of a connection takes no
+//! message, and a lost message could leave nothing behind.
 //!
-//! The *life line* is a pipe. The master and its workers have its writing end, and the manager keeps the reading end:
-//! when that is at its end, none of them is left, and nobody will touch a connection that was lent.
+//! The *life line* is a pipe. The master and its workers have its writing end, and the manager keeps
+//! the reading end: when that is at its end, none of them is left, and nobody will touch a connection
+//! that was lent.
 //!
 //! Without a manager that stores descriptors there is none of this, and no connection costs more.
 
-mod deposit;
+pub mod deposit;
 pub mod ledger;
 pub mod names;
 
@@ -25,16 +28,14 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::config::Address;
-use crate::master::dispatch::table::ConnectionId;
-use crate::master::listen::listener::Listener;
-use crate::master::time::Time;
+use super::dispatch::table::ConnectionId;
+use super::snapshot::{Place, PoolKey, Snapshot};
+use super::time::Time;
 use crate::sys::memfile::MemoryFile;
-use deposit::Trouble;
-use ledger::{Ledger, Record, Stage};
+use ledger::Ledger;
 
-/// How many descriptors the state of a master takes: the ledger and the life line. There are two states while another
-/// master takes over.
+/// How many descriptors the state of a master takes: the ledger and the life line. There are two
+/// states while another master takes over.
 const STATE: usize = 2;
 
 /// See the module. All clones are the same one.
@@ -45,12 +46,13 @@ pub struct Store(Rc<RefCell<Inner>>);
 struct Inner {
     ledger: Ledger<MemoryFile>,
     life: LifeLine,
-    mark: u64,
+    /// The number in the names that this master gives.
+    instance: u64,
     /// How far the system's clock is ahead of the master's.
     ahead: Duration,
     /// How many descriptors the manager keeps.
     limit: usize,
-    /// By their place in the ledger: whether the manager has it.
+    /// By their place in the ledger: whether the manager has the connection.
     stored: Vec<bool>,
     vacant: Vec<u32>,
     /// Connections that the manager has yet to be given, and their pools.
@@ -59,29 +61,30 @@ struct Inner {
     gone: VecDeque<String>,
     /// The names of the listeners that the manager has.
     listeners: BTreeSet<String>,
-    /// The names of those that came from the master from which this one takes over.
+    /// The names of the listeners that came from the master from which this one takes over.
     offered: BTreeSet<String>,
-    /// The mark of that master.
+    /// The instance of that master.
     predecessor: Option<u64>,
-    standing: Standing,
+    role: Role,
     /// The listeners have changed.
     relisted: bool,
     /// The manager has the ledger and the life line.
     stated: bool,
     /// When the manager is spoken to again, after it had no room for a message.
     blocked_until: Option<Time>,
-    trouble: Trouble,
+    /// The log has said that the manager can't be given something, and that is still so.
+    warned: bool,
 }
 
 /// Whether the manager listens to this master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// Not yet.
-    Successor,
+enum Role {
+    /// Not yet: this master is to replace another one.
+    Replacement,
     /// It does.
-    InCharge,
+    Active,
     /// No longer: another master has what is stored.
-    Relieved,
+    Replaced,
 }
 
 #[derive(Debug)]
@@ -95,7 +98,7 @@ struct LifeLine {
 pub struct Kept {
     store: Store,
     place: u32,
-    pool: u64,
+    pool: PoolKey,
     cookie: u64,
 }
 
@@ -104,16 +107,16 @@ impl Store {
     ///
     /// # Errors
     /// What the calls fail with that make a memory file and a pipe.
-    pub fn open(limit: usize, connections: usize, in_charge: bool, now: Time) -> io::Result<Self> {
+    pub fn open(limit: usize, connections: usize, active: bool, now: Time) -> io::Result<Self> {
         let capacity = limit.min(connections).min(names::MOST);
-        let mark = random()?;
+        let instance = random()?;
         let clock = monotonic()?;
         let words = MemoryFile::create("baton-ledger", ledger::size(capacity))?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         Ok(Self(Rc::new(RefCell::new(Inner {
             ledger: Ledger::begin(words, capacity, clock),
             life: LifeLine { read, write },
-            mark,
+            instance,
             ahead: clock.saturating_sub(Duration::from_nanos(now.0)),
             limit,
             stored: Vec::new(),
@@ -123,15 +126,15 @@ impl Store {
             listeners: BTreeSet::new(),
             offered: BTreeSet::new(),
             predecessor: None,
-            standing: if in_charge {
-                Standing::InCharge
+            role: if active {
+                Role::Active
             } else {
-                Standing::Successor
+                Role::Replacement
             },
             relisted: true,
             stated: false,
             blocked_until: None,
-            trouble: Trouble::default(),
+            warned: false,
         }))))
     }
 
@@ -143,32 +146,32 @@ impl Store {
 
     /// The number in the names that this master gives.
     #[must_use]
-    pub fn mark(&self) -> u64 {
-        self.0.borrow().mark
+    pub fn instance(&self) -> u64 {
+        self.0.borrow().instance
     }
 
-    /// A place for a connection that is not stored yet, if there is room; and it is stored soon.
+    /// A place for a connection that is not stored yet, if there is room; the manager gets it soon.
     #[must_use]
-    pub fn keep(&self, cookie: u64, pool: u8, pool_name: &str, id: ConnectionId) -> Option<Kept> {
+    pub fn keep(&self, cookie: u64, key: PoolKey, pool: u8, id: ConnectionId) -> Option<Kept> {
         let mut inner = self.0.borrow_mut();
         let place = inner.take_place(false)?;
         inner.fresh.push_back((pool, id));
         drop(inner);
-        Some(self.kept(place, cookie, pool_name))
+        Some(self.kept(place, cookie, key))
     }
 
     /// A place for a connection that the manager has already, if there is room.
     #[must_use]
-    pub fn keep_stored(&self, cookie: u64, pool_name: &str) -> Option<Kept> {
+    pub fn keep_stored(&self, cookie: u64, key: PoolKey) -> Option<Kept> {
         let place = self.0.borrow_mut().take_place(true)?;
-        Some(self.kept(place, cookie, pool_name))
+        Some(self.kept(place, cookie, key))
     }
 
-    fn kept(&self, place: u32, cookie: u64, pool_name: &str) -> Kept {
+    fn kept(&self, place: u32, cookie: u64, pool: PoolKey) -> Kept {
         Kept {
             store: self.clone(),
             place,
-            pool: ledger::hash(pool_name),
+            pool,
             cookie,
         }
     }
@@ -176,7 +179,7 @@ impl Store {
     /// The manager is to drop what it has under a name.
     pub fn remove(&self, name: String) {
         let mut inner = self.0.borrow_mut();
-        if inner.standing != Standing::Relieved {
+        if inner.role != Role::Replaced {
             inner.gone.push_back(name);
         }
     }
@@ -186,12 +189,12 @@ impl Store {
         self.0.borrow_mut().relisted = true;
     }
 
-    /// From now on the manager listens to this master. With the mark of a master that has stored descriptors, what that
+    /// From now on the manager listens to this master. With the instance of a master that has stored descriptors, what that
     /// one has stored is this one's.
     pub fn take_charge(&self, predecessor: Option<u64>) {
         let mut inner = self.0.borrow_mut();
-        if inner.standing == Standing::Successor {
-            inner.standing = Standing::InCharge;
+        if inner.role == Role::Replacement {
+            inner.role = Role::Active;
             inner.predecessor = predecessor;
             let offered = std::mem::take(&mut inner.offered);
             if predecessor.is_some() {
@@ -204,8 +207,8 @@ impl Store {
     pub fn predecessor_ended(&self) {
         self.take_charge(None);
         let predecessor = self.0.borrow_mut().predecessor.take();
-        if let Some(mark) = predecessor {
-            self.remove(names::of_state(mark));
+        if let Some(instance) = predecessor {
+            self.remove(names::of_state(instance));
         }
     }
 
@@ -213,16 +216,16 @@ impl Store {
     /// if that master has stored them.
     pub fn know_listeners(&self, names: BTreeSet<String>) {
         let mut inner = self.0.borrow_mut();
-        match inner.standing {
-            Standing::Successor => inner.offered = names,
-            Standing::InCharge | Standing::Relieved => inner.listeners = names,
+        match inner.role {
+            Role::Replacement => inner.offered = names,
+            Role::Active | Role::Replaced => inner.listeners = names,
         }
     }
 
     /// What is stored is another master's from now on.
-    pub fn relieve(&self) {
+    pub fn give_up(&self) {
         let mut inner = self.0.borrow_mut();
-        inner.standing = Standing::Relieved;
+        inner.role = Role::Replaced;
         inner.gone.clear();
         inner.fresh.clear();
     }
@@ -231,7 +234,7 @@ impl Store {
     /// how it stands. The copies of what is still lent go with it.
     pub fn resume(&self) {
         let mut inner = self.0.borrow_mut();
-        inner.standing = Standing::InCharge;
+        inner.role = Role::Active;
         inner.relisted = true;
         inner.gone.push_back(names::CONNECTION.to_owned());
     }
@@ -247,7 +250,7 @@ impl Inner {
         let taken = self.stored.len() - self.vacant.len();
         let others = 2 * STATE + self.listeners.len();
         let room = self.limit.saturating_sub(others);
-        if taken >= room || self.standing == Standing::Relieved {
+        if taken >= room || self.role == Role::Replaced {
             return None;
         }
         if let Some(place) = self.vacant.pop() {
@@ -269,37 +272,32 @@ impl Kept {
         self.store.0.borrow().stored[self.place as usize]
     }
 
-    /// Notes how the connection stands.
-    pub fn note(&self, note: Note<'_>, now: Time) {
+    /// The key of the connection's pool.
+    #[must_use]
+    pub fn pool(&self) -> PoolKey {
+        self.pool
+    }
+
+    /// Writes down how the connection stands.
+    pub fn store(&self, snapshot: &Snapshot<'_>, now: Time) {
         let clock = self.store.clock(now);
         let inner = self.store.0.borrow();
         let carried = inner.ledger.carry_length(self.place) > 0;
-        let record = Record {
-            cookie: self.cookie,
-            pool: self.pool,
-            stage: note.stage,
-            interest: note.interest,
-            turns: note.turns,
-            total: note.total,
-            deadline: note.left.map(|left| clock + left),
-            owing: note.owing.map(|owing| clock.saturating_sub(owing)),
-            carry: note.carry.into(),
-        };
-        inner.ledger.write(self.place, &record);
-        if carried && note.carry.is_empty() {
+        inner.ledger.write(self.place, self.cookie, snapshot, clock);
+        if carried && snapshot.carry.is_empty() {
             inner.forget_carry(self.place);
         }
     }
 
-    /// Notes where the connection is now.
-    pub fn enter(&self, stage: Stage) {
-        self.store.0.borrow().ledger.enter(self.place, stage);
+    /// Writes down where the connection is now.
+    pub fn enter(&self, place: Place) {
+        self.store.0.borrow().ledger.enter(self.place, place);
     }
 
     /// Another master has the connection from now on, and what is stored of it. If both are killed before that one has
     /// noted it, what stands in this ledger is old: so it is to be held against what the kernel says.
     pub fn pass_on(self) {
-        self.enter(Stage::Lent);
+        self.enter(Place::Lent);
         std::mem::forget(self);
     }
 }
@@ -323,34 +321,11 @@ impl Inner {
     }
 }
 
-/// What is to be noted of a connection.
-#[derive(Debug)]
-pub struct Note<'a> {
-    /// Where it is.
-    pub stage: Stage,
-    /// What it waits for.
-    pub interest: crate::master::dispatch::Interest,
-    /// How many turns it has had.
-    pub turns: u64,
-    /// What they have moved.
-    pub total: crate::wire::Traffic,
-    /// How much longer it may be parked.
-    pub left: Option<Duration>,
-    /// For how long its client has owed the rest of a request.
-    pub owing: Option<Duration>,
-    /// What was read and not consumed.
-    pub carry: &'a [u8],
-}
-
-/// What a listener is called; nothing when it is not this server's own, or its address does not fit into a name.
-pub(in crate::master) fn name_of(listener: &Listener) -> Option<String> {
-    let asked = listener.asked();
-    let own = listener.has_file() || !matches!(asked, Address::Unix(_));
-    names::of_listener(asked).filter(|_| own)
-}
-
 /// The system's monotonic clock, which all masters share until the next boot.
-pub(in crate::master) fn monotonic() -> io::Result<Duration> {
+///
+/// # Errors
+/// What clock_gettime(2) fails with.
+pub fn monotonic() -> io::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
 }
 

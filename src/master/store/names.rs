@@ -1,7 +1,7 @@
 //! What the things are called that a master leaves with the service manager. Pure.
 //!
 //! A listener is called by its address, so that its name is the same whichever master has it. What a master notes has a
-//! random number in its name, the master's *mark*. All connections have the same name, and a short one: the manager
+//! random number in its name, the master's *instance*. All connections have the same name, and a short one: the manager
 //! passes all names in one variable, and the kernel starts no program with one of more than 128 KiB (execve(2)). Which
 //! is which, the kernel says: each socket has a number of its own for as long as the machine runs, its *cookie*.
 
@@ -25,7 +25,7 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
 pub enum Meaning {
     /// A listener, by the address that was asked for.
     Listener(Address),
-    /// What a master with this mark notes of its connections, and its life line.
+    /// What a master with this instance notes of its connections, and its life line.
     State(u64),
     /// A connection.
     Connection,
@@ -42,10 +42,10 @@ pub fn of_listener(asked: &Address) -> Option<String> {
     is_descriptor_name(&name).then_some(name)
 }
 
-/// The name of what a master with this mark notes.
+/// The name of what a master with this instance notes.
 #[must_use]
-pub fn of_state(mark: u64) -> String {
-    format!("{STATE}{mark:016x}")
+pub fn of_state(instance: u64) -> String {
+    format!("{STATE}{instance:016x}")
 }
 
 impl Meaning {
@@ -55,8 +55,8 @@ impl Meaning {
         if let Some(asked) = name.strip_prefix(LISTENER) {
             let asked = percent_decode_str(asked).decode_utf8().ok()?;
             asked.parse().ok().map(Self::Listener)
-        } else if let Some(mark) = name.strip_prefix(STATE) {
-            number(mark).map(Self::State)
+        } else if let Some(instance) = name.strip_prefix(STATE) {
+            number(instance).map(Self::State)
         } else {
             (name == CONNECTION).then_some(Self::Connection)
         }

@@ -10,15 +10,21 @@ use std::process::Command;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::Pid;
 use rustix::io::FdFlags;
 use rustix::net::SocketType;
 
+use super::messages::{OLDEST_VERSION, VERSION};
 use crate::error::{Error, Plain, Result};
+use crate::master::child::Child;
 use crate::sys::{self, environment};
 
 /// How the new program learns where the old master is: `DESCRIPTOR PARENT`.
 const VARIABLE: &str = "BATOND_TAKEOVER";
+
+/// How it learns which version of the protocol the old master speaks: `PARENT VERSION`. A program that
+/// does not know this variable speaks version 1, and may leave it to the programs that it starts
+/// itself. So it names the master which it is about.
+const VERSION_VARIABLE: &str = "BATOND_TAKEOVER_VERSION";
 
 /// The exit status of a process that could not execute a program, as shells have it.
 const NOT_EXECUTED: u8 = 127;
@@ -56,7 +62,7 @@ impl Launch {
         keep: &[RawFd],
         introduce: impl FnOnce(&mut Command),
         detach: impl FnOnce(),
-    ) -> io::Result<Pid> {
+    ) -> io::Result<Child> {
         let descriptor = theirs.as_raw_fd();
         let keep: Vec<_> = keep.iter().copied().chain([descriptor]).collect();
         let parent = std::process::id();
@@ -65,6 +71,7 @@ impl Launch {
             command.arg0(name).args(arguments);
         }
         command.env(VARIABLE, format!("{descriptor} {parent}"));
+        command.env(VERSION_VARIABLE, format!("{parent} {VERSION}"));
         introduce(&mut command);
         // As for a worker: no signal may reach the child while it still has the master's handlers, which are gone when
         // it executes the program. What is blocked then stays blocked.
@@ -85,7 +92,7 @@ impl Launch {
             NOT_EXECUTED
         });
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        pid
+        Ok(Child::new(pid?))
     }
 }
 
@@ -114,16 +121,42 @@ fn is_program(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// The socket to the master that has started this program to take over from it, if one has. To be called once, before
-/// there are threads.
+/// The socket to the master that has started this program to take over from it.
+#[derive(Debug)]
+pub struct OfferedSession {
+    /// This program's end.
+    pub socket: OwnedFd,
+    /// The newest version of the protocol that the old master speaks.
+    pub version: u32,
+}
+
+/// The session that the master has offered which has started this program, if one has. To be called
+/// once, before there are threads.
 ///
 /// # Errors
 /// When the environment can't be changed any more.
-pub fn inherited_session() -> Result<Option<OwnedFd>> {
+pub fn inherited_session() -> Result<Option<OfferedSession>> {
     // No worker, and nothing that one starts, is to find it.
-    let [value] = environment::take([VARIABLE])
+    let values = environment::take([VARIABLE, VERSION_VARIABLE]);
+    let [value, version] = values
         .map_err(|error| Error::new(format!("take {VARIABLE} out of the environment"), error))?;
-    Ok(value.and_then(|value| session_named(value.to_str()?)))
+    let Some(name) = value.as_ref().and_then(|value| value.to_str()) else {
+        return Ok(None);
+    };
+    let version = version.as_ref().and_then(|version| version.to_str());
+    Ok(session_named(name).map(|socket| OfferedSession {
+        socket,
+        version: version_of(name, version),
+    }))
+}
+
+/// The version that the master of a session speaks, by what the two variables say.
+fn version_of(name: &str, version: Option<&str>) -> u32 {
+    let parent = name.split_once(' ').map(|(_, parent)| parent);
+    let said = version.and_then(|text| text.split_once(' '));
+    let said = said.filter(|(about, _)| Some(*about) == parent);
+    said.and_then(|(_, version)| version.parse().ok())
+        .unwrap_or(OLDEST_VERSION)
 }
 
 /// The socket of this name, if it is one whose other end that master has made. The name may have come from anywhere, and
@@ -175,6 +208,16 @@ mod tests {
         drop(session.expect("it is one"));
         let gone = rustix::net::send(&other, b"x", rustix::net::SendFlags::NOSIGNAL);
         assert_eq!(gone, Err(rustix::io::Errno::PIPE));
+    }
+
+    #[test]
+    fn only_the_master_that_offers_the_session_says_its_version() {
+        assert_eq!(version_of("7 100", Some("100 2")), 2);
+        assert_eq!(version_of("7 100", None), 1);
+        // Left behind by a master that did not know the variable.
+        assert_eq!(version_of("7 100", Some("99 2")), 1);
+        assert_eq!(version_of("7 100", Some("100")), 1);
+        assert_eq!(version_of("7 100", Some("100 x")), 1);
     }
 
     #[test]

@@ -3,30 +3,30 @@
 //! A message is one SEQPACKET datagram: a header line in ASCII and, behind it, the bytes that came along with a
 //! connection. The first message of the new master names the version of all that follows; the old one refuses what it
 //! does not know. Texts that may hold anything (names, addresses) are percent-encoded.
+//! Version 1 differs in the form of a connection only ([`snapshot`](crate::master::snapshot)).
 //!
 //! ```text
-//! new: TAKEOVER 1                     old: REFUSED reason, or
+//! new: TAKEOVER 2                     old: REFUSED reason, or
 //!                                     old: LISTENER address file|-  (with its descriptor; each of them)
 //!                                     old: OFFER
 //! new: KEEP address  (each that it wants)
-//! new: READY pool...                  old: CONNECTION pool peer turns ...  (with its descriptor; each of them)
+//! new: READY pool...                  old: CONNECTION pool=... peer=...  (with its descriptor; each of them)
 //!                                     old: ALL count
 //! new: CONFIRM count                  old: GO
-//! new: DONE                           old: STORE mark  (if it has stored descriptors with a manager)
+//! new: DONE                           old: STORE instance  (if it has stored descriptors with a manager)
 //! new: SETTLED                        old: CONNECTION ...  (as their turns end)
 //! new: STOP  (if it is told to stop)  old: END
 //! ```
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::time::Duration;
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use crate::master::snapshot::{Malformed, Snapshot, escape, number, unescape};
+use crate::wire::MAX_CARRY;
 
-use crate::wire::{MAX_CARRY, Peer, Traffic};
-
-/// The version of this protocol.
-pub const VERSION: u32 = 1;
+/// The version of this protocol, and the oldest one that is still spoken.
+pub const VERSION: u32 = crate::master::snapshot::VERSION;
+/// See [`VERSION`].
+pub const OLDEST_VERSION: u32 = 1;
 
 /// More than any message takes: a path, or a carry behind a short header.
 pub const ROOM: usize = MAX_CARRY + 8 * 1024;
@@ -64,8 +64,8 @@ pub enum FromOld<'a> {
     },
     /// That were all listeners.
     Offer,
-    /// A connection. Its descriptor comes along.
-    Connection(Passed<'a>),
+    /// A connection of the pool of this name. Its descriptor comes along.
+    Connection(String, Snapshot<'a>),
     /// So many connections were sent: all that are not lent.
     All(u64),
     /// The new master is in charge, when it has said so.
@@ -77,87 +77,12 @@ pub enum FromOld<'a> {
     End,
 }
 
-/// What a connection waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waiting {
-    /// For a worker.
-    Worker,
-    /// For its client to send something.
-    Input,
-    /// For its client to take something.
-    Output,
-}
-
-/// A connection as the one master knew it and the other one must.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Passed<'a> {
-    /// The pool that it belongs to.
-    pub pool: Cow<'a, str>,
-    /// The client.
-    pub peer: Peer,
-    /// How many turns it has had.
-    pub turns: u64,
-    /// What it waits for.
-    pub waiting: Waiting,
-    /// How much longer it may be parked; `None` is for ever.
-    pub left: Option<Duration>,
-    /// For how long the client has owed the rest of a request.
-    pub owing: Option<Duration>,
-    /// What all turns have moved.
-    pub total: Traffic,
-    /// The manager that started the server has a copy of it.
-    pub stored: bool,
-    /// What was read and not consumed.
-    pub carry: &'a [u8],
-}
-
-/// Why bytes are not a message of this protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed;
-
-const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
-
-fn escape(text: &str) -> impl std::fmt::Display + '_ {
-    utf8_percent_encode(text, ESCAPED)
-}
-
-fn unescape(text: &str) -> Result<String, Malformed> {
-    let text = percent_decode_str(text).decode_utf8();
-    text.map(Cow::into_owned).map_err(|_| Malformed)
-}
-
 /// The header and what follows it.
 fn split(bytes: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let end = end.ok_or(Malformed)?;
     let header = std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed)?;
     Ok((header, &bytes[end + 1..]))
-}
-
-fn number<T: std::str::FromStr>(text: Option<&str>) -> Result<T, Malformed> {
-    let text = text.ok_or(Malformed)?;
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = text.parse().map_err(|_| Malformed)?;
-    digits.then_some(number).ok_or(Malformed)
-}
-
-/// Milliseconds, or `-` for none.
-fn span(text: Option<&str>) -> Result<Option<Duration>, Malformed> {
-    match text {
-        Some("-") => Ok(None),
-        text => Ok(Some(Duration::from_millis(number(text)?))),
-    }
-}
-
-struct Span(Option<Duration>);
-
-impl std::fmt::Display for Span {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(span) => span.as_millis().fmt(f),
-            None => f.write_str("-"),
-        }
-    }
 }
 
 impl FromNew {
@@ -189,13 +114,13 @@ impl FromNew {
         let (header, rest) = split(bytes)?;
         let mut words = header.split(' ');
         let message = match words.next() {
-            Some("TAKEOVER") => Self::Takeover(number(words.next())?),
+            Some("TAKEOVER") => Self::Takeover(number(words.next().ok_or(Malformed)?)?),
             Some("KEEP") => Self::Keep(unescape(words.next().ok_or(Malformed)?)?),
             Some("READY") => {
                 let pools: Result<_, _> = words.by_ref().map(unescape).collect();
                 Self::Ready(pools?)
             }
-            Some("CONFIRM") => Self::Confirm(number(words.next())?),
+            Some("CONFIRM") => Self::Confirm(number(words.next().ok_or(Malformed)?)?),
             Some("DONE") => Self::Done,
             Some("SETTLED") => Self::Settled,
             Some("STOP") => Self::Stop,
@@ -209,7 +134,7 @@ impl FromNew {
 impl<'a> FromOld<'a> {
     /// As it is sent, but for the carry.
     #[must_use]
-    pub fn header(&self) -> String {
+    pub fn header(&self, version: u32) -> String {
         match self {
             Self::Refused(reason) => format!("REFUSED {}\n", escape(reason)),
             Self::Listener { address, has_file } => {
@@ -217,7 +142,9 @@ impl<'a> FromOld<'a> {
                 format!("LISTENER {} {file}\n", escape(address))
             }
             Self::Offer => "OFFER\n".to_owned(),
-            Self::Connection(passed) => passed.header(),
+            Self::Connection(pool, snapshot) => {
+                format!("CONNECTION {}\n", snapshot.line(pool, version))
+            }
             Self::All(count) => format!("ALL {count}\n"),
             Self::Go => "GO\n".to_owned(),
             Self::Store(mark) => format!("STORE {mark}\n"),
@@ -229,7 +156,7 @@ impl<'a> FromOld<'a> {
     ///
     /// # Errors
     /// [`Malformed`] for anything else.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+    pub fn parse(bytes: &'a [u8], version: u32) -> Result<Self, Malformed> {
         let (header, rest) = split(bytes)?;
         let mut words = header.split(' ');
         let text =
@@ -245,69 +172,19 @@ impl<'a> FromOld<'a> {
                 },
             },
             Some("OFFER") => Self::Offer,
-            Some("CONNECTION") => Self::Connection(Passed::parse(&mut words, rest)?),
-            Some("ALL") => Self::All(number(words.next())?),
+            Some("CONNECTION") if rest.len() <= MAX_CARRY => {
+                let (pool, snapshot) = Snapshot::parse(words.by_ref(), version, rest)?;
+                Self::Connection(pool, snapshot)
+            }
+            Some("ALL") => Self::All(number(words.next().ok_or(Malformed)?)?),
             Some("GO") => Self::Go,
-            Some("STORE") => Self::Store(number(words.next())?),
+            Some("STORE") => Self::Store(number(words.next().ok_or(Malformed)?)?),
             Some("END") => Self::End,
             _ => return Err(Malformed),
         };
-        let carries = matches!(message, Self::Connection(_));
+        let carries = matches!(message, Self::Connection(..));
         let whole = words.next().is_none() && (carries || rest.is_empty());
         whole.then_some(message).ok_or(Malformed)
-    }
-}
-
-impl<'a> Passed<'a> {
-    fn header(&self) -> String {
-        let waiting = match self.waiting {
-            Waiting::Worker => "worker",
-            Waiting::Input => "input",
-            Waiting::Output => "output",
-        };
-        format!(
-            "CONNECTION {} {} {} {waiting} {} {} {} {} {}\n",
-            escape(&self.pool),
-            self.peer,
-            self.turns,
-            Span(self.left),
-            Span(self.owing),
-            self.total.read,
-            self.total.written,
-            if self.stored { "stored" } else { "-" },
-        )
-    }
-
-    fn parse(words: &mut dyn Iterator<Item = &'a str>, carry: &'a [u8]) -> Result<Self, Malformed> {
-        if carry.len() > MAX_CARRY {
-            return Err(Malformed);
-        }
-        Ok(Self {
-            pool: unescape(words.next().ok_or(Malformed)?)?.into(),
-            peer: words
-                .next()
-                .and_then(|peer| peer.parse().ok())
-                .ok_or(Malformed)?,
-            turns: number(words.next())?,
-            waiting: match words.next() {
-                Some("worker") => Waiting::Worker,
-                Some("input") => Waiting::Input,
-                Some("output") => Waiting::Output,
-                _ => return Err(Malformed),
-            },
-            left: span(words.next())?,
-            owing: span(words.next())?,
-            total: Traffic {
-                read: number(words.next())?,
-                written: number(words.next())?,
-            },
-            stored: match words.next() {
-                Some("stored") => true,
-                Some("-") => false,
-                _ => return Err(Malformed),
-            },
-            carry,
-        })
     }
 }
 
@@ -315,10 +192,6 @@ impl<'a> Passed<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn spans() -> impl Strategy<Value = Option<Duration>> {
-        proptest::option::of(any::<u32>().prop_map(|ms| Duration::from_millis(ms.into())))
-    }
 
     proptest! {
         #[test]
@@ -338,49 +211,36 @@ mod tests {
         }
 
         #[test]
-        fn what_the_old_master_says_arrives(
-            text: String,
-            turns: u64,
-            left in spans(),
-            owing in spans(),
-            traffic: (u64, u64),
-            stored: bool,
-            carry: Vec<u8>,
-            waiting in prop_oneof![Just(Waiting::Worker), Just(Waiting::Input), Just(Waiting::Output)],
-        ) {
-            let passed = Passed {
-                pool: (text.clone() + "x").into(),
-                peer: Peer::Inet(([127, 0, 0, 1], 80).into()),
-                turns,
-                waiting,
-                left,
-                owing,
-                total: Traffic { read: traffic.0, written: traffic.1 },
-                stored,
-                carry: &carry,
-            };
+        fn what_the_old_master_says_arrives(text: String, count: u64, carry: Vec<u8>) {
+            let name = text.clone() + "x";
+            let line = format!("pool={} peer=127.0.0.1:80 turns={count}", escape(&name));
+            let words = line.split(' ');
+            let (pool, snapshot) = Snapshot::parse(words, VERSION, &carry).unwrap();
             for message in [
-                FromOld::Refused(text.clone() + "x"),
-                FromOld::Listener { address: text.clone() + "x", has_file: turns % 2 == 0 },
+                FromOld::Refused(name.clone()),
+                FromOld::Listener { address: name, has_file: count % 2 == 0 },
                 FromOld::Offer,
-                FromOld::Connection(passed),
-                FromOld::All(turns),
+                FromOld::Connection(pool, snapshot),
+                FromOld::All(count),
                 FromOld::Go,
-                FromOld::Store(turns),
+                FromOld::Store(count),
                 FromOld::End,
             ] {
-                let mut bytes = message.header().into_bytes();
-                if let FromOld::Connection(passed) = &message {
-                    bytes.extend_from_slice(passed.carry);
+                for version in [1, 2] {
+                    let mut bytes = message.header(version).into_bytes();
+                    if let FromOld::Connection(_, snapshot) = &message {
+                        bytes.extend_from_slice(&snapshot.carry);
+                    }
+                    prop_assert_eq!(&FromOld::parse(&bytes, version), &Ok(message.clone()));
                 }
-                prop_assert_eq!(FromOld::parse(&bytes), Ok(message));
             }
         }
 
         #[test]
         fn no_bytes_are_too_strange(bytes: Vec<u8>) {
             let _ = FromNew::parse(&bytes);
-            let _ = FromOld::parse(&bytes);
+            let _ = FromOld::parse(&bytes, 1);
+            let _ = FromOld::parse(&bytes, 2);
         }
     }
 
@@ -406,7 +266,11 @@ mod tests {
             "LISTENER [::]:80 maybe\n",
             "LISTENER [::]:80\n",
         ] {
-            assert_eq!(FromOld::parse(text.as_bytes()), Err(Malformed), "{text}");
+            assert_eq!(
+                FromOld::parse(text.as_bytes(), VERSION),
+                Err(Malformed),
+                "{text}"
+            );
         }
     }
 }

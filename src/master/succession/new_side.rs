@@ -1,314 +1,260 @@
-//! The new master's part.
+//! The new master's side of a takeover.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
-use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::error::{Error, Result};
-use crate::master::Master;
-use crate::master::connection::held::Held;
-use crate::master::dispatch::{Interest, Standing};
-use crate::master::events::token::{Subject, Token};
+use super::launch::OfferedSession;
+use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
+use super::session::{Buffer, Session, reason};
+use crate::error::{Error, Plain, Result};
+use crate::master::events::epoll::EventFlags;
+use crate::master::events::token::MasterEvent;
 use crate::master::listen::listener::Listener;
-use crate::master::pool::{Phase, Pool};
-use crate::master::store::ledger::Stage;
-use crate::master::succession::messages::{FromNew, FromOld, Passed, VERSION, Waiting};
-use crate::master::succession::session::{Room, Session, reason};
+use crate::master::office::Office;
+use crate::master::pools::Pools;
+use crate::master::snapshot::Snapshot;
 use crate::master::time::Time;
 
-/// What the log calls the other one.
+/// What the log calls the other master.
 const OLD: &str = "the old master";
 
 /// A master to be: it has been offered the listeners of the old one.
 #[derive(Debug)]
-pub struct Successor {
+pub struct TakeoverClient {
     session: Session,
-    room: Room,
-    /// Since when it starts its workers.
+    buffer: Buffer,
+    /// Since when it waits for its workers.
     since: Option<Time>,
     /// It is in charge.
-    reigns: bool,
+    active: bool,
 }
 
-impl AsFd for Successor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.session.as_fd()
-    }
+/// Why the old master has offered nothing.
+enum NoOffer {
+    /// It speaks an older version of the protocol.
+    Version(u32),
+    /// Anything else.
+    Failed(String),
 }
 
-/// A connection that has come, and what was said of it.
-struct Arrival {
-    passed: Passed<'static>,
-    carry: Vec<u8>,
-    socket: OwnedFd,
-}
+/// A connection that has come: its pool's name, what was said of it, its descriptor.
+type Arrival = (String, Snapshot<'static>, OwnedFd);
 
-impl Successor {
+impl TakeoverClient {
     /// Asks the master behind a control socket for its listeners.
     ///
     /// # Errors
     /// When nobody listens there, or it refuses.
     pub fn connect(path: &Path) -> Result<(Self, Vec<Listener>)> {
-        let attempt = || format!("take over at {}", path.display());
+        let attempt = format!("take over at {}", path.display());
         let connected = || -> io::Result<OwnedFd> {
             let flags = SocketFlags::CLOEXEC;
             let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
             connect(&socket, &SocketAddrUnix::new(path)?)?;
             Ok(socket)
         };
-        let socket = connected().map_err(|error| Error::new(attempt(), error))?;
-        Self::ask(socket, &attempt())
+        let mut version = VERSION;
+        loop {
+            let socket = connected().map_err(|error| Error::new(&attempt, error))?;
+            match Self::ask(socket, version) {
+                Ok(offer) => return Ok(offer),
+                // It says so in its refusal, and is asked again in its own words.
+                Err(NoOffer::Version(older)) if older < version => version = older,
+                Err(NoOffer::Version(other)) => {
+                    let why = format!("{OLD} speaks version {other}, not {version}");
+                    return Err(Error::because(attempt, why));
+                }
+                Err(NoOffer::Failed(why)) => return Err(Error::because(attempt, why)),
+            }
+        }
     }
 
-    /// Asks the master at the other end of a socket for its listeners.
+    /// Asks the master that has started this program for its listeners.
     ///
     /// # Errors
     /// When it is gone, or refuses.
-    pub fn ask(socket: OwnedFd, attempt: &str) -> Result<(Self, Vec<Listener>)> {
-        let failed = |error: io::Error| Error::because(attempt, reason(OLD, &error));
-        let session = Session::over(socket).map_err(failed)?;
-        let mut room = Room::default();
-        session
-            .answer(&FromNew::Takeover(VERSION))
-            .map_err(failed)?;
+    pub fn answer(offered: OfferedSession) -> Result<(Self, Vec<Listener>)> {
+        let version = offered.version.min(VERSION);
+        Self::ask(offered.socket, version).map_err(|failure| match failure {
+            NoOffer::Version(other) => {
+                let why = format!("{OLD} speaks version {other}, not {version}");
+                Error::because("take over", why)
+            }
+            NoOffer::Failed(why) => Error::because("take over", why),
+        })
+    }
+
+    fn ask(socket: OwnedFd, version: u32) -> Result<(Self, Vec<Listener>), NoOffer> {
+        let failed = |error: io::Error| NoOffer::Failed(reason(OLD, &error));
+        let mut session = Session::over(socket).map_err(failed)?;
+        session.set_version(version);
+        let mut buffer = Buffer::default();
+        let hello = FromNew::Takeover(version);
+        session.send_to_old(&hello).map_err(failed)?;
         let mut listeners = Vec::new();
         loop {
-            match session.hear_old(&mut room).map_err(failed)? {
+            match session.recv_from_old(&mut buffer).map_err(failed)? {
                 (FromOld::Listener { address, has_file }, Some(socket)) => {
-                    let asked = address.parse();
-                    let asked =
-                        asked.map_err(|error| Error::because(attempt, format!("{error}")))?;
-                    listeners.push(Listener::adopt(socket, asked, has_file)?);
+                    let unusable = |error: String| NoOffer::Failed(error);
+                    let asked = address.parse().map_err(|e| unusable(format!("{e}")))?;
+                    let listener = Listener::adopt(socket, asked, has_file);
+                    listeners.push(listener.map_err(|error| unusable(error.to_string()))?);
                 }
                 (FromOld::Offer, None) => break,
-                (FromOld::Refused(why), None) => {
-                    return Err(Error::because(
-                        attempt,
-                        format!("the old master refuses: {why}"),
-                    ));
-                }
-                _ => {
-                    return Err(Error::because(
-                        attempt,
-                        "the old master says something else",
-                    ));
-                }
+                (FromOld::Refused(why), None) => return Err(refusal(&why)),
+                _ => return Err(NoOffer::Failed(format!("{OLD} sent an unexpected message"))),
             }
         }
-        let successor = Self {
+        let client = Self {
             session,
-            room,
+            buffer,
             since: None,
-            reigns: false,
+            active: false,
         };
-        Ok((successor, listeners))
+        Ok((client, listeners))
     }
 
-    /// Whether it is in charge.
+    /// Whether this master is in charge.
     #[must_use]
-    pub fn reigns(&self) -> bool {
-        self.reigns
+    pub fn is_active(&self) -> bool {
+        self.active
     }
 
-    /// When it looks again whether the workers are ready, at the latest.
+    /// When it is given up that the workers become ready.
     #[must_use]
-    pub fn due(&self, limit: Duration) -> Option<Time> {
-        let since = self.since.filter(|_| !self.reigns)?;
-        Some(since.after(limit))
+    pub fn due(&self, pools: &Pools<'_>) -> Option<Time> {
+        // It waits for one pool after the other. When all are ready it waits for nothing.
+        let since = self.since.filter(|_| !self.active)?;
+        let slow = pools.iter().find(|pool| !pool.workers().is_whole())?;
+        Some(since.after(slow.plan().settings.start_timeout))
+    }
+
+    /// Takes over from the old master as soon as all workers are ready.
+    ///
+    /// # Errors
+    /// When they never are, or the old master is gone or refuses.
+    pub fn advance(&mut self, pools: &mut Pools<'_>, office: &mut Office, now: Time) -> Result<()> {
+        if self.active {
+            return Ok(());
+        }
+        let since = *self.since.get_or_insert(now);
+        if let Some(slow) = pools.iter().find(|pool| !pool.workers().is_whole()) {
+            let limit = slow.plan().settings.start_timeout;
+            if since.after(limit) > now {
+                return Ok(());
+            }
+            let (name, limit) = (&slow.plan().name, limit.as_secs_f64());
+            let cause = format!("the workers of pool {name} are not ready within {limit} s");
+            return Err(Error::because("take over", cause));
+        }
+        let arrivals = self
+            .take_over(pools)
+            .map_err(|error| Error::because("take over", reason(OLD, &error)))?;
+        let watched = pools
+            .epoll()
+            .add(&self.session, MasterEvent::OldMaster, EventFlags::IN);
+        if let Err(error) = watched {
+            log::error!("cannot watch {OLD}: {}", Plain(&error));
+        }
+        log::info!("took over with {} connections", arrivals.len());
+        for (name, snapshot, socket) in arrivals {
+            adopt(pools, &name, &snapshot, socket, now);
+        }
+        for pool in pools.iter_mut() {
+            pool.listeners_mut().set_unlink_on_drop(true, |_| true);
+            pool.begin_accepting();
+        }
+        office.take_charge(pools.epoll());
+        let _ = self.session.send_to_old(&FromNew::Settled);
+        Ok(())
     }
 
     /// Takes everything over that is not lent.
-    fn take_over(&mut self, keep: &[String], pools: Vec<String>) -> io::Result<Vec<Arrival>> {
-        for address in keep {
-            self.session.answer(&FromNew::Keep(address.clone()))?;
+    fn take_over(&mut self, pools: &Pools<'_>) -> io::Result<Vec<Arrival>> {
+        for listener in pools.listeners() {
+            let keep = FromNew::Keep(listener.asked().to_string());
+            self.session.send_to_old(&keep)?;
         }
-        self.session.answer(&FromNew::Ready(pools))?;
+        let names = pools.iter().map(|pool| pool.plan().name.to_string());
+        self.session.send_to_old(&FromNew::Ready(names.collect()))?;
         let mut arrivals = Vec::new();
         loop {
-            match self.session.hear_old(&mut self.room)? {
-                (FromOld::Connection(passed), Some(socket)) => {
-                    arrivals.push(Arrival::new(passed, socket));
+            match self.session.recv_from_old(&mut self.buffer)? {
+                (FromOld::Connection(name, snapshot), Some(socket)) => {
+                    arrivals.push((name, snapshot.into_owned(), socket));
                 }
                 (FromOld::All(count), None) if count == arrivals.len() as u64 => break,
                 _ => return Err(unexpected()),
             }
         }
         let count = arrivals.len() as u64;
-        self.session.answer(&FromNew::Confirm(count))?;
-        match self.session.hear_old(&mut self.room)? {
+        self.session.send_to_old(&FromNew::Confirm(count))?;
+        match self.session.recv_from_old(&mut self.buffer)? {
             (FromOld::Go, None) => {}
             _ => return Err(unexpected()),
         }
-        self.session.answer(&FromNew::Done)?;
-        self.reigns = true;
+        self.session.send_to_old(&FromNew::Done)?;
+        self.active = true;
         Ok(arrivals)
+    }
+
+    /// Goes on with what the old master still had lent. `Some` says why nothing more comes.
+    pub fn on_message(&mut self, pools: &mut Pools<'_>, now: Time) -> Option<String> {
+        loop {
+            match self.session.poll_old(&mut self.buffer) {
+                Ok(None) => return None,
+                Ok(Some((FromOld::Connection(name, snapshot), Some(socket)))) => {
+                    adopt(pools, &name, &snapshot, socket, now);
+                }
+                Ok(Some((FromOld::Store(instance), None))) => {
+                    if let Some(store) = pools.store() {
+                        store.take_charge(Some(instance));
+                    }
+                }
+                Ok(Some((FromOld::End, None))) => return Some(format!("{OLD} has ended")),
+                Ok(Some(_)) => return Some(reason(OLD, &unexpected())),
+                Err(error) => return Some(reason(OLD, &error)),
+            }
+        }
+    }
+
+    /// This master is told to stop: the old one is not to take charge again.
+    pub fn stop(&self) {
+        if self.active {
+            let _ = self.session.send_to_old(&FromNew::Stop);
+        }
     }
 }
 
-impl Arrival {
-    fn new(passed: Passed<'_>, socket: OwnedFd) -> Self {
-        let carry = passed.carry.to_vec();
-        let pool = passed.pool.into_owned().into();
-        let passed = Passed {
-            pool,
-            carry: &[],
-            ..passed
-        };
-        Self {
-            passed,
-            carry,
-            socket,
-        }
+impl AsFd for TakeoverClient {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.session.as_fd()
+    }
+}
+
+fn adopt(pools: &mut Pools<'_>, name: &str, snapshot: &Snapshot<'_>, socket: OwnedFd, now: Time) {
+    if !pools.iter().any(|pool| pool.key() == snapshot.pool) {
+        let peer = snapshot
+            .peer
+            .map_or("?".to_owned(), |peer| peer.to_string());
+        log::error!("cannot adopt {peer}: there is no pool {name}");
+    }
+    pools.adopt(snapshot, socket, now);
+}
+
+/// The old master has refused. One of version 1 does so if it is asked in another version.
+fn refusal(why: &str) -> NoOffer {
+    let version = why.strip_prefix("this master speaks version ");
+    let version = version.and_then(|rest| rest.split(',').next()?.parse().ok());
+    match version.filter(|version| (OLDEST_VERSION..=VERSION).contains(version)) {
+        Some(version) => NoOffer::Version(version),
+        None => NoOffer::Failed(format!("{OLD} refuses: {why}")),
     }
 }
 
 fn unexpected() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "it says something unexpected")
-}
-
-impl Master<'_> {
-    /// Takes over from the old master as soon as all workers are ready.
-    ///
-    /// # Errors
-    /// When they never are, or the old master is gone or says no.
-    pub(in crate::master) fn advance_succession(&mut self, now: Time) -> Result<()> {
-        let Some(successor) = self.successor.as_mut().filter(|s| !s.reigns) else {
-            return Ok(());
-        };
-        if self.stopping.is_some() {
-            self.successor = None;
-            return Ok(());
-        }
-        let since = *successor.since.get_or_insert(now);
-        let pools = || self.pools.iter().flatten();
-        if let Some(slow) = pools().find(|pool| !pool.processes.is_whole()) {
-            let limit = slow.plan.settings.start_timeout;
-            if since.after(limit) > now {
-                return Ok(());
-            }
-            let (name, limit) = (&slow.plan.name, limit.as_secs_f64());
-            let cause = format!("the workers of pool {name} are not ready within {limit} s");
-            return Err(Error::because("take over", cause));
-        }
-        let keep: Vec<_> = pools()
-            .flat_map(|pool| &pool.listeners)
-            .map(|listener| listener.asked().to_string())
-            .collect();
-        let names = pools().map(|pool| pool.plan.name.to_string()).collect();
-        let arrivals = successor
-            .take_over(&keep, names)
-            .map_err(|error| Error::because("take over", reason(OLD, &error)))?;
-        let data = EventData::new_u64(Token::own(Subject::Succession).encode());
-        let session = &successor.session;
-        if let Err(error) = epoll::add(&*self.own.epoll, session, data, EventFlags::IN) {
-            log::error!("cannot watch the old master: {error}");
-        }
-        log::info!("took over with {} connections", arrivals.len());
-        for arrival in arrivals {
-            self.adopt(arrival, now);
-        }
-        for pool in self.pools() {
-            pool.listeners.iter_mut().for_each(Listener::own);
-            pool.begin_accepting();
-        }
-        self.take_office();
-        if let Some(successor) = &self.successor {
-            let _ = successor.session.answer(&FromNew::Settled);
-        }
-        Ok(())
-    }
-
-    /// This master is told to stop: the old one is not to take charge again.
-    pub(in crate::master) fn tell_of_stop(&mut self) {
-        if let Some(successor) = self.successor.as_ref().filter(|s| s.reigns) {
-            let _ = successor.session.answer(&FromNew::Stop);
-        }
-    }
-
-    /// The old master passes on what it still had lent.
-    pub(in crate::master) fn on_predecessor(&mut self, now: Time) {
-        while let Some(successor) = &mut self.successor {
-            let arrival = match successor.session.poll_old(&mut successor.room) {
-                Ok(None) => return,
-                Ok(Some((FromOld::Connection(passed), Some(socket)))) => {
-                    Ok(Arrival::new(passed, socket))
-                }
-                Ok(Some((FromOld::Store(mark), None))) => {
-                    if let Some(store) = &self.store {
-                        store.take_charge(Some(mark));
-                    }
-                    continue;
-                }
-                Ok(Some((FromOld::End, None))) => Err(format!("{OLD} has ended")),
-                Ok(Some(_)) => Err(reason(OLD, &unexpected())),
-                Err(error) => Err(reason(OLD, &error)),
-            };
-            match arrival {
-                Ok(arrival) => self.adopt(arrival, now),
-                Err(why) => {
-                    log::info!("the takeover is complete: {why}");
-                    self.successor = None;
-                    if let Some(store) = &self.store {
-                        store.predecessor_ended();
-                    }
-                }
-            }
-        }
-    }
-
-    fn adopt(&mut self, arrival: Arrival, now: Time) {
-        let name = arrival.passed.pool.clone();
-        let pool = self.pools().find(|pool| *pool.plan.name == *name);
-        match pool {
-            Some(pool) => pool.adopt(arrival, now),
-            None => log::error!(
-                "cannot adopt {}: there is no pool {name}",
-                arrival.passed.peer
-            ),
-        }
-    }
-}
-
-impl Pool<'_> {
-    fn adopt(&mut self, arrival: Arrival, now: Time) {
-        if !matches!(self.phase, Phase::Serving | Phase::Stopping { .. }) {
-            // There is nobody left to serve it.
-            return;
-        }
-        let Arrival {
-            passed,
-            carry,
-            socket,
-        } = arrival;
-        let mut held = Held::adopted(socket, passed.peer, &carry, passed.total);
-        if passed.stored {
-            let kept = self.store.as_ref().and_then(|store| {
-                let cookie = held.cookie().ok()?;
-                store.keep_stored(cookie, &self.plan.name)
-            });
-            held.copied(kept);
-        }
-        // It was counted by the old master, and is not refused now.
-        let _ = self.clients.enter(passed.peer);
-        let standing = Standing {
-            ready: passed.waiting == Waiting::Worker,
-            turns: passed.turns,
-            left: passed.left,
-            owing: passed.owing,
-        };
-        let interest = match passed.waiting {
-            Waiting::Output => Interest::Output,
-            Waiting::Worker | Waiting::Input => Interest::Input,
-        };
-        let stage = match standing.ready {
-            true => Stage::Ready,
-            false => Stage::Parked,
-        };
-        held.note_standing(stage, &standing, now);
-        self.dispatcher.adopt(held, &standing, interest, now);
-    }
+    io::Error::new(io::ErrorKind::InvalidData, "unexpected message")
 }

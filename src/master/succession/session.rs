@@ -9,9 +9,10 @@ use nix::unistd::Pid;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use super::messages::{FromNew, FromOld, ROOM, VERSION};
 use crate::error::Plain;
 use crate::fdpass::{self, Wait};
-use crate::master::succession::messages::{FromNew, FromOld, Malformed, ROOM};
+use crate::master::snapshot::Malformed;
 
 /// How long one master waits for a word of the other while both hold still. Clients wait with them.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -20,13 +21,14 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Session {
     socket: OwnedFd,
+    version: u32,
 }
 
 /// A buffer that takes any message.
 #[derive(Debug)]
-pub struct Room(Box<[u8]>);
+pub struct Buffer(Box<[u8]>);
 
-impl Default for Room {
+impl Default for Buffer {
     fn default() -> Self {
         Self(vec![0; ROOM].into())
     }
@@ -43,7 +45,10 @@ impl Session {
         if sockopt::socket_send_buffer_size(&socket)? < 2 * ROOM {
             sockopt::set_socket_send_buffer_size(&socket, ROOM)?;
         }
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            version: VERSION,
+        })
     }
 
     /// Two ends, for two masters on this machine.
@@ -54,6 +59,11 @@ impl Session {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self::over(ours)?, theirs))
+    }
+
+    /// Speaks this version of the protocol from now on.
+    pub fn set_version(&mut self, version: u32) {
+        self.version = version;
     }
 
     /// The process that made the other end, as far as this process can see it.
@@ -67,23 +77,23 @@ impl Session {
     ///
     /// # Errors
     /// What sendmsg(2) fails with; `TimedOut` when the other one does not read.
-    pub fn tell(
+    pub fn send_to_new(
         &self,
         message: &FromOld<'_>,
         descriptor: Option<BorrowedFd<'_>>,
     ) -> io::Result<()> {
         let carry = match message {
-            FromOld::Connection(passed) => passed.carry,
+            FromOld::Connection(_, snapshot) => &*snapshot.carry,
             _ => &[],
         };
-        self.send(&message.header(), carry, descriptor)
+        self.send(&message.header(self.version), carry, descriptor)
     }
 
     /// Sends what the new master says.
     ///
     /// # Errors
-    /// As [`Session::tell`].
-    pub fn answer(&self, message: &FromNew) -> io::Result<()> {
+    /// As [`Session::send_to_new`].
+    pub fn send_to_old(&self, message: &FromNew) -> io::Result<()> {
         self.send(&message.header(), &[], None)
     }
 
@@ -114,18 +124,20 @@ impl Session {
     /// # Errors
     /// What recvmsg(2) fails with; `TimedOut` when it is silent for too long, `UnexpectedEof` when it is gone, and
     /// `InvalidData`.
-    pub fn hear_new(&self, room: &mut Room) -> io::Result<FromNew> {
-        let (length, _) = self.receive(room, 0, Wait::Block)?;
-        FromNew::parse(&room.0[..length]).map_err(strange)
+    pub fn recv_from_new(&self, buffer: &mut Buffer) -> io::Result<FromNew> {
+        let (length, _) = self.receive(buffer, 0, Wait::Block)?;
+        FromNew::parse(&buffer.0[..length]).map_err(strange)
     }
 
     /// The same without sleeping; `None` when there is nothing yet.
     ///
     /// # Errors
-    /// As [`Session::hear_new`].
-    pub fn poll_new(&self, room: &mut Room) -> io::Result<Option<FromNew>> {
-        match self.receive(room, 0, Wait::Dont) {
-            Ok((length, _)) => FromNew::parse(&room.0[..length]).map(Some).map_err(strange),
+    /// As [`Session::recv_from_new`].
+    pub fn poll_new(&self, buffer: &mut Buffer) -> io::Result<Option<FromNew>> {
+        match self.receive(buffer, 0, Wait::Dont) {
+            Ok((length, _)) => FromNew::parse(&buffer.0[..length])
+                .map(Some)
+                .map_err(strange),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
             Err(error) => Err(error),
         }
@@ -134,24 +146,27 @@ impl Session {
     /// What the old master says, and the descriptor that came along.
     ///
     /// # Errors
-    /// As [`Session::hear_new`].
-    pub fn hear_old<'a>(&self, room: &'a mut Room) -> io::Result<(FromOld<'a>, Option<OwnedFd>)> {
-        let (length, descriptor) = self.receive(room, 1, Wait::Block)?;
-        let message = FromOld::parse(&room.0[..length]).map_err(strange)?;
+    /// As [`Session::recv_from_new`].
+    pub fn recv_from_old<'a>(
+        &self,
+        buffer: &'a mut Buffer,
+    ) -> io::Result<(FromOld<'a>, Option<OwnedFd>)> {
+        let (length, descriptor) = self.receive(buffer, 1, Wait::Block)?;
+        let message = FromOld::parse(&buffer.0[..length], self.version).map_err(strange)?;
         Ok((message, descriptor))
     }
 
     /// The same without sleeping; `None` when there is nothing yet.
     ///
     /// # Errors
-    /// As [`Session::hear_new`].
+    /// As [`Session::recv_from_new`].
     pub fn poll_old<'a>(
         &self,
-        room: &'a mut Room,
+        buffer: &'a mut Buffer,
     ) -> io::Result<Option<(FromOld<'a>, Option<OwnedFd>)>> {
-        match self.receive(room, 1, Wait::Dont) {
+        match self.receive(buffer, 1, Wait::Dont) {
             Ok((length, descriptor)) => {
-                let message = FromOld::parse(&room.0[..length]).map_err(strange)?;
+                let message = FromOld::parse(&buffer.0[..length], self.version).map_err(strange)?;
                 Ok(Some((message, descriptor)))
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
@@ -161,11 +176,11 @@ impl Session {
 
     fn receive(
         &self,
-        room: &mut Room,
+        buffer: &mut Buffer,
         wanted: usize,
         wait: Wait,
     ) -> io::Result<(usize, Option<OwnedFd>)> {
-        match fdpass::receive(&self.socket, &mut room.0, wanted, wait) {
+        match fdpass::receive(&self.socket, &mut buffer.0, wanted, wait) {
             Ok(message) if message.length == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(mut message) => Ok((message.length, message.descriptors.pop())),
             Err(error) if error.would_block() => Err(silent()),
@@ -181,11 +196,11 @@ impl AsFd for Session {
 }
 
 fn silent() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "it is silent")
+    io::Error::new(io::ErrorKind::TimedOut, "no answer")
 }
 
 fn strange(Malformed: Malformed) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "it says what no master says")
+    io::Error::new(io::ErrorKind::InvalidData, "malformed message")
 }
 
 /// Whether the other master has closed its end, or ended.
@@ -203,6 +218,6 @@ pub fn reason(who: &str, error: &io::Error) -> String {
     match error.kind() {
         _ if is_gone(error) => format!("{who} is gone"),
         io::ErrorKind::TimedOut => format!("{who} is silent for {} s", PATIENCE.as_secs()),
-        _ => format!("the talk with {who}: {}", Plain(error)),
+        _ => format!("{who}: {}", Plain(error)),
     }
 }

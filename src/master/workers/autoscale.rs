@@ -54,7 +54,7 @@ pub struct Demand {
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum Resize {
     /// Nothing.
     None,
     /// So many workers more.
@@ -65,7 +65,7 @@ pub enum Change {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Sizing {
+pub struct Autoscale {
     /// How many are started the next time, if that many are missing.
     rate: usize,
     last: Time,
@@ -73,7 +73,7 @@ pub struct Sizing {
     surplus: Option<Time>,
 }
 
-impl Default for Sizing {
+impl Default for Autoscale {
     fn default() -> Self {
         Self {
             rate: 1,
@@ -119,14 +119,14 @@ impl Bounds {
     }
 }
 
-impl Sizing {
+impl Autoscale {
     /// Looks whether the size is to change. To be called as often as convenient: it has its own time.
     #[must_use]
-    pub fn look(&mut self, bounds: &Bounds, demand: Demand, now: Time) -> Change {
+    pub fn look(&mut self, bounds: &Bounds, demand: Demand, now: Time) -> Resize {
         let short = bounds.is_short(demand);
         let hurry = bounds.hurry(demand).is_some_and(|from| from <= now);
         if now < self.last.after(INTERVAL) && !hurry {
-            return Change::None;
+            return Resize::None;
         }
         self.last = now;
         if short {
@@ -136,19 +136,19 @@ impl Sizing {
             let count = self.rate.min(missing).min(bounds.most - demand.size);
             self.rate = (self.rate * 2).min(FASTEST);
             return match count {
-                0 => Change::None,
-                count => Change::Grow(count),
+                0 => Resize::None,
+                count => Resize::Grow(count),
             };
         }
         self.rate = 1;
         if !bounds.is_surplus(demand) {
             self.surplus = None;
-            return Change::None;
+            return Resize::None;
         }
         let since = *self.surplus.get_or_insert(now);
         match now.since(since) >= SETTLED {
-            true => Change::Shrink,
-            false => Change::None,
+            true => Resize::Shrink,
+            false => Resize::None,
         }
     }
 
@@ -182,14 +182,14 @@ mod tests {
     /// A pool of which so many workers are always busy if there are so many.
     struct Pool {
         bounds: Bounds,
-        sizing: Sizing,
+        sizing: Autoscale,
         size: usize,
         load: usize,
     }
 
     impl Pool {
         fn new(bounds: Bounds) -> Self {
-            let (sizing, size) = (Sizing::default(), bounds.least);
+            let (sizing, size) = (Autoscale::default(), bounds.least);
             Self {
                 bounds,
                 sizing,
@@ -211,9 +211,9 @@ mod tests {
         /// One look, and the size after it.
         fn look(&mut self, now: Time) -> usize {
             match self.sizing.look(&self.bounds, self.demand(), now) {
-                Change::None => {}
-                Change::Grow(count) => self.size += count,
-                Change::Shrink => self.size -= 1,
+                Resize::None => {}
+                Resize::Grow(count) => self.size += count,
+                Resize::Shrink => self.size -= 1,
             }
             assert!((self.bounds.least..=self.bounds.most).contains(&self.size));
             self.size
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_queue_of_a_moment_is_no_hurry() {
-        let mut sizing = Sizing::default();
+        let mut sizing = Autoscale::default();
         let bounds = bounds(2, 100, 1, 4);
         let demand = |idle, since: Option<u64>| Demand {
             size: 2,
@@ -259,11 +259,11 @@ mod tests {
             waiting: usize::from(since.is_some()),
             since: since.map(at),
         };
-        assert_eq!(sizing.look(&bounds, demand(2, None), at(0)), Change::None);
+        assert_eq!(sizing.look(&bounds, demand(2, None), at(0)), Resize::None);
         let waits = demand(0, Some(100));
-        assert_eq!(sizing.look(&bounds, waits, at(100)), Change::None);
+        assert_eq!(sizing.look(&bounds, waits, at(100)), Resize::None);
         assert_eq!(sizing.next(&bounds, waits), Some(at(110)));
-        assert_eq!(sizing.look(&bounds, waits, at(110)), Change::Grow(1));
+        assert_eq!(sizing.look(&bounds, waits, at(110)), Resize::Grow(1));
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn workers_that_are_starting_count_and_are_waited_for() {
-        let mut sizing = Sizing::default();
+        let mut sizing = Autoscale::default();
         let bounds = bounds(2, 100, 2, 4);
         let demand = |starting| Demand {
             size: 4,
@@ -290,11 +290,11 @@ mod tests {
             waiting: 50,
             since: Some(at(0)),
         };
-        assert_eq!(sizing.look(&bounds, demand(2), at(0)), Change::None);
-        assert_eq!(sizing.look(&bounds, demand(1), at(10)), Change::None);
-        assert_eq!(sizing.look(&bounds, demand(0), at(20)), Change::Grow(1));
+        assert_eq!(sizing.look(&bounds, demand(2), at(0)), Resize::None);
+        assert_eq!(sizing.look(&bounds, demand(1), at(10)), Resize::None);
+        assert_eq!(sizing.look(&bounds, demand(0), at(20)), Resize::Grow(1));
         // In a crash loop none of them serves, and more of them would be no help.
-        assert_eq!(sizing.look(&bounds, demand(4), at(5000)), Change::None);
+        assert_eq!(sizing.look(&bounds, demand(4), at(5000)), Resize::None);
     }
 
     #[test]

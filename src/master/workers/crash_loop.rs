@@ -12,16 +12,16 @@ const WITHIN: Duration = Duration::from_secs(10);
 /// The early deaths of one pool. They are counted together, for what is wrong with one worker is most often wrong with
 /// all.
 #[derive(Debug, Default)]
-pub struct EarlyDeaths {
+pub struct CrashLoop {
     /// The last of them, at most [`MANY`].
     recent: VecDeque<Time>,
     looping: bool,
 }
 
-impl EarlyDeaths {
+impl CrashLoop {
     /// A worker has died early. True when that is what makes it a loop.
     #[must_use]
-    pub fn note(&mut self, now: Time) -> bool {
+    pub fn count(&mut self, now: Time) -> bool {
         if self.recent.len() == MANY {
             self.recent.pop_front();
         }
@@ -58,23 +58,23 @@ mod tests {
 
     #[test]
     fn many_deaths_within_a_short_time_are_a_loop_and_said_once() {
-        let mut deaths = EarlyDeaths::default();
-        let said = [0, 100, 300, 700, 1500, 3100, 6300].map(|time| deaths.note(at(time)));
+        let mut deaths = CrashLoop::default();
+        let said = [0, 100, 300, 700, 1500, 3100, 6300].map(|time| deaths.count(at(time)));
         assert_eq!(said, [false, false, false, false, true, false, false]);
         assert!(deaths.is_loop());
         assert!(!deaths.outlived(at(6000)), "born before the last death");
         assert!(deaths.outlived(at(16_300)));
         assert!(!deaths.is_loop() && !deaths.outlived(at(16_300)));
         // It takes as many again.
-        let said = [1, 2, 3, 4, 5].map(|time| deaths.note(at(20_000 + time)));
+        let said = [1, 2, 3, 4, 5].map(|time| deaths.count(at(20_000 + time)));
         assert_eq!(said, [false, false, false, false, true]);
     }
 
     #[test]
     fn deaths_now_and_then_are_no_loop() {
-        let mut deaths = EarlyDeaths::default();
+        let mut deaths = CrashLoop::default();
         for time in (0..100).map(|number| number * 3000) {
-            assert!(!deaths.note(at(time)));
+            assert!(!deaths.count(at(time)));
         }
         assert!(!deaths.outlived(at(400_000)));
     }

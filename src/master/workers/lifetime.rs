@@ -9,9 +9,7 @@ use crate::master::time::Time;
 
 /// The bounds of one worker's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    /// When it must have said that it is ready.
-    pub ready_by: Time,
+pub struct Lifetime {
     born: Time,
     turns: Option<u64>,
     age: Option<Duration>,
@@ -29,7 +27,7 @@ pub enum Reason {
     Memory(u64),
 }
 
-impl Life {
+impl Lifetime {
     /// The life of a worker that is born now. Two workers with the same settings and different seeds do not come to
     /// their ends at the same time.
     #[must_use]
@@ -39,7 +37,6 @@ impl Life {
             Duration::from_nanos(jittered(nanos, (seed, "age")))
         });
         Self {
-            ready_by: born.after(settings.start_timeout),
             born,
             turns: settings.max_turns.map(|turns| jittered(turns, seed)),
             age,
@@ -126,7 +123,7 @@ mod tests {
             max_lifetime: Some(Duration::from_secs(1000)),
             ..settings()
         };
-        let lives = [1, 2, 3, 4].map(|pid| Life::new(&settings, pid, Time(0)));
+        let lives = [1, 2, 3, 4].map(|pid| Lifetime::new(&settings, pid, Time(0)));
         for (at, life) in lives.iter().enumerate() {
             for other in &lives[..at] {
                 assert_ne!(life.turns, other.turns);
@@ -141,7 +138,7 @@ mod tests {
         let unbounded = settings();
         let born = Time::default().after(second);
         let over = |settings: &Settings, turns, memory, now| {
-            let life = Life::new(settings, 7, born);
+            let life = Lifetime::new(settings, 7, born);
             life.over(turns, memory, now)
                 .map(|reason| reason.to_string())
         };
@@ -173,7 +170,7 @@ mod tests {
             max_turns: Some(9),
             ..settings()
         };
-        let life = Life::new(&settings, 7, Time(0));
+        let life = Lifetime::new(&settings, 7, Time(0));
         let noticed = [(8, 1), (9, 1), (10, 1), (12, 4), (12, 3)]
             .map(|(turns, more)| life.is_served_by(turns, more));
         assert_eq!(noticed, [false, true, false, true, false]);

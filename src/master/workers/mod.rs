@@ -1,10 +1,15 @@
-//! The worker processes of a pool.
+//! The worker processes of a pool: which there are to be, which there are, and how each is spoken to.
 
 pub mod autoscale;
+pub mod channel;
 pub mod crash_loop;
+pub mod generation;
 pub mod lifetime;
 pub mod memory;
 pub mod process;
-pub mod replace;
+pub mod replacement;
 pub mod slots;
+pub mod spawn;
 pub mod table;
+pub mod turnover;
+pub mod upkeep;

@@ -1,177 +1,272 @@
-//! One worker process: what the master knows of it, and what the kernel says of it.
+//! One worker process: how far it has come, and what is known of it.
 
+use std::fmt;
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-
-use crate::channel::inbox::MasterEnd;
-use crate::channel::scoreboard::Scoreboard;
+use super::channel::Channel;
+use super::lifetime::{Lifetime, Reason};
+use super::slots::SlotId;
+use crate::config::Settings;
+use crate::master::child::Child;
 use crate::master::dispatch::WorkerId;
+use crate::master::events::epoll::PoolEpoll;
+use crate::master::plan::MAIN;
 use crate::master::time::Time;
-use crate::master::workers::lifetime::{Life, Reason};
 
-/// A worker that lives for less than this and dies of its first connection, or before it is ready, died early: its
-/// replacement waits. One that has served others is no sign of a service that can't work, whatever killed it.
+/// A worker that lives for less than this, and dies of its first connection or before it is ready,
+/// has died early: its successor waits. One that has served others is no sign of a service that can't
+/// work, whatever has killed it.
 pub const YOUNG: Duration = Duration::from_secs(1);
 
-/// The name of a pool that needs none, for it is the only one.
-pub const MAIN: &str = "main";
-
-/// One worker process.
-#[derive(Debug)]
-pub struct Process {
-    /// The pool that it belongs to.
-    pub(in crate::master) pool: Rc<str>,
-    /// Its process id.
-    pub pid: Pid,
-    /// Its place in the pool, from 0. A replacement has the same.
-    pub slot: u32,
-    /// The generation of workers that it belongs to: each reload makes a new one.
-    pub generation: u32,
-    /// The master's end of its socketpair.
-    pub end: MasterEnd,
-    /// The memory that it shares with the master.
-    pub board: Scoreboard,
-    /// How many connections were sent into its inbox, less those that were taken back.
-    pub(in crate::master) sent: u64,
-    /// It has said that it can serve.
-    pub ready: bool,
-    /// How many turns it serves at the same time; other generations may differ.
-    pub threads: usize,
-    /// How long it is to live.
-    pub life: Life,
-    /// How many turns it has served, as far as it has said.
-    pub(in crate::master) turns: u64,
-    /// How much memory it had when that was last looked at.
-    pub memory: u64,
-    /// It was not ready in time and was asked to end; it is killed at this time.
-    pub condemned: Option<Time>,
-    /// A signal has stopped it.
-    pub stopped: bool,
-    /// It is to be asked to exit when it has nothing to do, and none of the workers that there should be any more.
-    pub leaving: bool,
-    /// It was asked to exit.
-    pub retiring: bool,
-    /// It has ended, or was killed because it broke the protocol.
-    pub ended: bool,
-    /// What the dispatcher calls it.
-    pub worker: WorkerId,
-    /// When it was started.
-    pub born: Time,
-    /// When it is killed, if it belongs to a generation that was replaced.
-    pub until: Option<Time>,
+/// How far a worker process has come. It goes from the top to the bottom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Not ready yet: it has until its start timeout.
+    Starting,
+    /// Lent connections.
+    Serving,
+    /// Lent nothing more; it finishes what it has.
+    Draining,
+    /// Asked to exit, or killed on purpose.
+    Exiting,
+    /// Ended, or killed because it broke the protocol: what it says no longer counts.
+    Dead,
 }
 
-/// How a process ended, for the log.
+/// What the end of a process means for its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// It returned this exit status.
-    Exited(i32),
-    /// It was killed by this signal.
-    Killed(Signal),
+pub enum Departure {
+    /// Nobody is wanted in the slot, or somebody else is there already.
+    Unwanted,
+    /// It was asked to go: another one follows at once.
+    Expected,
+    /// It died: another one follows at once.
+    Sudden,
+    /// It died at its start: another one follows after a delay.
+    Early,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Process {
+    /// The pool to which it belongs, for the log.
+    pool: Rc<str>,
+    /// Its slot, of the generation to which it belongs.
+    slot: SlotId,
+    worker: WorkerId,
+    /// The process as the kernel knows it, with the signals that are due.
+    pub child: Child,
+    /// How it is spoken to.
+    pub channel: Channel,
+    stage: Stage,
+    departure: Option<Departure>,
+    /// How many turns it serves at the same time; other generations may differ.
+    threads: usize,
+    lifetime: Lifetime,
+    turns: u64,
+    /// How much memory it had when that was last looked up, in bytes.
+    memory: u64,
+    born: Time,
 }
 
 impl Process {
-    /// Counts a connection that was sent into its inbox.
-    pub fn count_sent(&mut self) {
-        self.sent += 1;
-        self.board.sent(self.sent);
-    }
-
-    /// Counts turns that it has served, at least one. True when that ends its life.
-    pub fn count_turns(&mut self, turns: u64) -> bool {
-        self.turns = self.turns.saturating_add(turns.max(1));
-        self.life.is_served_by(self.turns, turns.max(1))
-    }
-
-    /// Why another is to take its place, if that is so.
+    /// A process that was just started.
     #[must_use]
-    pub fn is_spent(&self, now: Time) -> Option<Reason> {
-        self.life.over(self.turns, self.memory, now)
+    pub fn new(
+        pool: &Rc<str>,
+        slot: SlotId,
+        worker: WorkerId,
+        (child, channel): (Child, Channel),
+        settings: &Settings,
+        now: Time,
+    ) -> Self {
+        let seed = child.pid().as_raw().unsigned_abs().into();
+        Self {
+            pool: Rc::clone(pool),
+            slot,
+            worker,
+            child,
+            channel,
+            stage: Stage::Starting,
+            departure: None,
+            threads: settings.threads,
+            lifetime: Lifetime::new(settings, seed, now),
+            turns: 0,
+            memory: 0,
+            born: now,
+        }
+    }
+
+    /// What the dispatcher calls it.
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// Its slot.
+    #[must_use]
+    pub fn slot(&self) -> SlotId {
+        self.slot
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        self.stage
     }
 
     /// Whether it is lent connections, unless a signal has stopped it.
     #[must_use]
-    pub fn serves(&self) -> bool {
-        self.ready && !self.leaving && !self.retiring && !self.ended
+    pub fn is_serving(&self) -> bool {
+        self.stage == Stage::Serving
+    }
+
+    /// When it was started.
+    #[must_use]
+    pub fn born(&self) -> Time {
+        self.born
+    }
+
+    /// How many turns it serves at the same time.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Whether it has lived long enough to have died early no more.
     #[must_use]
     pub fn has_outlived_its_start(&self, now: Time) -> bool {
-        self.ready && (now.since(self.born) >= YOUNG || self.board.taken() > 1)
+        let proved = self.turns.max(self.channel.taken()) > 1;
+        let was_ready = self.stage > Stage::Starting && self.departure != Some(Departure::Early);
+        was_ready && (now.since(self.born) >= YOUNG || proved)
     }
 
-    /// Counts a connection that was taken back out of its inbox.
-    pub fn count_taken_back(&mut self) {
-        self.sent -= 1;
-        self.board.sent(self.sent);
+    // ---- its life ---------------------------------------------------------------------------------
+
+    /// It says that it can serve. False when that comes too late.
+    pub fn become_ready(&mut self) -> bool {
+        let in_time = self.stage == Stage::Starting;
+        if in_time {
+            self.stage = Stage::Serving;
+            self.child.give_time();
+        }
+        in_time
     }
 
-    /// How many connections lie in its inbox: sent, and neither taken up nor taken back.
+    /// Counts turns that it has served, at least one. True when they are the last ones of its life.
+    pub fn count_turns(&mut self, turns: u64) -> bool {
+        self.turns = self.turns.saturating_add(turns.max(1));
+        self.lifetime.is_served_by(self.turns, turns.max(1))
+    }
+
+    /// Why another one is to take its place, if that is so.
     #[must_use]
-    pub fn inbox_length(&self) -> u64 {
-        self.sent.saturating_sub(self.board.taken())
+    pub fn is_spent(&self, now: Time) -> Option<Reason> {
+        self.lifetime.over(self.turns, self.memory, now)
+    }
+
+    /// When its life is over if nothing happens.
+    #[must_use]
+    pub fn spent_at(&self) -> Option<Time> {
+        self.lifetime.end()
+    }
+
+    /// Whether its memory is bounded.
+    #[must_use]
+    pub fn is_measured(&self) -> bool {
+        self.lifetime.is_measured()
+    }
+
+    /// Looks up how much memory it has.
+    pub fn measure(&mut self) {
+        // What can't be known now is known the next time.
+        self.memory = super::memory::resident(self.child.pid()).unwrap_or(self.memory);
+    }
+
+    // ---- its end ----------------------------------------------------------------------------------
+
+    /// It is wanted no more: it finishes what it has, until then at the latest.
+    pub fn drain(&mut self, until: Time) {
+        self.stage = self.stage.max(Stage::Draining);
+        self.departure.get_or_insert(Departure::Unwanted);
+        self.child.kill_at(until);
+    }
+
+    /// Asks it to exit, until then at the latest; once.
+    ///
+    /// # Errors
+    /// What sendmsg(2) fails with. A worker that takes no more is exiting by itself.
+    pub fn retire(&mut self, until: Time) -> io::Result<()> {
+        if self.stage >= Stage::Exiting {
+            return Ok(());
+        }
+        self.stage = Stage::Exiting;
+        self.departure.get_or_insert(Departure::Expected);
+        self.child.kill_at(until);
+        match self.channel.retire() {
+            Err(error) if error.raw_os_error() != Some(libc::EPIPE) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills it, because it was never to serve anybody.
+    pub fn discard(&mut self) {
+        self.stage = self.stage.max(Stage::Exiting);
+        self.departure.get_or_insert(Departure::Expected);
+        self.child.kill();
+    }
+
+    /// Sends the signal that is due. One that is not ready in time has had its start.
+    pub fn escalate(&mut self, now: Time) {
+        if self.stage == Stage::Starting {
+            self.departure.get_or_insert(Departure::Early);
+            self.stage = Stage::Exiting;
+        }
+        self.child.escalate(now);
+    }
+
+    /// Kills it because it broke the protocol, and listens to it no more. False when it is dead
+    /// already.
+    pub fn condemn(&mut self, epoll: &PoolEpoll, now: Time) -> bool {
+        if self.stage == Stage::Dead {
+            return false;
+        }
+        self.mark_dead(now);
+        self.child.kill();
+        self.channel.unwatch(epoll);
+        true
+    }
+
+    /// It has ended, or is as good as that. Returns how far it had come.
+    pub fn mark_dead(&mut self, now: Time) -> Stage {
+        let departure = match self.has_outlived_its_start(now) {
+            true => Departure::Sudden,
+            false => Departure::Early,
+        };
+        self.departure.get_or_insert(departure);
+        std::mem::replace(&mut self.stage, Stage::Dead)
+    }
+
+    /// What its end means for its slot.
+    #[must_use]
+    pub fn departure(&self) -> Departure {
+        self.departure.unwrap_or(Departure::Sudden)
     }
 }
 
-/// As the log names it: by slot and pid; by pool too where there may be several, and by generation after a reload.
-impl std::fmt::Display for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "slot={} pid={}", self.slot, self.pid)?;
+/// As the log names it: by slot and pid; by pool too where there may be several, and by generation
+/// after a reload.
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot={} pid={}", self.slot.slot, self.child.pid())?;
         if &*self.pool != MAIN {
             write!(f, " pool={}", self.pool)?;
         }
-        if self.generation > 0 {
-            write!(f, " generation={}", self.generation)?;
+        if self.slot.generation > 0 {
+            write!(f, " generation={}", self.slot.generation)?;
         }
         Ok(())
-    }
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "exited with status {status}"),
-            Self::Killed(signal) => write!(f, "killed by {signal}"),
-        }
-    }
-}
-
-/// What the kernel says of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It has ended, and is reaped.
-    Ended(End),
-    /// A signal has stopped it.
-    Stopped,
-    /// It goes on after a stop.
-    Continued,
-}
-
-/// The next process of which something has changed, and what.
-#[must_use]
-pub fn next_change() -> Option<(Pid, Change)> {
-    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
-    loop {
-        match waitpid(None, Some(flags)) {
-            Ok(WaitStatus::Exited(pid, status)) => {
-                return Some((pid, Change::Ended(End::Exited(status))));
-            }
-            Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                return Some((pid, Change::Ended(End::Killed(signal))));
-            }
-            Ok(WaitStatus::Stopped(pid, _)) => return Some((pid, Change::Stopped)),
-            Ok(WaitStatus::Continued(pid)) => return Some((pid, Change::Continued)),
-            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return None,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => {
-                log::error!("cannot wait for workers: {}", error.desc());
-                return None;
-            }
-        }
     }
 }

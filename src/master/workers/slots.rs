@@ -12,7 +12,7 @@ pub const LAST_DELAY: Duration = Duration::from_secs(10);
 
 /// A place that a process is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Post {
+pub struct SlotId {
     /// The generation that it belongs to.
     pub generation: u32,
     /// The place in the pool, from 0.
@@ -20,7 +20,7 @@ pub struct Post {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SlotState {
     /// No process is wanted there.
     Unwanted,
     /// A process is there.
@@ -31,29 +31,29 @@ enum State {
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    state: State,
+    state: SlotState,
     /// How long the last successor waited; nothing once one of them did not die early.
     delay: Duration,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Crew {
+pub struct Slots {
     /// Which one it is: each reload makes a new one.
     pub generation: u32,
     slots: Vec<Slot>,
 }
 
-impl Crew {
-    /// A crew that wants `size` workers.
+impl Slots {
+    /// Slots for a generation that wants `size` workers.
     #[must_use]
     pub fn new(generation: u32, size: usize) -> Self {
-        let mut crew = Self {
+        let mut slots = Self {
             generation,
             slots: Vec::new(),
         };
-        crew.resize(size);
-        crew
+        slots.resize(size);
+        slots
     }
 
     /// How many workers are wanted.
@@ -70,7 +70,7 @@ impl Crew {
         }
         for _ in self.size()..size {
             let vacant = Slot {
-                state: State::Vacant {
+                state: SlotState::Vacant {
                     from: Time::default(),
                 },
                 delay: Duration::ZERO,
@@ -85,7 +85,7 @@ impl Crew {
     /// Wants no worker in this slot any more.
     pub fn close(&mut self, slot: u32) {
         if let Some(slot) = self.slots.get_mut(slot as usize) {
-            slot.state = State::Unwanted;
+            slot.state = SlotState::Unwanted;
         }
     }
 
@@ -97,10 +97,10 @@ impl Crew {
 
     /// A place that is to be filled now, if there is one.
     #[must_use]
-    pub fn due(&self, now: Time) -> Option<Post> {
-        let vacant = |slot: &Slot| matches!(slot.state, State::Vacant { from } if from <= now);
+    pub fn due(&self, now: Time) -> Option<SlotId> {
+        let vacant = |slot: &Slot| matches!(slot.state, SlotState::Vacant { from } if from <= now);
         let slot = self.slots.iter().position(vacant)?;
-        Some(Post {
+        Some(SlotId {
             generation: self.generation,
             slot: slot as u32,
         })
@@ -110,8 +110,8 @@ impl Crew {
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         let times = self.slots.iter().filter_map(|slot| match slot.state {
-            State::Vacant { from } => Some(from),
-            State::Taken | State::Unwanted => None,
+            SlotState::Vacant { from } => Some(from),
+            SlotState::Taken | SlotState::Unwanted => None,
         });
         times.min()
     }
@@ -119,7 +119,7 @@ impl Crew {
     /// A process was started for the slot.
     pub fn fill(&mut self, slot: u32) {
         if let Some(slot) = self.wanted(slot) {
-            slot.state = State::Taken;
+            slot.state = SlotState::Taken;
         }
     }
 
@@ -127,7 +127,7 @@ impl Crew {
     /// wait, longer each time.
     pub fn vacate(&mut self, slot: u32, early: bool, now: Time) -> Option<Time> {
         let from = self.put_off(slot, early, now)?;
-        self.wanted(slot)?.state = State::Vacant { from };
+        self.wanted(slot)?.state = SlotState::Vacant { from };
         Some(from)
     }
 
@@ -150,7 +150,7 @@ impl Crew {
 
 impl Slot {
     fn is_wanted(&self) -> bool {
-        self.state != State::Unwanted
+        self.state != SlotState::Unwanted
     }
 }
 
@@ -160,58 +160,58 @@ mod tests {
 
     const START: Time = Time(1_000_000_000_000);
 
-    fn slots_due(crew: &mut Crew, now: Time) -> Vec<u32> {
-        let mut slots = Vec::new();
-        while let Some(post) = crew.due(now) {
-            crew.fill(post.slot);
-            slots.push(post.slot);
+    fn slots_due(slots: &mut Slots, now: Time) -> Vec<u32> {
+        let mut due = Vec::new();
+        while let Some(id) = slots.due(now) {
+            slots.fill(id.slot);
+            due.push(id.slot);
         }
-        slots
+        due
     }
 
     #[test]
     fn a_slot_that_was_given_up_is_the_first_to_be_filled_again() {
-        let mut crew = Crew::new(0, 4);
-        assert_eq!(slots_due(&mut crew, START), [0, 1, 2, 3]);
-        crew.close(1);
-        assert_eq!((crew.size(), crew.wants(1)), (3, false));
-        crew.resize(2);
+        let mut slots = Slots::new(0, 4);
+        assert_eq!(slots_due(&mut slots, START), [0, 1, 2, 3]);
+        slots.close(1);
+        assert_eq!((slots.size(), slots.wants(1)), (3, false));
+        slots.resize(2);
         assert_eq!(
-            [0, 1, 2, 3].map(|slot| crew.wants(slot)),
+            [0, 1, 2, 3].map(|slot| slots.wants(slot)),
             [true, false, true, false]
         );
-        crew.resize(5);
-        assert_eq!(slots_due(&mut crew, START), [1, 3, 4]);
+        slots.resize(5);
+        assert_eq!(slots_due(&mut slots, START), [1, 3, 4]);
     }
 
     #[test]
     fn who_dies_early_is_followed_ever_later_and_each_slot_counts_for_itself() {
-        let mut crew = Crew::new(0, 2);
-        slots_due(&mut crew, START);
+        let mut slots = Slots::new(0, 2);
+        slots_due(&mut slots, START);
         let mut waits = Vec::new();
         for _ in 0..9 {
-            let from = crew.vacate(0, true, START).unwrap();
-            assert_eq!(crew.next_due(), Some(from));
-            assert_eq!(crew.due(Time(from.0 - 1)), None);
-            assert_eq!(slots_due(&mut crew, from), [0]);
+            let from = slots.vacate(0, true, START).unwrap();
+            assert_eq!(slots.next_due(), Some(from));
+            assert_eq!(slots.due(Time(from.0 - 1)), None);
+            assert_eq!(slots_due(&mut slots, from), [0]);
             waits.push(from.since(START).as_millis());
         }
         assert_eq!(
             waits,
             [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
         );
-        assert_eq!(crew.vacate(1, false, START), Some(START));
-        assert_eq!(crew.vacate(0, false, START), Some(START));
-        let first = crew.vacate(0, true, START).unwrap();
+        assert_eq!(slots.vacate(1, false, START), Some(START));
+        assert_eq!(slots.vacate(0, false, START), Some(START));
+        let first = slots.vacate(0, true, START).unwrap();
         assert_eq!(first.since(START), FIRST_DELAY);
     }
 
     #[test]
     fn nobody_follows_into_a_slot_that_is_not_wanted() {
-        let mut crew = Crew::new(0, 2);
-        slots_due(&mut crew, START);
-        crew.resize(1);
-        assert_eq!(crew.vacate(1, true, START), None);
-        assert_eq!(crew.next_due(), None);
+        let mut slots = Slots::new(0, 2);
+        slots_due(&mut slots, START);
+        slots.resize(1);
+        assert_eq!(slots.vacate(1, true, START), None);
+        assert_eq!(slots.next_due(), None);
     }
 }

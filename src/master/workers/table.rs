@@ -1,71 +1,156 @@
-//! The worker processes of a pool: start, ready, reap, and start again with a growing delay.
+//! The worker processes of one pool: which there are to be, and which there are.
 //!
-//! This reconciles: it compares the workers that there should be with those that there are, and starts what is
-//! missing. It never decides from an event alone, so a lost or doubled event does no harm. Which places are to be filled,
-//! and when, is the [`Crew`]'s.
+//! This reconciles: it compares the workers that there are to be with those that there are, and
+//! starts what is missing. It never decides from an event alone, so that a lost or doubled event does
+//! no harm. What is due when nothing happens is in `upkeep`, and how workers and generations give way
+//! to others is in `turnover`.
 
-use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::channel::inbox::{self, MasterEnd, WorkerEnd};
-use crate::channel::scoreboard::Scoreboard;
-use crate::channel::start::WorkerHandles;
+use super::autoscale::{Autoscale, Bounds};
+use super::channel::Channel;
+use super::crash_loop::CrashLoop;
+use super::generation::Incoming;
+use super::process::{Departure, Process, Stage};
+use super::replacement::{Replacement, Step};
+use super::slots::{SlotId, Slots};
+use super::spawn;
 use crate::config::{MAX_THREADS, Settings};
 use crate::error::{Error, Result};
-use crate::master::dispatch::{MAX_DEPTH, WorkerId};
+use crate::master::child::Child;
+use crate::master::dispatch::{Dispatcher, MAX_DEPTH, WorkerId};
+use crate::master::events::epoll::PoolEpoll;
+use crate::master::master_only::MasterOnly;
+use crate::master::plan::Plan;
 use crate::master::time::Time;
-use crate::master::workers::lifetime::Life;
-use crate::master::workers::process::Process;
-use crate::master::workers::replace::Relief;
-use crate::master::workers::slots::{Crew, Post};
-use crate::sys;
 
 // All that a worker can have at a time fits into the ring of its scoreboard.
 #[cfg(not(loom))]
 const _: () = assert!(MAX_THREADS + MAX_DEPTH <= crate::channel::scoreboard::RING);
 
-/// How many descriptors it takes to start a worker: the socketpair and a copy, the doorbell.
-const RESERVE: usize = 4;
-
-/// The main function of a worker process: what it runs, and the exit status.
-pub type WorkerMain<'a> = dyn Fn(WorkerHandles<'_>) -> u8 + 'a;
-
-/// The processes of one pool.
-#[derive(Debug)]
-pub struct Processes {
-    pool: Rc<str>,
+/// See the module.
+pub struct Workers<'a> {
+    pub(super) pool: Rc<str>,
+    pub(super) epoll: PoolEpoll,
     /// By the worker's place in the dispatcher's table.
-    processes: Vec<Option<Process>>,
-    /// The generation that serves.
-    current: Crew,
-    /// The one that is to follow it, when all of its workers are ready.
-    incoming: Option<Crew>,
-    last_generation: u32,
-    pub(in crate::master) relief: Option<Relief>,
+    pub(super) processes: Vec<Option<Process>>,
+    /// The slots of the generation that serves.
+    pub(super) current: Slots,
+    /// The generation that is to follow, when all of its workers are ready.
+    pub(super) incoming: Option<Incoming<'a>>,
+    pub(super) last_generation: u32,
+    pub(super) replacement: Option<Replacement>,
     /// Descriptors that stand for nothing, given up for a worker that is to be started.
     reserve: Vec<EventFd>,
+    /// When to look at all workers; `None` when there is nothing to look for.
+    pub(super) check_at: Option<Time>,
+    /// When their memory was looked up.
+    pub(super) measured: Time,
+    /// How many workers there are to be without any demand.
+    pub(super) base: usize,
+    pub(super) scaling: Scaling,
+    pub(super) crash_loop: CrashLoop,
 }
 
-impl Processes {
-    /// The processes of a pool, of which `size` are wanted.
+/// What the size of the pool depends on, as of the last look at all workers.
+#[derive(Debug, Default)]
+pub(super) struct Scaling {
+    pub bounds: Option<Bounds>,
+    /// How many workers are wanted.
+    pub size: usize,
+    /// How many of them do not serve yet.
+    pub starting: usize,
+    pub autoscale: Autoscale,
+}
+
+impl<'a> Workers<'a> {
+    /// No workers yet, of a pool that wants `size` of them.
     #[must_use]
-    pub fn new(pool: &Rc<str>, size: usize) -> Self {
+    pub fn new(pool: &Rc<str>, epoll: PoolEpoll, size: usize) -> Self {
         Self {
             pool: Rc::clone(pool),
+            epoll,
             processes: Vec::new(),
-            current: Crew::new(0, size),
+            current: Slots::new(0, size),
             incoming: None,
             last_generation: 0,
-            relief: None,
+            replacement: None,
             reserve: Vec::new(),
+            check_at: Some(Time::default()),
+            measured: Time::default(),
+            base: size,
+            scaling: Scaling {
+                size,
+                starting: size,
+                ..Scaling::default()
+            },
+            crash_loop: CrashLoop::default(),
         }
+    }
+
+    // ---- which there are --------------------------------------------------------------------------
+
+    /// The process of a worker.
+    #[must_use]
+    pub fn get(&self, worker: WorkerId) -> Option<&Process> {
+        let process = self.processes.get(worker.index() as usize)?.as_ref()?;
+        (process.worker() == worker).then_some(process)
+    }
+
+    /// The process of a worker.
+    pub fn get_mut(&mut self, worker: WorkerId) -> Option<&mut Process> {
+        let process = self.processes.get_mut(worker.index() as usize)?.as_mut()?;
+        (process.worker() == worker).then_some(process)
+    }
+
+    /// All processes.
+    pub fn all(&self) -> impl Iterator<Item = &Process> {
+        self.processes.iter().flatten()
+    }
+
+    /// All processes.
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.processes.iter_mut().flatten()
+    }
+
+    /// The worker which has this process id.
+    #[must_use]
+    pub fn by_pid(&self, pid: Pid) -> Option<WorkerId> {
+        let process = self.all().find(|process| process.child.pid() == pid)?;
+        Some(process.worker())
+    }
+
+    /// The workers of the generation that serves.
+    pub fn members(&self) -> impl Iterator<Item = &Process> {
+        self.all().filter(|process| self.is_member(process))
+    }
+
+    /// Whether the worker belongs to the generation that serves.
+    #[must_use]
+    pub fn is_member(&self, process: &Process) -> bool {
+        process.slot().generation == self.current.generation
+    }
+
+    /// Whether the worker belongs to the generation that is to follow.
+    #[must_use]
+    pub fn is_incoming(&self, process: &Process) -> bool {
+        let slots = self.incoming.as_ref().map(|incoming| &incoming.slots);
+        slots.is_some_and(|slots| slots.generation == process.slot().generation)
+    }
+
+    /// Whether some worker of the generation that serves can serve.
+    #[must_use]
+    pub fn any_serving(&self) -> bool {
+        self.members().any(Process::is_serving)
+    }
+
+    /// Whether each worker that is wanted can serve.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.members().filter(|one| one.is_serving()).count() >= self.size()
     }
 
     /// How many workers are wanted.
@@ -74,177 +159,143 @@ impl Processes {
         self.current.size()
     }
 
-    /// Wants `size` workers from now on. Those beyond it are returned, to be retired.
-    pub fn resize(&mut self, size: usize) -> Vec<WorkerId> {
+    /// Something has changed about the workers: they are looked at before the master sleeps.
+    pub fn schedule_check(&mut self) {
+        self.check_at = Some(Time::default());
+    }
+
+    // ---- how many there are to be -----------------------------------------------------------------
+
+    /// Wants `size` workers from now on. Those beyond it finish what they have, until then at the
+    /// latest.
+    pub fn resize<C>(&mut self, size: usize, dispatcher: &mut Dispatcher<C>, until: Time) {
         self.current.resize(size);
-        self.unwanted()
+        self.let_unwanted_go(dispatcher, until);
     }
 
-    /// Wants one worker less, and not this one nor another in its slot. Who is there is returned, to be retired.
-    pub fn close_slot_of(&mut self, worker: WorkerId) -> Vec<WorkerId> {
-        let slot = self.get(worker).map(|process| process.slot);
-        if let Some(slot) = slot {
-            self.current.close(slot);
+    /// Wants one worker less, and not this one nor another in its slot.
+    pub(super) fn close_slot_of<C>(
+        &mut self,
+        worker: WorkerId,
+        dispatcher: &mut Dispatcher<C>,
+        until: Time,
+    ) {
+        if let Some(slot) = self.get(worker).map(Process::slot) {
+            self.current.close(slot.slot);
         }
-        self.unwanted()
+        self.let_unwanted_go(dispatcher, until);
     }
 
-    fn unwanted(&self) -> Vec<WorkerId> {
+    fn let_unwanted_go<C>(&mut self, dispatcher: &mut Dispatcher<C>, until: Time) {
         let unwanted = self.members().filter(|process| {
-            !self.current.wants(process.slot) && !process.leaving && !process.retiring
+            !self.current.wants(process.slot().slot) && process.stage() <= Stage::Serving
         });
-        unwanted.map(|process| process.worker).collect()
+        let unwanted: Vec<_> = unwanted.map(Process::worker).collect();
+        for worker in unwanted {
+            self.let_go(worker, dispatcher, until);
+        }
     }
 
-    // ---- generations ------------------------------------------------------------------------------------------
-
-    /// Wants a whole new generation of `size` workers besides the one that serves.
-    pub fn prepare_next(&mut self, size: usize) {
-        self.last_generation += 1;
-        self.incoming = Some(Crew::new(self.last_generation, size));
+    /// Wants a worker no more: it finishes what it has, until then at the latest, and exits.
+    pub fn let_go<C>(&mut self, worker: WorkerId, dispatcher: &mut Dispatcher<C>, until: Time) {
+        if let Some(process) = self.get_mut(worker) {
+            process.drain(until);
+        }
+        dispatcher.retire(worker);
+        self.schedule_check();
     }
 
-    /// Whether each worker of the coming generation is ready.
-    #[must_use]
-    pub fn next_is_ready(&self) -> bool {
-        self.incoming.as_ref().is_none_or(|crew| {
-            let ready = self
-                .processes()
-                .filter(|process| process.generation == crew.generation && process.ready);
-            ready.count() >= crew.size()
-        })
+    // ---- starting ---------------------------------------------------------------------------------
+
+    /// A slot for which a worker is to be started now, if there is one.
+    fn due(&self, now: Time) -> Option<SlotId> {
+        let incoming = || self.incoming.as_ref()?.slots.due(now);
+        let second = || Some(self.second_due().filter(|(_, from)| *from <= now)?.0);
+        self.current.due(now).or_else(second).or_else(incoming)
     }
 
-    /// Whether the worker belongs to the coming generation.
-    #[must_use]
-    pub fn is_next(&self, process: &Process) -> bool {
-        let next = self.incoming.as_ref().map(|crew| crew.generation);
-        next == Some(process.generation)
+    /// When the next worker is to be started.
+    pub(super) fn next_start(&self) -> Option<Time> {
+        let incoming = self.incoming.as_ref();
+        let incoming = incoming.and_then(|incoming| incoming.slots.next_due());
+        let second = self.second_due().map(|(_, from)| from);
+        let times = [self.current.next_due(), second, incoming];
+        times.into_iter().flatten().min()
     }
 
-    /// Whether the post is one of the coming generation.
-    #[must_use]
-    pub fn is_of_next(&self, post: Post) -> bool {
-        let next = self.incoming.as_ref().map(|crew| crew.generation);
-        next == Some(post.generation)
-    }
-
-    /// The coming generation is the one that serves from now on. The one that served has until then to finish; those
-    /// that were replaced before it keep the time that they have.
-    pub fn promote_next(&mut self, until: Time) {
-        let Some(crew) = self.incoming.take() else {
-            return;
-        };
-        self.current = crew;
-        let generation = self.current.generation;
-        for process in self.processes.iter_mut().flatten() {
-            if process.generation != generation {
-                process.until.get_or_insert(until);
+    /// Starts the workers that are wanted and not there.
+    pub(super) fn start_missing<C>(
+        &mut self,
+        plan: &Plan<'a>,
+        dispatcher: &mut Dispatcher<C>,
+        only: &mut MasterOnly,
+        now: Time,
+    ) {
+        while let Some(slot) = self.due(now) {
+            let next = self.incoming.as_ref();
+            let next = next.filter(|incoming| incoming.slots.generation == slot.generation);
+            let plan = next.map_or(plan, Incoming::plan).clone();
+            let worker = dispatcher.worker_started(plan.settings.threads);
+            if let Err(error) = self.start(slot, worker, &plan, only, now) {
+                dispatcher.worker_gone(worker, now);
+                log::error!("{error}; trying again");
             }
         }
     }
 
-    /// Gives the coming generation up; its workers are returned, to be ended.
-    pub fn abandon_next(&mut self) -> Vec<WorkerId> {
-        let Some(crew) = self.incoming.take() else {
-            return Vec::new();
-        };
-        let members = self
-            .processes()
-            .filter(|process| process.generation == crew.generation);
-        members.map(|process| process.worker).collect()
+    fn start(
+        &mut self,
+        slot: SlotId,
+        worker: WorkerId,
+        plan: &Plan<'_>,
+        only: &mut MasterOnly,
+        now: Time,
+    ) -> Result<()> {
+        self.reserve.clear();
+        let started = spawn::fork_worker(slot.slot, plan, only);
+        self.hold_reserve();
+        match started {
+            Ok(parts) => {
+                self.filled(slot);
+                self.admit(slot, worker, parts, &plan.settings, now);
+                Ok(())
+            }
+            Err(error) => {
+                self.vacated(slot, true, now);
+                let slot = slot.slot;
+                Err(Error::new(format!("start a worker for slot {slot}"), error))
+            }
+        }
     }
 
-    /// The workers of the generation that serves.
-    pub fn members(&self) -> impl Iterator<Item = &Process> {
-        self.processes().filter(|process| self.is_member(process))
-    }
-
-    /// Whether the worker belongs to the generation that serves.
-    #[must_use]
-    pub fn is_member(&self, process: &Process) -> bool {
-        process.generation == self.current.generation
-    }
-
-    /// Whether each worker that is wanted is ready.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.members().filter(|process| process.ready).count() >= self.size()
-    }
-
-    /// The workers of generations before the one that serves.
-    pub fn former(&self) -> impl Iterator<Item = &Process> {
-        self.processes()
-            .filter(|process| !self.is_member(process))
-            .filter(|process| !self.is_next(process))
-    }
-
-    // ---- processes --------------------------------------------------------------------------------------------
-
-    /// The process of a worker.
-    #[must_use]
-    pub fn get(&self, worker: WorkerId) -> Option<&Process> {
-        self.processes
-            .get(worker.index() as usize)?
-            .as_ref()
-            .filter(|process| process.worker == worker)
-    }
-
-    /// The process of a worker.
-    pub fn get_mut(&mut self, worker: WorkerId) -> Option<&mut Process> {
-        self.processes
-            .get_mut(worker.index() as usize)?
-            .as_mut()
-            .filter(|process| process.worker == worker)
-    }
-
-    /// All processes.
-    pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.processes.iter().flatten()
-    }
-
-    /// All processes.
-    pub fn processes_mut(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.processes.iter_mut().flatten()
-    }
-
-    /// The worker whose process this is.
-    #[must_use]
-    pub fn worker(&self, pid: Pid) -> Option<WorkerId> {
-        self.processes()
-            .find(|process| process.pid == pid)
-            .map(|process| process.worker)
-    }
-
-    /// The place of a worker that is to be started now, if there is one.
-    #[must_use]
-    pub fn due(&self, now: Time) -> Option<Post> {
-        let next = || self.incoming.as_ref()?.due(now);
-        let relief = || Some(self.relief_due().filter(|(_, from)| *from <= now)?.0);
-        self.current.due(now).or_else(relief).or_else(next)
-    }
-
-    /// When the next worker is to be started.
-    #[must_use]
-    pub fn next_due(&self) -> Option<Time> {
-        let next = self.incoming.as_ref().and_then(Crew::next_due);
-        let relief = self.relief_due().map(|(_, from)| from);
-        let times = [self.current.next_due(), relief, next];
-        times.into_iter().flatten().min()
-    }
-
-    pub(in crate::master) fn crew(&mut self, generation: u32) -> Option<&mut Crew> {
-        let crews = [Some(&mut self.current), self.incoming.as_mut()];
-        crews
-            .into_iter()
-            .flatten()
-            .find(|crew| crew.generation == generation)
+    /// Takes a worker in that was started for a slot, and listens to it.
+    pub fn admit(
+        &mut self,
+        slot: SlotId,
+        worker: WorkerId,
+        parts: (Child, Channel),
+        settings: &Settings,
+        now: Time,
+    ) {
+        let mut process = Process::new(&self.pool, slot, worker, parts, settings, now);
+        if self.is_member(&process) {
+            // A generation that does not serve yet has its own limit.
+            process.child.end_at(now.after(settings.start_timeout));
+        }
+        if let Err(error) = process.channel.watch(&self.epoll, worker) {
+            log::error!("cannot watch worker {process}: {error}");
+        }
+        let place = worker.index() as usize;
+        if self.processes.len() <= place {
+            self.processes.resize_with(place + 1, || None);
+        }
+        self.processes[place] = Some(process);
     }
 
     /// Keeps descriptors back, so that a worker can be started when clients have taken all others.
     /// False when there are too few left for that.
     pub fn hold_reserve(&mut self) -> bool {
-        while self.reserve.len() < RESERVE {
+        while self.reserve.len() < spawn::DESCRIPTORS {
             match EventFd::from_flags(EfdFlags::EFD_CLOEXEC) {
                 Ok(descriptor) => self.reserve.push(descriptor),
                 Err(_) => return false,
@@ -253,158 +304,80 @@ impl Processes {
         true
     }
 
-    /// Starts a process for a post. `keep` are the descriptors that it keeps besides its inbox; `detach` is run first
-    /// in it, to drop what of the master's must not live on.
-    ///
-    /// # Errors
-    /// What socketpair(2) and fork(2) fail with. The post is tried again after a delay.
-    pub fn start(
-        &mut self,
-        post: Post,
-        worker: WorkerId,
-        keep: &[RawFd],
-        detach: impl FnOnce(),
-        (main, settings): (&WorkerMain<'_>, &Settings),
-        now: Time,
-    ) -> Result<&mut Process> {
-        let Post { generation, slot } = post;
-        self.reserve.clear();
-        let started = fork_worker(slot, keep, detach, main);
-        self.hold_reserve();
-        let (pid, end, board) = match started {
-            Ok(parts) => {
-                self.filled(post);
-                parts
-            }
-            Err(error) => {
-                self.vacated(post, true, now);
-                return Err(Error::new(format!("start a worker for slot {slot}"), error));
-            }
-        };
-        let place = worker.index() as usize;
-        if self.processes.len() <= place {
-            self.processes.resize_with(place + 1, || None);
+    fn filled(&mut self, slot: SlotId) {
+        let second = self.second_due().is_some_and(|(due, _)| due == slot);
+        if second && let Some(replacement) = &mut self.replacement {
+            replacement.step = Step::Started;
+        } else if let Some(slots) = self.slots_of(slot.generation) {
+            slots.fill(slot.slot);
         }
-        let process = Process {
-            pool: Rc::clone(&self.pool),
-            pid,
-            slot,
-            generation,
-            end,
-            board,
-            sent: 0,
-            ready: false,
-            threads: settings.threads,
-            life: Life::new(settings, pid.as_raw().unsigned_abs().into(), now),
-            turns: 0,
-            memory: 0,
-            condemned: None,
-            stopped: false,
-            leaving: false,
-            retiring: false,
-            ended: false,
-            worker,
-            born: now,
-            until: None,
-        };
-        Ok(self.processes[place].insert(process))
     }
 
-    /// Forgets a process that has ended, and wants another in its place if that is still wanted and nobody is there.
-    /// True when one of the generation that serves has died early.
-    pub fn bury(&mut self, worker: WorkerId, now: Time) -> bool {
+    // ---- the end of a process ---------------------------------------------------------------------
+
+    /// Forgets a process that has ended, and wants another in its slot if one is still wanted and
+    /// nobody is there. True when it was of the generation that serves, and has died early.
+    pub fn remove(&mut self, worker: WorkerId, now: Time) -> bool {
         if self.get(worker).is_none() {
             return false;
         }
         let Some(process) = self.processes[worker.index() as usize].take() else {
             return false;
         };
-        let Process {
-            generation, slot, ..
-        } = process;
-        if process.leaving {
-            // Nobody is wanted in its slot, or somebody else is there already.
+        self.schedule_check();
+        let (slot, departure) = (process.slot(), process.departure());
+        if departure == Departure::Unwanted {
             return false;
         }
-        let early = !process.retiring && !process.has_outlived_its_start(now);
-        self.vacated(Post { generation, slot }, early, now);
-        early && generation == self.current.generation
+        let early = departure == Departure::Early;
+        self.vacated(slot, early, now);
+        early && slot.generation == self.current.generation
     }
 
-    fn filled(&mut self, post: Post) {
-        if !self.filled_by_relief(post)
-            && let Some(crew) = self.crew(post.generation)
-        {
-            crew.fill(post.slot);
-        }
-    }
-
-    /// There is one process less for a post than there was, or than there was to be.
-    fn vacated(&mut self, post: Post, early: bool, now: Time) {
-        let serves = |other: &Process| {
-            other.generation == post.generation && other.slot == post.slot && !other.leaving
+    /// There is one process less for a slot than there was, or than there was to be.
+    fn vacated(&mut self, slot: SlotId, early: bool, now: Time) {
+        let serves = |other: &Process| other.slot() == slot && other.stage() <= Stage::Serving;
+        let another = self.all().any(serves);
+        let second = self.second_slot() == Some(slot);
+        let Some(slots) = self.slots_of(slot.generation) else {
+            return;
         };
-        if self.processes().any(serves) {
-            self.relief_vacated(post, early, now);
-        } else if let Some(crew) = self.crew(post.generation) {
-            crew.vacate(post.slot, early, now);
+        if !another {
+            slots.vacate(slot.slot, early, now);
+        } else if second
+            && let Some(from) = slots.put_off(slot.slot, early, now)
+            && let Some(replacement) = &mut self.replacement
+        {
+            replacement.step = Step::Wanted { from };
         }
     }
 
-    /// Kills every process at once, and reaps it.
-    pub fn end_all(&mut self) {
-        for process in self.processes() {
-            // ESRCH: it has just ended, and is reaped below.
-            let _ = kill(process.pid, Signal::SIGKILL);
-        }
-        for process in self.processes.iter_mut().filter_map(Option::take) {
-            while waitpid(process.pid, None) == Err(nix::errno::Errno::EINTR) {}
-        }
+    fn slots_of(&mut self, generation: u32) -> Option<&mut Slots> {
+        let incoming = self.incoming.as_mut().map(|incoming| &mut incoming.slots);
+        let mut all = [Some(&mut self.current), incoming].into_iter().flatten();
+        all.find(|slots| slots.generation == generation)
     }
-}
 
-fn fork_worker(
-    slot: u32,
-    keep: &[RawFd],
-    detach: impl FnOnce(),
-    main: &WorkerMain<'_>,
-) -> io::Result<(Pid, MasterEnd, Scoreboard)> {
-    let (ours, theirs) = inbox::pair()?;
-    let board = Scoreboard::new()?;
-    let keep: Vec<_> = keep
-        .iter()
-        .copied()
-        .chain([theirs.as_fd(), board.doorbell()].map(|fd| fd.as_raw_fd()))
-        .collect();
-    // No signal may reach the child while it still has the master's handlers: they write into the master's pipe.
-    let mut before = SigSet::empty();
-    sigprocmask(
-        SigmaskHow::SIG_SETMASK,
-        Some(&SigSet::all()),
-        Some(&mut before),
-    )?;
-    let pid = sys::process::spawn(&keep, detach, || match prepare(&theirs, &before) {
-        Ok(()) => main(WorkerHandles {
-            slot,
-            inbox: theirs,
-            board: board.publisher(),
-        }),
-        Err(error) => {
-            log::error!("cannot set up the worker's signals: {error}");
-            1
+    /// The slot that has a worker and is to have a second one, and from when on.
+    fn second_due(&self) -> Option<(SlotId, Time)> {
+        let from = self.replacement?.start_due()?;
+        self.second_slot().map(|slot| (slot, from))
+    }
+
+    /// The slot of the worker that is to be replaced, unless there is no use in that any more.
+    fn second_slot(&self) -> Option<SlotId> {
+        let old = self.get(self.replacement?.worker)?;
+        (self.is_member(old) && old.is_serving()).then(|| old.slot())
+    }
+
+    /// Kills every process. They are returned to be reaped.
+    pub fn kill_all(&mut self) -> Vec<Child> {
+        let mut killed = Vec::new();
+        for mut process in self.processes.iter_mut().filter_map(Option::take) {
+            log::debug!("killing worker {process}");
+            process.child.kill();
+            killed.push(process.child);
         }
-    });
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let pid = pid?;
-    board.keep_from_children()?;
-    Ok((pid, ours, board))
-}
-
-/// In the child: SIGTERM retires the worker. All other signals that the master handles are ignored, for a terminal
-/// sends them to every process of the group, and what a worker does is the master's decision.
-fn prepare(inbox: &WorkerEnd, mask: &SigSet) -> io::Result<()> {
-    let inbox = inbox.as_fd().try_clone_to_owned()?;
-    sys::signals::shut_on(Signal::SIGTERM, inbox, Shutdown::Read)?;
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
-    Ok(())
+        killed
+    }
 }

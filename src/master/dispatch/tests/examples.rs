@@ -272,10 +272,10 @@ fn a_turn_that_takes_too_long_costs_its_worker_and_the_client_is_told() {
                 .dispatcher
                 .take_actions()
                 .into_iter()
-                .filter(|action| matches!(action, Action::Terminate(_) | Action::Kill(_))),
+                .filter(|action| matches!(action, Action::End(_))),
         );
     }
-    assert_eq!(said, [Action::Terminate(worker), Action::Kill(worker)]);
+    assert_eq!(said, [Action::End(worker)]);
     world.dispatcher.worker_died(worker);
     world.dispatcher.inbox_empty(worker, world.now);
     world.dispatcher.worker_gone(worker, world.now);
@@ -301,7 +301,7 @@ fn a_master_that_was_suspended_takes_nobody_for_hung() {
     assert!(
         !actions
             .iter()
-            .any(|action| matches!(action, Action::Terminate(_))),
+            .any(|action| matches!(action, Action::End(_))),
         "{actions:?}"
     );
 }

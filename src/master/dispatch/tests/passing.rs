@@ -16,9 +16,9 @@ fn parked(dispatcher: &mut Dispatcher<u64>, payload: u64, now: Time) -> Connecti
 fn pass(from: &mut Dispatcher<u64>, to: &mut Dispatcher<u64>, now: Time) -> Vec<u64> {
     let mut payloads = Vec::new();
     for id in from.passable() {
-        let standing = from.standing(id, now).expect("it can be passed on");
+        let progress = from.progress(id, now).expect("it can be passed on");
         let payload = from.release(id).expect("it can be passed on");
-        to.adopt(payload, &standing, Interest::Input, now);
+        to.adopt(payload, &progress, Interest::Input, now);
         payloads.push(payload);
     }
     payloads
@@ -99,9 +99,9 @@ fn deadlines_go_on_where_they_were() {
     let other = Time(77_000_000_000);
     let mut new = Dispatcher::new(limits);
     let id = old.passable()[0];
-    let standing = old.standing(id, later).expect("parked");
-    assert_eq!(standing.left, Some(ticks(2_000)));
-    let id = new.adopt(7, &standing, Interest::Input, other);
+    let progress = old.progress(id, later).expect("parked");
+    assert_eq!(progress.remaining, Some(ticks(2_000)));
+    let id = new.adopt(7, &progress, Interest::Input, other);
     let _ = new.take_actions();
     new.tick(other.after(ticks(1_500)));
     assert_eq!(new.take_actions(), []);
@@ -130,12 +130,12 @@ fn turns_and_what_is_owed_come_along() {
     let report = world.dispatcher.report(worker, id, half, world.now);
     assert_eq!(report, Ok(()));
     world.pass(ticks(4_000));
-    let standing = world.dispatcher.standing(id, world.now).expect("parked");
-    assert_eq!(standing.turns, 3);
-    assert_eq!(standing.owing, Some(ticks(4_000)));
-    assert_eq!(standing.left, Some(ticks(6_000)));
+    let progress = world.dispatcher.progress(id, world.now).expect("parked");
+    assert_eq!(progress.turns, 3);
+    assert_eq!(progress.incomplete_for, Some(ticks(4_000)));
+    assert_eq!(progress.remaining, Some(ticks(6_000)));
     let mut new = Dispatcher::<u64>::new(limits);
-    let id = new.adopt(0, &standing, Interest::Input, world.now);
+    let id = new.adopt(0, &progress, Interest::Input, world.now);
     assert_eq!(new.turn_number(id), 3);
     // The client drips on, and the time for its head is not renewed.
     let worker = new.worker_started(1);
@@ -144,7 +144,7 @@ fn turns_and_what_is_owed_come_along() {
     let again = TurnEnd { turns: 1, ..half };
     assert_eq!(new.report(worker, id, again, world.now), Ok(()));
     assert_eq!(
-        new.standing(id, world.now).expect("parked").left,
+        new.progress(id, world.now).expect("parked").remaining,
         Some(ticks(6_000))
     );
 }
@@ -156,7 +156,7 @@ fn what_is_lent_stays_until_its_turn_ends() {
     let worker = world.some_fellow(0).expect("one");
     let id = world.dispatcher.accepted(0, true, world.now);
     assert_eq!(world.dispatcher.passable(), []);
-    assert_eq!(world.dispatcher.standing(id, world.now), None);
+    assert_eq!(world.dispatcher.progress(id, world.now), None);
     assert_eq!(world.dispatcher.release(id), None);
     world.dispatcher.set_lending(Lending::PassingOn, world.now);
     let end = TurnEnd {

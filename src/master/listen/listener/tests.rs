@@ -1,11 +1,14 @@
 //! Listeners on sockets that somebody else has bound.
 
+use super::super::bind::{bind_all, resolve};
 use super::*;
-use std::net::{TcpStream, UdpSocket};
+use std::fs;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::SocketAddr as UnixAddress;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 
 use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::net::{bind, listen};
 
 fn passed() -> Address {
     Address::Inherited("web".to_owned())

@@ -1,0 +1,188 @@
+//! A process that the master has started, from its start to its end: the only kill(2) and waitpid(2).
+//!
+//! Whatever is to end has a deadline: it is asked first (SIGTERM, or the signal that the caller
+//! chooses), and killed when it has not ended a second later. A signal to a process that has just
+//! ended by itself (ESRCH) is no error, because its end is reported by [`next_event`] anyway.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::time::Time;
+
+/// How long a process that was asked to end has for it before it is killed.
+pub const LAST_CHANCE: Duration = Duration::from_secs(1);
+
+/// The next signal that a process gets, unless it ends before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Escalation {
+    signal: Signal,
+    at: Time,
+}
+
+/// A child process that has not been reaped.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    escalation: Option<Escalation>,
+    stopped: bool,
+}
+
+/// How a process has ended, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The process has returned this exit status.
+    Exited(i32),
+    /// The process was killed by this signal.
+    Killed(Signal),
+}
+
+/// What the kernel says of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildEvent {
+    /// The child has ended, and is reaped.
+    Ended(Exit),
+    /// A signal has stopped the child (SIGSTOP).
+    Stopped,
+    /// The child goes on after a stop (SIGCONT).
+    Continued,
+}
+
+impl Child {
+    /// A child that was just started.
+    #[must_use]
+    pub fn new(pid: Pid) -> Self {
+        Self {
+            pid,
+            escalation: None,
+            stopped: false,
+        }
+    }
+
+    /// Its process id, which no other process has before the child is reaped.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Asks the child to end with this signal. If it does not, it is killed.
+    pub fn end(&mut self, signal: Signal, now: Time) {
+        let _ = kill(self.pid, signal);
+        self.escalation = (signal != Signal::SIGKILL).then(|| Escalation {
+            signal: Signal::SIGKILL,
+            at: now.after(LAST_CHANCE),
+        });
+    }
+
+    /// Kills the child at once.
+    pub fn kill(&mut self) {
+        self.escalation = None;
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+
+    /// Asks the child to end at this time, unless it is [given time](Self::give_time) before.
+    pub fn end_at(&mut self, at: Time) {
+        let signal = Signal::SIGTERM;
+        self.escalation = Some(Escalation { signal, at });
+    }
+
+    /// Kills the child at this time, if it has not ended and nothing earlier was decided.
+    pub fn kill_at(&mut self, at: Time) {
+        let signal = Signal::SIGKILL;
+        let earlier = self.escalation.filter(|other| other.at <= at);
+        self.escalation = earlier.or(Some(Escalation { signal, at }));
+    }
+
+    /// Takes all deadlines back: the child is to live.
+    pub fn give_time(&mut self) {
+        self.escalation = None;
+    }
+
+    /// When the child gets its next signal.
+    #[must_use]
+    pub fn due(&self) -> Option<Time> {
+        self.escalation.map(|escalation| escalation.at)
+    }
+
+    /// The signal that is due now, if one is.
+    #[must_use]
+    pub fn due_signal(&self, now: Time) -> Option<Signal> {
+        let due = self.escalation.filter(|escalation| escalation.at <= now)?;
+        Some(due.signal)
+    }
+
+    /// Sends the signal that is due.
+    pub fn escalate(&mut self, now: Time) {
+        match self.due_signal(now) {
+            Some(Signal::SIGKILL) => self.kill(),
+            Some(signal) => self.end(signal, now),
+            None => {}
+        }
+    }
+
+    /// A signal has stopped the child, or it goes on.
+    pub fn set_stopped(&mut self, stopped: bool) {
+        self.stopped = stopped;
+    }
+
+    /// Lets a stopped child go on, because it could not exit otherwise. True if it was stopped.
+    pub fn continue_stopped(&mut self) -> bool {
+        let stopped = std::mem::take(&mut self.stopped);
+        if stopped {
+            let _ = kill(self.pid, Signal::SIGCONT);
+        }
+        stopped
+    }
+}
+
+/// Waits for the ends of children that were killed, but no longer than [`LAST_CHANCE`]: one that
+/// sleeps in the kernel (state D) may take any time.
+pub fn reap(killed: &[Child]) {
+    let end = Instant::now() + LAST_CHANCE;
+    for child in killed {
+        let ended = || {
+            let status = waitpid(child.pid, Some(WaitPidFlag::WNOHANG));
+            !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+        };
+        while !ended() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Killed(signal) => write!(f, "killed by {signal}"),
+        }
+    }
+}
+
+/// The next child of which something has changed, and what.
+#[must_use]
+pub fn next_event() -> Option<(Pid, ChildEvent)> {
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
+    loop {
+        match waitpid(None, Some(flags)) {
+            Ok(WaitStatus::Exited(pid, status)) => {
+                return Some((pid, ChildEvent::Ended(Exit::Exited(status))));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                return Some((pid, ChildEvent::Ended(Exit::Killed(signal))));
+            }
+            Ok(WaitStatus::Stopped(pid, _)) => return Some((pid, ChildEvent::Stopped)),
+            Ok(WaitStatus::Continued(pid)) => return Some((pid, ChildEvent::Continued)),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => {
+                log::error!("cannot wait for child processes: {}", error.desc());
+                return None;
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The master's epoll set: the only calls of epoll(7), and what every entry of the set is for.
+//!
+//! Closing a descriptor does not end the watching while another process has the same open file
+//! description (epoll(7)). The master shares every connection with a worker or with a service
+//! manager, so whoever gives a watched descriptor up removes it here first.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData};
+
+use super::token::{MasterEvent, PoolEvent, Token};
+
+pub use rustix::event::epoll::EventFlags;
+
+/// How many events are taken out of the set at a time.
+const BATCH: usize = 256;
+
+/// The set. All clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Epoll {
+    set: Rc<OwnedFd>,
+}
+
+/// The part of the set that is one pool's.
+#[derive(Debug, Clone)]
+pub struct PoolEpoll {
+    epoll: Epoll,
+    pool: u8,
+}
+
+/// The events of one wait.
+pub struct Events(Vec<Event>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(Vec::with_capacity(BATCH))
+    }
+}
+
+impl Events {
+    /// Takes the events out, each with what it is for.
+    pub fn drain(&mut self) -> impl Iterator<Item = (Token, EventFlags)> {
+        let events = self.0.drain(..);
+        events.map(|event| (Token::decode(event.data.u64()), event.flags))
+    }
+}
+
+impl Epoll {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// What epoll_create1(2) fails with.
+    pub fn new() -> io::Result<Self> {
+        let set = Rc::new(epoll::create(CreateFlags::CLOEXEC)?);
+        Ok(Self { set })
+    }
+
+    /// The part for the pool at this place of the master's table.
+    #[must_use]
+    pub fn of_pool(&self, pool: u8) -> PoolEpoll {
+        let epoll = self.clone();
+        PoolEpoll { epoll, pool }
+    }
+
+    /// Watches a descriptor of the master's own.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn add(&self, fd: impl AsFd, event: MasterEvent, flags: EventFlags) -> io::Result<()> {
+        self.insert(fd, Token::Master(event), flags)
+    }
+
+    /// Ends the watching. A descriptor that is not watched is left as it is.
+    pub fn remove(&self, fd: impl AsFd) {
+        // ENOENT: it is not in the set. Nothing else can fail with a descriptor that is open.
+        let _ = epoll::delete(&*self.set, fd);
+    }
+
+    /// Waits until something happens, or for as long as `timeout` says; `None` is for ever.
+    ///
+    /// # Errors
+    /// What epoll_wait(2) fails with. A signal that interrupts it is no error.
+    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map(|wait| Timespec {
+            tv_sec: wait.as_secs() as i64,
+            tv_nsec: wait.subsec_nanos().into(),
+        });
+        let room = rustix::buffer::spare_capacity(&mut events.0);
+        match epoll::wait(&*self.set, room, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn insert(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+        let data = EventData::new_u64(token.encode());
+        Ok(epoll::add(&*self.set, fd, data, flags)?)
+    }
+}
+
+impl PoolEpoll {
+    /// The pool's place in the master's table.
+    #[must_use]
+    pub fn pool(&self) -> u8 {
+        self.pool
+    }
+
+    /// Watches a descriptor of the pool.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn add(&self, fd: impl AsFd, event: PoolEvent, flags: EventFlags) -> io::Result<()> {
+        self.epoll.insert(fd, Token::Pool(self.pool, event), flags)
+    }
+
+    /// Watches a descriptor that is in the set already for something else.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn modify(&self, fd: impl AsFd, event: PoolEvent, flags: EventFlags) -> io::Result<()> {
+        let data = EventData::new_u64(Token::Pool(self.pool, event).encode());
+        Ok(epoll::modify(&*self.epoll.set, fd, data, flags)?)
+    }
+
+    /// Ends the watching, as [`Epoll::remove`] does.
+    pub fn remove(&self, fd: impl AsFd) {
+        self.epoll.remove(fd);
+    }
+}

@@ -1,0 +1,77 @@
+//! Which listeners are for which addresses of which pools. Port 0 is another port each time, so it
+//! can be wanted, and bound, several times.
+
+use std::collections::HashMap;
+
+use super::bind;
+use super::listener::Listener;
+use crate::config::Address;
+use crate::error::Result;
+use crate::master::plan::Plan;
+
+/// Whether an address is bound more than so many times. Only port 0 can be, and is another port each time.
+#[must_use]
+pub fn is_bound<'a>(
+    listeners: impl IntoIterator<Item = &'a Listener>,
+    address: &Address,
+    times: usize,
+) -> bool {
+    let mut same = listeners.into_iter().filter(|one| one.asked() == address);
+    let Some(first) = same.next() else {
+        return false;
+    };
+    // A name stands for several addresses, of which each is bound that often.
+    address.port() != Some(0) || same.filter(|one| one.host() == first.host()).count() >= times
+}
+
+/// Binds what the plans want and nobody has bound yet.
+///
+/// # Errors
+/// When an address can't be bound.
+pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Listener]) -> Result<Vec<Listener>> {
+    let mut new = Vec::new();
+    for (plan, address, before) in wanted(plans) {
+        let there = bound.iter().copied().chain(&new);
+        if !is_bound(there, address, before) {
+            new.extend(bind::bind_all(address, plan.settings.backlog)?);
+        }
+    }
+    Ok(new)
+}
+
+/// Each address that a plan wants, and how many times it was wanted before.
+pub fn wanted<'p, 'a>(
+    plans: &'p [Plan<'a>],
+) -> impl Iterator<Item = (&'p Plan<'a>, &'p Address, usize)> {
+    let mut times = HashMap::new();
+    let all = plans
+        .iter()
+        .flat_map(|plan| plan.listen.iter().map(move |address| (plan, address)));
+    all.map(move |(plan, address)| {
+        let before: &mut usize = times.entry(address.to_string()).or_default();
+        *before += 1;
+        (plan, address, *before - 1)
+    })
+}
+
+/// Takes those of the listeners that are for one of the addresses, and that whoever has those of `own` lacks: of port 0
+/// there may be more, which are for others.
+pub fn take_wanted(
+    listeners: &mut Vec<Listener>,
+    addresses: &[Address],
+    own: &[Listener],
+) -> Vec<Listener> {
+    let mut wanted = Vec::new();
+    for listener in std::mem::take(listeners) {
+        let asked = listener.asked();
+        let times = addresses.iter().filter(|one| *one == asked).count();
+        let same = |one: &&Listener| one.asked() == asked && one.host() == listener.host();
+        let there = own.iter().chain(&wanted).filter(same).count();
+        if times > 0 && (asked.port() != Some(0) || there < times) {
+            wanted.push(listener);
+        } else {
+            listeners.push(listener);
+        }
+    }
+    wanted
+}

@@ -1,0 +1,58 @@
+//! What a pool is to be: said at the start, and anew at each reload.
+
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use super::dispatch;
+use super::events::token::MAX_CONNECTIONS;
+use crate::channel::start::WorkerHandles;
+use crate::config::{Address, Settings};
+use crate::error::Result;
+use crate::service::ServiceProfile;
+
+/// The name of a pool that needs none, because it is the only one.
+pub const MAIN: &str = "main";
+
+/// The main function of a worker process: what it runs, and the exit status.
+pub type WorkerMain<'a> = dyn Fn(WorkerHandles<'_>) -> u8 + 'a;
+
+/// Where the plans of all pools come from when they are to be made anew.
+pub type PlanSource<'a> = dyn Fn() -> Result<Vec<Plan<'a>>> + 'a;
+
+/// What a pool is to be.
+#[derive(Clone)]
+pub struct Plan<'a> {
+    /// What the log calls the pool. There is one pool of a name.
+    pub name: Rc<str>,
+    /// Where the pool listens.
+    pub listen: Vec<Address>,
+    /// How the pool serves.
+    pub settings: Settings,
+    /// What the master must know of the service.
+    pub profile: ServiceProfile,
+    /// What the workers run.
+    pub main: Rc<WorkerMain<'a>>,
+    /// The descriptors that `main` holds and the workers need.
+    pub keep: Vec<RawFd>,
+}
+
+impl Plan<'_> {
+    /// What the pool's dispatcher must know, with descriptors for so many connections.
+    #[must_use]
+    pub fn limits(&self, room: usize) -> dispatch::Limits {
+        let settings = &self.settings;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        dispatch::Limits {
+            // More workers that stay awake than processors only get into each other's way.
+            few: processors,
+            patience: settings.patience,
+            connections: settings.max_connections.min(room).min(MAX_CONNECTIONS),
+            queue: settings.queue,
+            queue_wait: settings.queue_wait,
+            idle: settings.idle_timeout,
+            head: settings.head_timeout,
+            linger: settings.linger,
+            turn: settings.turn_timeout,
+        }
+    }
+}

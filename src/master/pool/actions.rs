@@ -1,0 +1,172 @@
+//! Doing what the dispatcher wants done, and telling it what clients do.
+
+use crate::error::Plain;
+use crate::master::connection::held::Held;
+use crate::master::dispatch::table::{ConnectionId, State};
+use crate::master::dispatch::{Action, Canned, Interest};
+use crate::master::events::epoll::EventFlags;
+use crate::master::snapshot::Place;
+use crate::master::time::Time;
+
+use super::{Phase, Pool};
+
+impl Pool<'_> {
+    pub(super) fn on_connection(&mut self, id: ConnectionId, flags: EventFlags, now: Time) {
+        let state = self.dispatcher.state(id);
+        let (Some(state), Some(held)) = (state, self.dispatcher.payload(id)) else {
+            return;
+        };
+        if !matches!(state, State::Parked | State::Lingering) {
+            // The worker may be reading just that: the connection is looked at again when the turn is
+            // over. But if the worker has had its last look, the end of the turn is what the client
+            // waits for.
+            if held.keep_events(flags) && matches!(state, State::Lent(_)) {
+                self.attention.awaited.push(id);
+            }
+            return;
+        }
+        let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP);
+        // A client that has only gone needs no worker to say good-bye to it; and the event may be
+        // about bytes that were read in the turn before.
+        let certain = self.plan.profile.tolerates_empty_turns || flags.contains(EventFlags::OUT);
+        if state == State::Parked && (gone || !certain) && !held.has_input() {
+            if gone {
+                self.dispatcher.hung_up(id);
+            }
+        } else {
+            // That the client has ended its side is said once, and must be known when the turn is
+            // over.
+            let _ = held.keep_events(flags & EventFlags::RDHUP);
+            self.dispatcher.readable(id, now);
+        }
+    }
+
+    /// Does what the dispatcher wants done.
+    pub fn carry_out(&mut self, now: Time) {
+        loop {
+            let mut actions = self.dispatcher.take_actions();
+            if actions.is_empty() {
+                self.dispatcher.reuse(actions);
+                return;
+            }
+            for action in actions.drain(..) {
+                self.act(action, now);
+            }
+            self.dispatcher.reuse(actions);
+        }
+    }
+
+    fn act(&mut self, action: Action<Held>, now: Time) {
+        match action {
+            Action::Lend(worker, id) => self.lend(worker, id, now),
+            Action::TakeBack(worker) => self.take_back_from_slow(worker, now),
+            Action::Arm(id, interest) => self.arm(id, interest, now),
+            Action::Linger(id, reply) => self.linger(id, reply),
+            Action::Expire(id) => {
+                let held = self.dispatcher.payload(id);
+                // What the client has sent may lie behind other events that have not been looked at
+                // yet.
+                if held.is_some_and(|held| held.has_unread()) {
+                    self.dispatcher.readable(id, now);
+                } else {
+                    self.dispatcher.expired(id, now);
+                }
+            }
+            Action::Drain(id) => {
+                let Some(held) = self.dispatcher.payload(id) else {
+                    return;
+                };
+                let ended = held.drain(&mut self.buffers.drained).unwrap_or(true);
+                self.dispatcher.drained(id, ended);
+            }
+            Action::Examine(id, worker) => self.examine(id, worker, now),
+            Action::Retire(worker) => self.retire(worker, now),
+            Action::End(worker) => self.end_hung(worker, now),
+            Action::Close(_, held) => self.close(held, now),
+            Action::PauseAccepting => self.listeners.pause(),
+            Action::ResumeAccepting => self.listeners.resume(),
+        }
+    }
+
+    fn close(&mut self, mut held: Held, now: Time) {
+        if held.is_copied() {
+            held.unwatch(&self.epoll);
+        }
+        self.listeners.clients().leave(held.peer());
+        drop(held);
+        if self.listeners.is_exhausted() {
+            self.accept_again(now);
+        }
+    }
+
+    fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
+        let state = self.dispatcher.state(id);
+        let uncontended = self.dispatcher.is_uncontended();
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
+        let stopping = matches!(self.phase, Phase::Stopping { .. });
+        if stopping && interest != Interest::Output && state == Some(State::Parked) {
+            // The server goes, and takes only what had come before it said so.
+            if held.has_unread() {
+                self.dispatcher.readable(id, now);
+            } else {
+                self.dispatcher.hung_up(id);
+            }
+            return;
+        }
+        let watched = held.watch(&self.epoll, id, interest, uncontended);
+        if self.store.is_some() && state == Some(State::Parked) {
+            self.keep(id, now);
+        }
+        match watched {
+            Ok(noticed) if noticed.is_empty() => {}
+            Ok(noticed) => self.on_connection(id, noticed, now),
+            Err(error) => {
+                if let Some(held) = self.dispatcher.payload(id) {
+                    log::error!("cannot watch {}: {}", held.peer(), Plain(&error));
+                }
+                self.dispatcher.broken(id);
+            }
+        }
+    }
+
+    /// Has a parked connection kept that has had a turn, and writes down how it stands.
+    fn keep(&mut self, id: ConnectionId, now: Time) {
+        let progress = self.dispatcher.progress(id, now);
+        let (Some(progress), Some(held)) = (progress, self.dispatcher.payload(id)) else {
+            return;
+        };
+        if held.kept().is_none()
+            && progress.turns > 0
+            && let Some(store) = &self.store
+            && let Ok(cookie) = held.cookie()
+            && let Some(kept) = store.keep(cookie, self.key, self.epoll.pool(), id)
+        {
+            held.set_copied(Some(kept));
+        }
+        held.store(Place::Parked, &progress, now);
+    }
+
+    fn linger(&mut self, id: ConnectionId, reply: Option<Canned>) {
+        let profile = &self.plan.profile;
+        let last_words = match reply {
+            None => &[][..],
+            Some(Canned::Crashed) => &profile.crashed,
+            Some(Canned::TimedOut) => &profile.timed_out,
+            Some(Canned::Overloaded) => &profile.overloaded,
+            Some(Canned::RequestTimeout) => &profile.request_timeout,
+        };
+        let Some(held) = self.dispatcher.payload(id) else {
+            return;
+        };
+        held.enter(Place::Ending);
+        let wordless = reply.is_some() && last_words.is_empty();
+        let ended = held
+            .finish(last_words)
+            .and_then(|()| held.watch(&self.epoll, id, Interest::Input, true));
+        if wordless || ended.is_err() {
+            self.dispatcher.broken(id);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Connections that go to another master, and those that come from one.
+
+use std::os::fd::OwnedFd;
+
+use rustix::net::{Shutdown, shutdown};
+
+use crate::master::connection::held::Held;
+use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::{Interest, Progress, Verdict};
+use crate::master::snapshot::{Place, Snapshot};
+use crate::master::time::Time;
+use crate::service::Peer;
+
+use super::{Phase, Pool};
+
+impl Pool<'_> {
+    /// The connections that can be passed on: those that wait for a worker in their order, then the
+    /// parked ones. Those that are lent follow when their turns are over.
+    #[must_use]
+    pub fn passable(&self) -> Vec<ConnectionId> {
+        self.dispatcher.passable()
+    }
+
+    /// A connection that is ready or parked, as another master must know it.
+    #[must_use]
+    pub fn snapshot(&self, id: ConnectionId, now: Time) -> Option<(Snapshot<'_>, &Held)> {
+        let progress = self.dispatcher.progress(id, now)?;
+        let held = self.dispatcher.payload_of(id)?;
+        let place = match progress.ready {
+            true => Place::Ready,
+            false => Place::Parked,
+        };
+        Some((held.snapshot(self.key, place, &progress), held))
+    }
+
+    /// Forgets a connection that another master has from now on.
+    pub fn forget(&mut self, id: ConnectionId) {
+        if let Some(mut held) = self.dispatcher.release(id) {
+            held.unwatch(&self.epoll);
+            held.pass_on();
+            self.listeners.clients().leave(held.peer());
+        }
+    }
+
+    /// Goes on with a connection of another master. False when it is closed instead. What became of
+    /// one that was lent is asked of the kernel, so nobody may be serving it any more.
+    pub fn adopt(
+        &mut self,
+        snapshot: &Snapshot<'_>,
+        peer: Peer,
+        socket: OwnedFd,
+        now: Time,
+    ) -> bool {
+        if !matches!(self.phase, Phase::Serving | Phase::Stopping { .. }) {
+            // There is nobody left to serve it.
+            if snapshot.stored {
+                let _ = shutdown(&socket, Shutdown::Both);
+            }
+            return false;
+        }
+        let mut held = Held::adopted(socket, peer, snapshot);
+        if snapshot.stored {
+            let store = self.store.as_ref();
+            let kept = store.and_then(|store| store.keep_stored(held.cookie().ok()?, self.key));
+            held.set_copied(kept);
+        }
+        match snapshot.place {
+            Place::Parked | Place::Ready => {
+                self.go_on_with(held, snapshot.interest, &snapshot.progress(), now);
+                true
+            }
+            Place::Lent => self.settle_lent(held, snapshot.turns + 1, now),
+            Place::Ending => false,
+        }
+    }
+
+    fn go_on_with(&mut self, held: Held, interest: Interest, progress: &Progress, now: Time) {
+        // It was counted by the other master, and is not refused now.
+        let _ = self.listeners.clients().enter(held.peer());
+        let interest = match interest {
+            Interest::Output => Interest::Output,
+            Interest::Input | Interest::NewInput => Interest::Input,
+        };
+        let place = match progress.ready {
+            true => Place::Ready,
+            false => Place::Parked,
+        };
+        held.store(place, progress, now);
+        self.dispatcher.adopt(held, progress, interest, now);
+    }
+
+    /// Looks what came of a turn whose worker died with its master.
+    fn settle_lent(&mut self, mut held: Held, turn: u64, now: Time) -> bool {
+        let peer = held.peer();
+        let (goes_on, consequence) = match held.examine(None, None) {
+            Verdict::Untouched => {
+                let progress = Progress {
+                    ready: held.has_input(),
+                    remaining: self.plan.settings.idle_timeout,
+                    ..Progress::before(turn)
+                };
+                self.go_on_with(held, Interest::Input, &progress, now);
+                (true, "nothing was read, so it goes on")
+            }
+            Verdict::Consumed => {
+                held.enter(Place::Ending);
+                let _ = self.listeners.clients().enter(peer);
+                self.dispatcher.adopt_crashed(held, now);
+                (true, "nothing was sent, so the client gets an error reply")
+            }
+            Verdict::Sent | Verdict::Served(_) | Verdict::Unknown => {
+                (false, "something was sent, so it is closed")
+            }
+        };
+        log::info!("the master was killed in turn {turn} of {peer}: {consequence}");
+        goes_on
+    }
+}

@@ -1,0 +1,242 @@
+//! A pool whose workers have no scoreboard: all that they say are messages, and the pool serves and
+//! settles with them as with any other. The test plays the workers.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Child as Program, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::*;
+use crate::channel::inbox::{self, Assignment, WorkerEnd};
+use crate::config::Settings;
+use crate::master::child::{Child, ChildEvent, Exit};
+use crate::master::events::epoll::Events;
+use crate::master::events::token::Token;
+use crate::master::listen::bind::bind_all;
+use crate::master::workers::channel::Channel;
+use crate::master::workers::slots::SlotId;
+use crate::service::ServiceProfile;
+use crate::wire::{FromWorker, Outcome, Report, Traffic};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+struct World {
+    epoll: Epoll,
+    pool: Pool<'static>,
+    address: SocketAddr,
+    begin: Instant,
+}
+
+/// A worker that is played, and a program that stands for its process.
+struct Played {
+    end: WorkerEnd,
+    program: Program,
+    messages: MessageBuffer,
+}
+
+impl World {
+    fn new() -> Self {
+        let epoll = Epoll::new().unwrap();
+        let plan = Plan {
+            name: "main".into(),
+            listen: Vec::new(),
+            settings: Settings::for_processors(1),
+            profile: ServiceProfile {
+                crashed: b"the worker is gone".into(),
+                ..ServiceProfile::default()
+            },
+            main: Rc::new(|_| 0),
+            keep: Vec::new(),
+        };
+        let listeners = bind_all(&"127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let address = listeners[0].local_address().unwrap();
+        let mut pool = Pool::new((0, &epoll), plan, 0, 100, None, false);
+        pool.listen_on(listeners).unwrap();
+        Self {
+            epoll,
+            pool,
+            address,
+            begin: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::default().after(Duration::from_secs(3600) + self.begin.elapsed())
+    }
+
+    /// Starts a worker that has said that it can serve.
+    fn hire(&mut self, slot: u32) -> Played {
+        let (ours, end) = inbox::pair().unwrap();
+        // It ends when its input does, which is when the test does.
+        let program = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let child = Child::new(Pid::from_raw(program.id().cast_signed()));
+        let worker = self.pool.dispatcher.worker_started(1);
+        let slot = SlotId {
+            generation: 0,
+            slot,
+        };
+        let settings = self.pool.plan.settings.clone();
+        let (parts, now) = ((child, Channel::new(ours, None)), self.now());
+        self.pool.workers.admit(slot, worker, parts, &settings, now);
+        end.send(&FromWorker::Ready).unwrap();
+        self.until("the worker is ready", |world| {
+            world
+                .pool
+                .workers
+                .get(worker)
+                .is_some_and(|one| one.is_serving())
+        });
+        Played {
+            end,
+            program,
+            messages: MessageBuffer::default(),
+        }
+    }
+
+    /// One round of the master's loop, as far as it concerns a pool.
+    fn round(&mut self) {
+        self.pool.carry_out(self.now());
+        let wait = match self.pool.fall_asleep() {
+            true => Duration::from_millis(2),
+            false => Duration::ZERO,
+        };
+        let mut events = Events::default();
+        self.epoll.wait(&mut events, Some(wait)).unwrap();
+        self.pool.wake_up();
+        let now = self.now();
+        for (token, flags) in events.drain() {
+            match token {
+                Token::Pool(0, event) => self.pool.on_event(event, flags, now),
+                other => panic!("{other:?}"),
+            }
+        }
+        self.pool.tick(now);
+        self.pool.carry_out(now);
+    }
+
+    #[track_caller]
+    fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + DEADLINE;
+        while !holds(self) {
+            assert!(Instant::now() < end, "{what}");
+            self.round();
+        }
+    }
+
+    /// The connection that the worker is lent next: its name, and its descriptor.
+    #[track_caller]
+    fn lent(&mut self, worker: &mut Played) -> (u64, TcpStream) {
+        let end = Instant::now() + DEADLINE;
+        while !worker.has_mail() {
+            assert!(Instant::now() < end, "nothing is lent");
+            self.round();
+        }
+        match worker.end.receive(&mut worker.messages).unwrap() {
+            Assignment::Serve(lend, socket) => (lend.id, TcpStream::from(socket)),
+            Assignment::Retire => panic!("it is to exit"),
+        }
+    }
+
+    /// The worker's process has been killed.
+    fn kill(&mut self, mut worker: Played) {
+        worker.program.kill().unwrap();
+        worker.program.wait().unwrap();
+        let pid = Pid::from_raw(worker.program.id().cast_signed());
+        let exit = Exit::Killed(nix::sys::signal::Signal::SIGKILL);
+        let now = self.now();
+        assert!(self.pool.on_child(pid, ChildEvent::Ended(exit), now));
+        self.pool.carry_out(now);
+    }
+}
+
+impl Played {
+    fn has_mail(&self) -> bool {
+        let mut polled = [PollFd::new(&self.end, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())) == Ok(1)
+    }
+
+    fn report(&self, id: u64, outcome: Outcome, (read, written): (u64, u64), carry: &[u8]) {
+        let report = Report {
+            id,
+            outcome,
+            traffic: Some(Traffic { read, written }),
+            carry,
+        };
+        self.end.send(&FromWorker::Report(report)).unwrap();
+    }
+}
+
+impl Drop for Played {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+fn read(stream: &mut TcpStream, count: usize) -> Vec<u8> {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_worker_without_a_scoreboard_is_served_and_settled_like_the_others() {
+    let mut world = World::new();
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+
+    // A turn, and a second one with what the first one did not consume.
+    client.write_all(b"one tw").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 6), b"one tw");
+    socket.write_all(b"ONE").unwrap();
+    drop(OwnedFd::from(socket));
+    worker.report(id, Outcome::Park, (6, 3), b"tw");
+    assert_eq!(read(&mut client, 3), b"ONE");
+    world.until("the client is parked", |world| {
+        world.pool.dispatcher.parked().count() == 1
+    });
+    client.write_all(b"o").unwrap();
+    let (again, mut socket) = world.lent(&mut worker);
+    assert_eq!(again, id);
+    assert_eq!(read(&mut socket, 1), b"o");
+    socket.write_all(b"TWO").unwrap();
+    drop(socket);
+    worker.report(id, Outcome::Park, (1, 3), b"");
+    assert_eq!(read(&mut client, 3), b"TWO");
+    world.until("the client is parked", |world| {
+        world.pool.dispatcher.parked().count() == 1
+    });
+
+    // It dies with one connection in hand, of which it has read, and one that it has not taken up.
+    client.write_all(b"three").unwrap();
+    let (_, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 5), b"three");
+    let mut second = TcpStream::connect(world.address).unwrap();
+    second.write_all(b"me too").unwrap();
+    let mut other = world.hire(1);
+    drop(socket);
+    world.kill(worker);
+    assert_eq!(read(&mut client, 18), b"the worker is gone");
+    let (_, mut socket) = world.lent(&mut other);
+    assert_eq!(read(&mut socket, 6), b"me too");
+
+    // What breaks the protocol costs the worker its life.
+    let pid = Pid::from_raw(other.program.id().cast_signed());
+    other.report(7, Outcome::Park, (0, 0), b"");
+    let dead = |world: &World| {
+        let worker = world.pool.workers.by_pid(pid).unwrap();
+        let process = world.pool.workers.get(worker).unwrap();
+        process.stage() == crate::master::workers::process::Stage::Dead
+    };
+    world.until("the rogue is dead", dead);
+    drop(socket);
+    world.kill(other);
+    assert_eq!(world.pool.workers.all().count(), 0);
+}

@@ -1,0 +1,254 @@
+//! All pools of the master: by their place, by their name; and the one way in for a connection of
+//! another master.
+
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::Pid;
+use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown, sockopt};
+
+use super::child::{Child, ChildEvent};
+use super::dispatch::table::ConnectionId;
+use super::events::epoll::Epoll;
+use super::listen::listener::Listener;
+use super::master_only::MasterOnly;
+use super::plan::Plan;
+use super::pool::{Phase, Pool};
+use super::snapshot::{PoolKey, Snapshot};
+use super::store::deposit::Stock;
+use super::store::{Kept, Store};
+use super::time::Time;
+use super::workers::autoscale::Bounds;
+use super::workers::spawn;
+use crate::config::Settings;
+use crate::error::{Error, Result};
+use crate::service::Peer;
+
+/// How many pools there may be, those included that are being drained.
+const MAX_POOLS: usize = 256;
+
+/// Descriptors that are kept back for the master itself.
+const SPARE_DESCRIPTORS: usize = 8;
+
+/// See the module.
+pub struct Pools<'a> {
+    /// By their place, which is in the tokens of the epoll set.
+    all: Vec<Option<Pool<'a>>>,
+    epoll: Epoll,
+    store: Option<Store>,
+    /// Workers that were killed, and are to be reaped before the master exits.
+    killed: Vec<Child>,
+}
+
+impl<'a> Pools<'a> {
+    /// No pools yet, in this epoll set; what they store goes to `store`.
+    #[must_use]
+    pub fn new(epoll: Epoll, store: Option<Store>) -> Self {
+        Self {
+            all: Vec::new(),
+            epoll,
+            store,
+            killed: Vec::new(),
+        }
+    }
+
+    /// The master's epoll set.
+    #[must_use]
+    pub fn epoll(&self) -> &Epoll {
+        &self.epoll
+    }
+
+    /// Where connections are kept beside this process, if there is a manager for that.
+    #[must_use]
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Adds a pool that wants `size` workers, with descriptors for so many connections.
+    ///
+    /// # Errors
+    /// When there are too many pools.
+    pub fn add(
+        &mut self,
+        plan: Plan<'a>,
+        size: usize,
+        room: usize,
+        held_back: bool,
+    ) -> Result<&mut Pool<'a>> {
+        let free = self.all.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.all.len());
+        if place >= MAX_POOLS {
+            let cause = format!("there are {MAX_POOLS} already");
+            return Err(Error::because(format!("add pool {}", plan.name), cause));
+        }
+        if place == self.all.len() {
+            self.all.push(None);
+        }
+        let at = (place as u8, &self.epoll);
+        let pool = Pool::new(at, plan, size, room, self.store.clone(), held_back);
+        Ok(self.all[place].insert(pool))
+    }
+
+    /// All pools.
+    pub fn iter(&self) -> impl Iterator<Item = &Pool<'a>> {
+        self.all.iter().flatten()
+    }
+
+    /// All pools.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Pool<'a>> {
+        self.all.iter_mut().flatten()
+    }
+
+    /// The pool at a place.
+    pub fn get_mut(&mut self, place: u8) -> Option<&mut Pool<'a>> {
+        self.all.get_mut(usize::from(place))?.as_mut()
+    }
+
+    /// The pool of this name that serves.
+    pub fn serving(&mut self, name: &str) -> Option<&mut Pool<'a>> {
+        let same = |pool: &&mut Pool<'_>| pool.is_serving() && *pool.plan().name == *name;
+        self.iter_mut().find(same)
+    }
+
+    /// Whether there are none any more.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// All listeners.
+    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.iter().flat_map(|pool| pool.listeners().all())
+    }
+
+    /// The longest of one of the times in the settings of all pools.
+    #[must_use]
+    pub fn longest(&self, time: impl Fn(&Settings) -> Duration) -> Duration {
+        let times = self.iter().map(|pool| time(&pool.plan().settings));
+        times.max().unwrap_or_default()
+    }
+
+    /// How many connections leave enough descriptors for the workers and their replacements, and for
+    /// a reload; so many descriptors are `open` already.
+    #[must_use]
+    pub fn room(plans: &[Plan<'_>], open: usize) -> usize {
+        let limit =
+            getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
+        let most = |plan: &Plan<'_>| Bounds::most_of(&plan.settings);
+        let workers: usize = plans.iter().map(most).sum();
+        // Both ends of a socketpair, and a doorbell; while a worker is started, its own copy of its
+        // end too. At a reload each worker has a successor beside it.
+        let kept_back = (spawn::DESCRIPTORS + 3) * workers + spawn::DESCRIPTORS * 2;
+        limit
+            .saturating_sub(open + kept_back + SPARE_DESCRIPTORS)
+            .max(1)
+    }
+
+    // ---- what the master's loop calls -------------------------------------------------------------
+
+    /// Does whatever is due in all of them, and forgets those that are over.
+    pub fn advance(&mut self, only: &mut MasterOnly, now: Time) {
+        for place in &mut self.all {
+            let Some(pool) = place else { continue };
+            pool.advance(only, now);
+            if pool.phase() == Phase::Over {
+                self.killed.append(&mut pool.quit());
+                *place = None;
+            }
+        }
+    }
+
+    /// When something is to be done if nothing happens.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        self.iter().filter_map(Pool::next_due).min()
+    }
+
+    /// Whether the master may sleep. Each pool asks its workers to wake it then.
+    pub fn fall_asleep(&mut self) -> bool {
+        // Each of them is asked: those that may sleep are woken later.
+        self.iter_mut()
+            .fold(true, |may_sleep, pool| may_sleep & pool.fall_asleep())
+    }
+
+    /// The master is awake.
+    pub fn wake_up(&self) {
+        self.iter().for_each(Pool::wake_up);
+    }
+
+    /// All events of a round were told, and time has passed.
+    pub fn tick(&mut self, now: Time) {
+        self.iter_mut().for_each(|pool| pool.tick(now));
+    }
+
+    /// Something has happened to a child of the master; false when it is no worker.
+    pub fn on_child(&mut self, pid: Pid, event: ChildEvent, now: Time) -> bool {
+        self.iter_mut().any(|pool| pool.on_child(pid, event, now))
+    }
+
+    /// Ends all of them at once.
+    pub fn quit(&mut self) {
+        for mut pool in self.all.drain(..).flatten() {
+            self.killed.append(&mut pool.quit());
+        }
+    }
+
+    /// The workers that were killed so far.
+    #[must_use]
+    pub fn killed(&self) -> &[Child] {
+        &self.killed
+    }
+
+    // ---- connections of another master ------------------------------------------------------------
+
+    /// Goes on with a connection of another master: the one way in, whether that one is being
+    /// replaced or was killed. False when it is closed instead.
+    pub fn adopt(&mut self, snapshot: &Snapshot<'_>, socket: OwnedFd, now: Time) -> bool {
+        let peer = snapshot.peer.or_else(|| peer_of(&socket));
+        let pool = self.by_key(snapshot.pool);
+        let adopted = match (pool, peer) {
+            (Some(pool), Some(peer)) => return pool.adopt(snapshot, peer, socket, now),
+            _ => false,
+        };
+        if snapshot.stored {
+            end_stored(&socket);
+        }
+        adopted
+    }
+
+    /// The pool whose name has this key.
+    fn by_key(&mut self, key: PoolKey) -> Option<&mut Pool<'a>> {
+        self.iter_mut().find(|pool| pool.key() == key)
+    }
+}
+
+impl Stock for Pools<'_> {
+    fn listeners(&self) -> Option<Vec<&Listener>> {
+        (!self.is_empty()).then(|| self.listeners().collect())
+    }
+
+    fn connection(&self, pool: u8, id: ConnectionId) -> Option<(&Kept, BorrowedFd<'_>)> {
+        let pool = self.all.get(usize::from(pool))?.as_ref()?;
+        let held = pool.held(id)?;
+        Some((held.kept()?, held.descriptor()))
+    }
+}
+
+/// Ends a connection of which a service manager has a copy: for its client, and for the manager.
+pub fn end_stored(socket: &OwnedFd) {
+    // ENOTCONN: the client has ended it already.
+    let _ = shutdown(socket, Shutdown::Both);
+}
+
+/// The client at the other end; nothing when it is gone.
+fn peer_of(socket: &OwnedFd) -> Option<Peer> {
+    match sockopt::socket_domain(socket).ok()? {
+        AddressFamily::UNIX => Some(Peer::Unix),
+        _ => {
+            let address = getpeername(socket).ok()??;
+            SocketAddr::try_from(address).ok().map(Peer::Inet)
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! A connection as another master must know it to go on with it. Pure.
+//!
+//! There are two forms of it: a line of text for a master that takes over (below), and words of the
+//! ledger for one that comes after a crash ([`ledger`](super::store::ledger)). Both name their
+//! fields, so that two versions of the program understand each other: a field that the reader does
+//! not know is passed over if it is written `name=value`, and makes the reader refuse the whole if
+//! it is written `name!=value`. A field that is missing has its default.
+//!
+//! ```text
+//! pool=main peer=127.0.0.1:45694 waiting=input turns=3 remaining=75000 read=234 written=1704
+//! ```
+//!
+//! Version 1 had the values alone, in a fixed order; it is still read and written.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+use super::dispatch::{Interest, Progress};
+use crate::service::Peer;
+use crate::wire::Traffic;
+
+/// The version of both forms that names its fields.
+pub const VERSION: u32 = 2;
+
+/// Where a connection was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// With the master, waiting for its client.
+    Parked,
+    /// With the master, waiting for a worker.
+    Ready,
+    /// With a worker; all else in the snapshot is from before that turn.
+    Lent,
+    /// With the master, which was about to end it.
+    Ending,
+}
+
+/// A pool, by a hash of its name (FNV-1a): the ledger has a word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolKey(pub u64);
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot<'a> {
+    /// The pool to which the connection belongs.
+    pub pool: PoolKey,
+    /// The client; `None` in a ledger of version 1, which does not say.
+    pub peer: Option<Peer>,
+    /// Where the connection was.
+    pub place: Place,
+    /// What it waited for, or will when its turn is over.
+    pub interest: Interest,
+    /// How many turns it has had, the one in which it is not included.
+    pub turns: u64,
+    /// How much longer it may be parked; `None` is for ever.
+    pub remaining: Option<Duration>,
+    /// How long ago the client began the request that it has not completed.
+    pub incomplete_for: Option<Duration>,
+    /// What all turns have moved.
+    pub total: Traffic,
+    /// A service manager has a copy of its descriptor.
+    pub stored: bool,
+    /// What was read from the client and not consumed.
+    pub carry: Cow<'a, [u8]>,
+}
+
+/// A line, or a ledger's entry, that no master has written, or one that asks for more than this
+/// version knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+impl PoolKey {
+    /// The key of the pool of this name.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+}
+
+impl Snapshot<'_> {
+    /// What the dispatcher must know of it.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            ready: self.place == Place::Ready,
+            turns: self.turns,
+            remaining: self.remaining,
+            incomplete_for: self.incomplete_for,
+        }
+    }
+
+    /// The line for another master which speaks this version, without its end. The carry follows
+    /// the line.
+    #[must_use]
+    pub fn line(&self, pool: &str, version: u32) -> String {
+        let pool = escape(pool);
+        let peer = self.peer.unwrap_or(Peer::Unix);
+        let waiting = self.waiting();
+        let Traffic { read, written } = self.total;
+        let millis = |span: Option<Duration>| span.map(|span| span.as_millis());
+        let (remaining, incomplete) = (millis(self.remaining), millis(self.incomplete_for));
+        if version < VERSION {
+            let or_none = |number: Option<u128>| number.map_or("-".into(), |n| n.to_string());
+            let (remaining, incomplete) = (or_none(remaining), or_none(incomplete));
+            let stored = if self.stored { "stored" } else { "-" };
+            let turns = self.turns;
+            return format!(
+                "{pool} {peer} {turns} {waiting} {remaining} {incomplete} {read} {written} {stored}"
+            );
+        }
+        let mut line = format!(
+            "pool={pool} peer={peer} waiting={waiting} turns={}",
+            self.turns
+        );
+        for (name, value) in [("remaining", remaining), ("incomplete", incomplete)] {
+            if let Some(value) = value {
+                let _ = write!(line, " {name}={value}");
+            }
+        }
+        let _ = write!(line, " read={read} written={written}");
+        if self.stored {
+            line.push_str(" stored=1");
+        }
+        line
+    }
+
+    fn waiting(&self) -> &'static str {
+        match (self.place, self.interest) {
+            (Place::Ready, _) => "worker",
+            (_, Interest::Output) => "output",
+            (_, Interest::Input | Interest::NewInput) => "input",
+        }
+    }
+}
+
+impl<'a> Snapshot<'a> {
+    /// Reads the words of a [line](Self::line) in this version; `carry` is what followed it.
+    /// Returns the name of the pool with it.
+    ///
+    /// # Errors
+    /// [`Malformed`] when a word makes no sense, is missing, or must be known and is not.
+    pub fn parse(
+        words: impl Iterator<Item = &'a str>,
+        version: u32,
+        carry: &'a [u8],
+    ) -> Result<(String, Self), Malformed> {
+        let mut name = None;
+        let mut snapshot = Self {
+            pool: PoolKey(0),
+            peer: None,
+            place: Place::Parked,
+            interest: Interest::Input,
+            turns: 0,
+            remaining: None,
+            incomplete_for: None,
+            total: Traffic::default(),
+            stored: false,
+            carry: carry.into(),
+        };
+        let mut given = 0;
+        let mut fields = FIELDS.iter();
+        for word in words {
+            let (field, value, required) = if version < VERSION {
+                let field = fields.next().ok_or(Malformed)?;
+                (*field, word, true)
+            } else {
+                let (field, value) = word.split_once('=').ok_or(Malformed)?;
+                let required = field.ends_with('!');
+                (field.trim_end_matches('!'), value, required)
+            };
+            given += 1;
+            match field {
+                "pool" => name = Some(unescape(value)?),
+                "peer" => snapshot.peer = Some(value.parse().map_err(|_| Malformed)?),
+                "waiting" => (snapshot.place, snapshot.interest) = waiting_for(value)?,
+                "turns" => snapshot.turns = number(value)?,
+                "remaining" => snapshot.remaining = span(value)?,
+                "incomplete" => snapshot.incomplete_for = span(value)?,
+                "read" => snapshot.total.read = number(value)?,
+                "written" => snapshot.total.written = number(value)?,
+                "stored" => snapshot.stored = flag(value)?,
+                _ if required => return Err(Malformed),
+                _ => {}
+            }
+        }
+        let whole = version >= VERSION || given == FIELDS.len();
+        let name = name.filter(|_| whole && snapshot.peer.is_some());
+        let name = name.ok_or(Malformed)?;
+        snapshot.pool = PoolKey::of(&name);
+        Ok((name, snapshot))
+    }
+
+    /// The same, with a carry of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Snapshot<'static> {
+        let carry = Cow::Owned(self.carry.into_owned());
+        Snapshot { carry, ..self }
+    }
+}
+
+/// The order of the fields in version 1.
+const FIELDS: [&str; 9] = [
+    "pool",
+    "peer",
+    "turns",
+    "waiting",
+    "remaining",
+    "incomplete",
+    "read",
+    "written",
+    "stored",
+];
+
+fn waiting_for(value: &str) -> Result<(Place, Interest), Malformed> {
+    match value {
+        "worker" => Ok((Place::Ready, Interest::Input)),
+        "input" => Ok((Place::Parked, Interest::Input)),
+        "output" => Ok((Place::Parked, Interest::Output)),
+        _ => Err(Malformed),
+    }
+}
+
+fn flag(value: &str) -> Result<bool, Malformed> {
+    match value {
+        "1" | "stored" => Ok(true),
+        "0" | "-" => Ok(false),
+        _ => Err(Malformed),
+    }
+}
+
+/// Milliseconds; `-` is none.
+fn span(value: &str) -> Result<Option<Duration>, Malformed> {
+    match value {
+        "-" => Ok(None),
+        value => Ok(Some(Duration::from_millis(number(value)?))),
+    }
+}
+
+/// A number in digits alone.
+///
+/// # Errors
+/// [`Malformed`] for anything else.
+pub fn number<T: std::str::FromStr>(text: &str) -> Result<T, Malformed> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().map_err(|_| Malformed)?;
+    digits.then_some(number).ok_or(Malformed)
+}
+
+const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// A text as a word of a line, whatever is in it.
+pub fn escape(text: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(text, ESCAPED)
+}
+
+/// The text that was escaped so.
+///
+/// # Errors
+/// [`Malformed`] when it is not UTF-8.
+pub fn unescape(word: &str) -> Result<String, Malformed> {
+    let text = percent_decode_str(word).decode_utf8();
+    text.map(Cow::into_owned).map_err(|_| Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spans() -> impl Strategy<Value = Option<Duration>> {
+        proptest::option::of(any::<u32>().prop_map(|ms| Duration::from_millis(ms.into())))
+    }
+
+    fn places() -> impl Strategy<Value = (Place, Interest)> {
+        prop_oneof![
+            Just((Place::Ready, Interest::Input)),
+            Just((Place::Parked, Interest::Input)),
+            Just((Place::Parked, Interest::Output)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_survives_its_line_in_both_versions(
+            name: String,
+            turns: u64,
+            (place, interest) in places(),
+            remaining in spans(),
+            incomplete_for in spans(),
+            traffic: (u64, u64),
+            stored: bool,
+            carry: Vec<u8>,
+        ) {
+            let name = name + "x";
+            let snapshot = Snapshot {
+                pool: PoolKey::of(&name),
+                peer: Some(Peer::Inet(([127, 0, 0, 1], 80).into())),
+                place,
+                interest,
+                turns,
+                remaining,
+                incomplete_for,
+                total: Traffic { read: traffic.0, written: traffic.1 },
+                stored,
+                carry: (&carry[..]).into(),
+            };
+            for version in [1, 2] {
+                let line = snapshot.line(&name, version);
+                let parsed = Snapshot::parse(line.split(' '), version, &carry);
+                prop_assert_eq!(parsed, Ok((name.clone(), snapshot.clone())), "{}", line);
+            }
+        }
+
+        #[test]
+        fn no_line_makes_the_reader_panic(line: String, version in 1..3u32) {
+            let _ = Snapshot::parse(line.split(' '), version, b"");
+        }
+    }
+
+    #[test]
+    fn a_field_of_a_later_version_is_passed_over_unless_it_must_be_known() {
+        let read = |line: &'static str| Snapshot::parse(line.split(' '), 2, b"");
+        let (name, plain) = read("pool=web peer=unix").unwrap();
+        assert_eq!((name.as_str(), plain.turns), ("web", 0));
+        assert_eq!(read("pool=web mood=good peer=unix"), Ok((name, plain)));
+        for line in [
+            "pool=web peer=unix luggage!=1",
+            "pool=web peer=unix turns",
+            "pool=web peer=unix turns=+1",
+            "pool=web peer=unix waiting=bus",
+            "pool=%ff peer=unix",
+            "pool=web",
+            "peer=unix",
+            "",
+        ] {
+            assert_eq!(read(line), Err(Malformed), "{line}");
+        }
+    }
+
+    #[test]
+    fn version_1_has_all_values_and_no_more() {
+        let read = |line: &'static str| Snapshot::parse(line.split(' '), 1, b"");
+        let whole = "web 127.0.0.1:80 3 input 75000 - 10 20 stored";
+        assert_eq!(read(whole).unwrap().1.turns, 3);
+        for line in [
+            "web 127.0.0.1:80 3 input 75000 - 10 20",
+            "web 127.0.0.1:80 3 input 75000 - 10 20 stored more",
+            "web",
+        ] {
+            assert_eq!(read(line), Err(Malformed), "{line}");
+        }
+    }
+}

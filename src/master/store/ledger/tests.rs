@@ -1,0 +1,174 @@
+//! A ledger that one master writes and another one reads.
+
+use super::*;
+use proptest::prelude::*;
+
+const NOW: Duration = Duration::from_secs(1000);
+
+fn memory(count: usize) -> Vec<AtomicU64> {
+    std::iter::repeat_with(AtomicU64::default)
+        .take(count)
+        .collect()
+}
+
+fn ledger(capacity: usize) -> Ledger<Vec<AtomicU64>> {
+    Ledger::begin(memory(size(capacity)), capacity, Duration::from_secs(1))
+}
+
+fn snapshot(carry: &[u8]) -> Snapshot<'_> {
+    Snapshot {
+        pool: PoolKey::of("main"),
+        peer: Some(Peer::Inet("10.1.2.3:4567".parse().unwrap())),
+        place: Place::Parked,
+        interest: Interest::NewInput,
+        turns: 3,
+        remaining: Some(Duration::from_secs(6)),
+        incomplete_for: None,
+        total: Traffic {
+            read: 4,
+            written: 5,
+        },
+        stored: true,
+        carry: carry.into(),
+    }
+}
+
+#[test]
+fn what_was_written_is_read_by_the_next_master() {
+    let written = ledger(3);
+    let full = snapshot(&[7; MAX_CARRY]);
+    written.write(0, 20, &full, NOW);
+    written.write(2, 22, &snapshot(b"half"), NOW);
+    written.write(2, 22, &snapshot(b""), NOW);
+    written.enter(2, Place::Lent);
+    let read = Ledger::read(written.words).unwrap();
+    assert_eq!(read.since(), Duration::from_secs(1));
+    assert_eq!(read.entry(0, NOW), Ok(Some((20, full))));
+    assert_eq!(read.entry(1, NOW), Ok(None));
+    let lent = Snapshot {
+        place: Place::Lent,
+        remaining: Some(Duration::from_secs(4)),
+        ..snapshot(b"")
+    };
+    let later = NOW + Duration::from_secs(2);
+    assert_eq!(read.entry(2, later), Ok(Some((22, lent))));
+    read.clear(2);
+    assert_eq!(read.entry(2, NOW), Ok(None));
+}
+
+#[test]
+fn every_kind_of_client_is_known_again() {
+    let ledger = ledger(1);
+    for peer in ["unix", "1.2.3.4:5", "[::1]:80", "[fe80::1%7]:65535"] {
+        let peer: Peer = peer.parse().unwrap();
+        let written = Snapshot {
+            peer: Some(peer),
+            ..snapshot(b"")
+        };
+        ledger.write(0, 1, &written, NOW);
+        assert_eq!(ledger.entry(0, NOW), Ok(Some((1, written))));
+    }
+}
+
+/// The words as the program wrote them that had version 1.
+#[test]
+fn a_ledger_of_version_1_is_read() {
+    let words = memory(Layout::of_version_1(2).size());
+    let set = |at: usize, value: u64| words[at].store(value, Relaxed);
+    for (at, value) in [(0, MAGIC), (1, 1), (2, 2), (3, 1_000_000_000)] {
+        set(at, value);
+    }
+    let deadline = 1_006_000_000_000;
+    let entry = [2, 20, PoolKey::of("main").0, 2, 3, 4, 5, deadline, 0, 4];
+    for (at, value) in entry.into_iter().enumerate() {
+        set(16 + 16 + at, value);
+    }
+    set(512 + 8192, u64::from_ne_bytes(*b"half\0\0\0\0"));
+    let read = Ledger::read(words).unwrap();
+    assert_eq!(read.entry(0, NOW), Ok(None));
+    let expected = Snapshot {
+        peer: None,
+        ..snapshot(b"half")
+    };
+    assert_eq!(read.entry(1, NOW), Ok(Some((20, expected))));
+}
+
+#[test]
+fn a_field_of_a_later_version_is_passed_over_unless_it_must_be_known() {
+    let ledger = ledger(1);
+    ledger.write(0, 20, &snapshot(b""), NOW);
+    let words = ledger.words;
+    let name = u64::from_be_bytes(*b"luggage\0");
+    words[AT_FIELDS].store(FIELDS as u64 + 1, Relaxed);
+    words[AT_NAMES + FIELDS].store(name, Relaxed);
+    let read = Ledger::read(words).unwrap();
+    assert_eq!(read.entry(0, NOW), Ok(Some((20, snapshot(b"")))));
+    let words = read.words;
+    words[AT_NAMES + FIELDS].store(name | REQUIRED, Relaxed);
+    let refusal = Ledger::read(words).unwrap_err();
+    assert_eq!(refusal, Refusal::Field(name | REQUIRED));
+    assert_eq!(
+        refusal.to_string(),
+        "its field \"luggage\\\\x00\" is not known here"
+    );
+}
+
+#[test]
+fn fields_in_another_order_are_found_by_their_names() {
+    let ledger = ledger(1);
+    ledger.write(0, 20, &snapshot(b""), NOW);
+    let words = ledger.words;
+    let swap = |one: usize, other: usize| {
+        let value = words[one].load(Relaxed);
+        words[one].store(words[other].swap(value, Relaxed), Relaxed);
+    };
+    swap(AT_NAMES + TURNS, AT_NAMES + COOKIE);
+    swap(48 + TURNS, 48 + COOKIE);
+    let read = Ledger::read(words).unwrap();
+    assert_eq!(read.entry(0, NOW), Ok(Some((20, snapshot(b"")))));
+}
+
+#[test]
+fn what_is_no_ledger_that_can_be_read_is_refused() {
+    let refusal = |words| Ledger::<Vec<AtomicU64>>::read(words).unwrap_err();
+    assert_eq!(refusal(memory(0)), Refusal::NoLedger);
+    assert_eq!(refusal(memory(1000)), Refusal::NoLedger);
+    let other = ledger(1).words;
+    other[AT_VERSION].store(3, Relaxed);
+    assert_eq!(refusal(other), Refusal::Version(3));
+    for capacity in [2, u64::MAX] {
+        let short = ledger(1).words;
+        short[AT_CAPACITY].store(capacity, Relaxed);
+        assert_eq!(refusal(short), Refusal::Truncated);
+    }
+}
+
+#[test]
+fn an_entry_that_was_being_written_is_worth_nothing() {
+    let ledger = ledger(1);
+    ledger.write(0, 20, &snapshot(b""), NOW);
+    ledger.set(ledger.begin_of(0), BEING_WRITTEN);
+    assert_eq!(ledger.entry(0, NOW), Err(Malformed));
+}
+
+proptest! {
+    #[test]
+    fn no_words_make_the_reader_panic(entry: [u64; ENTRY], names: [u64; ENTRY], state in 0..8u64) {
+        let ledger = ledger(1);
+        let begin = ledger.begin_of(0);
+        for (at, word) in entry.iter().enumerate() {
+            ledger.set(begin + at, *word);
+        }
+        ledger.set(begin + STATE, state);
+        ledger.set(begin + INTEREST, entry[INTEREST] % 4);
+        ledger.set(begin + CARRY_LENGTH, entry[CARRY_LENGTH] % (2 * MAX_CARRY as u64));
+        let _ = ledger.entry(0, NOW);
+        ledger.set(AT_FIELDS, entry[0]);
+        for (at, name) in names.iter().enumerate() {
+            ledger.set(AT_NAMES + at, *name);
+        }
+        if let Ok(ledger) = Ledger::read(ledger.words) {
+            let _ = ledger.entry(0, NOW);
+        }
+    }
+}

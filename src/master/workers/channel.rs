@@ -1,0 +1,216 @@
+//! How the master speaks to one worker: messages over its socketpair, and reports on its scoreboard.
+//!
+//! A worker may do without a scoreboard. Then all of its reports are messages, and the master watches
+//! the socketpair. A worker that has one rings its doorbell instead, for messages too: an epoll set
+//! on the sending side would be called for each message that the worker takes, because that makes
+//! room to send (unix_write_space in the kernel), and its lock is one that all share.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::channel::inbox::{Lent, MasterEnd, MessageBuffer};
+use crate::channel::scoreboard::{Entry, Scoreboard, Sleep};
+use crate::master::dispatch::WorkerId;
+use crate::master::events::epoll::{EventFlags, PoolEpoll};
+use crate::master::events::token::PoolEvent;
+use crate::wire::{FromWorker, Lend, Report};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Channel {
+    end: MasterEnd,
+    board: Option<Scoreboard>,
+    /// How many connections were sent into the inbox, without those that were taken back.
+    sent: u64,
+}
+
+/// What a worker says.
+#[derive(Debug)]
+pub enum Said<'a> {
+    /// It can serve.
+    Ready,
+    /// A turn is over. What stood on the board says more than a message does.
+    Turn(Report<'a>, Option<Entry>),
+}
+
+/// Why a worker can't be understood.
+#[derive(Debug)]
+pub enum Fault {
+    /// It says what no honest worker says.
+    Protocol(String),
+    /// The socketpair fails.
+    System(io::Error),
+}
+
+impl Channel {
+    /// A channel over a worker's socketpair, with the memory that both share, if they do.
+    #[must_use]
+    pub fn new(end: MasterEnd, board: Option<Scoreboard>) -> Self {
+        Self {
+            end,
+            board,
+            sent: 0,
+        }
+    }
+
+    /// Begins to listen to the worker.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn watch(&self, epoll: &PoolEpoll, worker: WorkerId) -> io::Result<()> {
+        let event = PoolEvent::Worker(worker);
+        match &self.board {
+            // Each ring is an event of its own, and the counter need not be read.
+            Some(board) => epoll.add(board.doorbell(), event, EventFlags::IN | EventFlags::ET),
+            None => epoll.add(&self.end, event, EventFlags::IN),
+        }
+    }
+
+    /// Listens no more: a rogue may ring without end.
+    pub fn unwatch(&self, epoll: &PoolEpoll) {
+        match &self.board {
+            Some(board) => epoll.remove(board.doorbell()),
+            None => epoll.remove(&self.end),
+        }
+    }
+
+    // ---- to the worker ----------------------------------------------------------------------------
+
+    /// Lends a connection, without sleeping. `may_stay` says that the worker may wait on it for the
+    /// next request when the turn is over, because nobody else waits for a worker.
+    ///
+    /// # Errors
+    /// What sendmsg(2) fails with, but for the expected outcomes that [`Lent`] names.
+    pub fn lend(
+        &mut self,
+        lend: Lend<'_>,
+        connection: BorrowedFd<'_>,
+        may_stay: bool,
+    ) -> io::Result<Lent> {
+        self.set_may_stay(may_stay);
+        let lent = self.end.lend(lend, connection)?;
+        if lent == Lent::Sent {
+            self.count_sent(self.sent + 1);
+        }
+        Ok(lent)
+    }
+
+    /// Takes back the connection that lies longest in the inbox: its name, if there is one.
+    ///
+    /// # Errors
+    /// What recv(2) fails with.
+    pub fn take_back(&mut self, buffer: &mut MessageBuffer) -> io::Result<Option<u64>> {
+        let taken = self.end.take_back(buffer)?;
+        if taken.is_some() {
+            self.count_sent(self.sent - 1);
+        }
+        Ok(taken)
+    }
+
+    fn count_sent(&mut self, sent: u64) {
+        self.sent = sent;
+        if let Some(board) = &self.board {
+            board.sent(sent);
+        }
+    }
+
+    /// Asks the worker to exit, behind whatever is in its inbox.
+    ///
+    /// # Errors
+    /// What sendmsg(2) fails with; EPIPE when the worker takes no more.
+    pub fn retire(&self) -> io::Result<()> {
+        self.end.retire()
+    }
+
+    /// Says whether the worker may stay with a connection.
+    pub fn set_may_stay(&self, may_stay: bool) {
+        if let Some(board) = &self.board {
+            board.set_may_stay(may_stay);
+        }
+    }
+
+    /// Says that the master sleeps, and asks to be woken for the next report. False when there is a
+    /// report already.
+    #[must_use]
+    pub fn sleep(&self, sleep: Sleep) -> bool {
+        // A worker without a board wakes the master with each message.
+        self.board.as_ref().is_none_or(|board| board.sleep(sleep))
+    }
+
+    /// Says that the master is awake, and looks by itself.
+    pub fn wake(&self) {
+        if let Some(board) = &self.board {
+            board.wake();
+        }
+    }
+
+    // ---- from the worker --------------------------------------------------------------------------
+
+    /// The next report on the board. This costs no system call.
+    ///
+    /// # Errors
+    /// [`Fault::Protocol`] for a report that no honest worker writes.
+    pub fn next_published(&self) -> Result<Option<Said<'static>>, Fault> {
+        let Some(entry) = self.board.as_ref().and_then(Scoreboard::collect) else {
+            return Ok(None);
+        };
+        let entry = entry.map_err(|_| Fault::Protocol("a malformed report".to_owned()))?;
+        let report = Report {
+            id: entry.id,
+            outcome: entry.outcome,
+            traffic: Some(entry.traffic),
+            carry: &[],
+        };
+        Ok(Some(Said::Turn(report, Some(entry))))
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`Fault::Protocol`] for a message that no honest worker sends, and what recvmsg(2) fails with.
+    pub fn next_message<'b>(
+        &self,
+        buffer: &'b mut MessageBuffer,
+    ) -> Result<Option<Said<'b>>, Fault> {
+        match self.end.receive(buffer) {
+            Ok(None) => Ok(None),
+            Ok(Some(FromWorker::Ready)) => Ok(Some(Said::Ready)),
+            Ok(Some(FromWorker::Report(report))) => Ok(Some(Said::Turn(report, None))),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(Fault::Protocol(format!("bad message: {error}")))
+            }
+            Err(error) => Err(Fault::System(error)),
+        }
+    }
+
+    /// How many connections lie in the inbox: sent, and neither taken up nor taken back. `None` when
+    /// that can't be known without asking the kernel.
+    #[must_use]
+    pub fn inbox_length(&self) -> Option<u64> {
+        let board = self.board.as_ref()?;
+        Some(self.sent.saturating_sub(board.taken()))
+    }
+
+    /// How many connections the worker has taken up, as far as that is known.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.board.as_ref().map_or(0, Scoreboard::taken)
+    }
+
+    /// Whether the worker stays with its connection, waiting for the client's next request.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.board.as_ref().is_some_and(Scoreboard::stays)
+    }
+
+    /// What a dead worker had served of a connection without a report, and what it would have
+    /// reported if its last call came to its end.
+    #[must_use]
+    pub fn left_behind(&self, id: u64) -> (Option<Entry>, Option<Entry>) {
+        let board = self.board.as_ref();
+        (
+            board.and_then(|board| board.unreported(id)),
+            board.and_then(|board| board.pending_report(id)),
+        )
+    }
+}

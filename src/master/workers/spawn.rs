@@ -1,0 +1,66 @@
+//! Forking a worker, with its end of a socketpair and a scoreboard.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+
+use super::channel::Channel;
+use crate::channel::inbox::{self, WorkerEnd};
+use crate::channel::scoreboard::Scoreboard;
+use crate::channel::start::WorkerHandles;
+use crate::master::child::Child;
+use crate::master::master_only::MasterOnly;
+use crate::master::plan::Plan;
+use crate::sys;
+
+/// How many descriptors it takes to start a worker: the socketpair and a copy of one end, the
+/// doorbell.
+pub const DESCRIPTORS: usize = 4;
+
+/// Forks a worker that runs what the plan says.
+///
+/// # Errors
+/// What socketpair(2), mmap(2), eventfd(2) and fork(2) fail with.
+pub fn fork_worker(
+    slot: u32,
+    plan: &Plan<'_>,
+    only: &mut MasterOnly,
+) -> io::Result<(Child, Channel)> {
+    let (ours, theirs) = inbox::pair()?;
+    let board = Scoreboard::new()?;
+    let own = [theirs.as_fd(), board.doorbell()].map(|fd| fd.as_raw_fd());
+    let keep = [&only.inherited[..], &plan.keep, &own].concat();
+    let detach = || drop(only.signals.take());
+    // No signal may reach the child while it still has the master's handlers, because they write
+    // into the master's pipe.
+    let mut before = SigSet::empty();
+    let all = SigSet::all();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+    let pid = sys::process::spawn(&keep, detach, || match prepare(&theirs, &before) {
+        Ok(()) => (plan.main)(WorkerHandles {
+            slot,
+            inbox: theirs,
+            board: board.publisher(),
+        }),
+        Err(error) => {
+            log::error!("cannot set up the worker's signals: {error}");
+            1
+        }
+    });
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    let child = Child::new(pid?);
+    board.keep_from_children()?;
+    Ok((child, Channel::new(ours, Some(board))))
+}
+
+/// In the child: SIGTERM retires the worker. All other signals that the master handles are ignored,
+/// because a terminal sends them to every process of the group, and what a worker does is the
+/// master's decision.
+fn prepare(inbox: &WorkerEnd, mask: &SigSet) -> io::Result<()> {
+    let inbox = inbox.as_fd().try_clone_to_owned()?;
+    sys::signals::shut_on(Signal::SIGTERM, inbox, Shutdown::Read)?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
+    Ok(())
+}
