@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 
 use super::events::signals::Signals;
+use crate::sys;
 
 /// See the module.
 #[derive(Debug)]
@@ -11,4 +12,17 @@ pub struct MasterOnly {
     pub signals: Option<Signals>,
     /// The descriptors that were open before the master made its own; its children keep them.
     pub inherited: Vec<RawFd>,
+}
+
+impl MasterOnly {
+    /// What a master has that has made no descriptor yet but those of `own`, which are its alone.
+    #[must_use]
+    pub fn with_inherited(own: &[RawFd]) -> Self {
+        let mut inherited = sys::process::open_descriptors();
+        inherited.retain(|fd| !own.contains(fd));
+        Self {
+            signals: None,
+            inherited,
+        }
+    }
 }

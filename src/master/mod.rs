@@ -23,15 +23,12 @@ mod transition;
 mod workers;
 
 use std::io;
-use std::os::fd::RawFd;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
-use crate::sys;
 use child::{Child, ChildEvent};
 use events::epoll::{Epoll, EventFlags, Events};
 use events::signals::{Request, Signals};
@@ -43,18 +40,15 @@ use office::{Endpoints, Office};
 use plan::{Plan, PlanSource};
 use pools::Pools;
 use reload::Reload;
-use store::{Store, deposit, names};
+use store::Store;
 use succession::inherited::Inherited;
-use succession::launch::Launch;
+use succession::launch::Upgrades;
 use succession::messages::FromOld;
 use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
 use succession::session::Session;
 use time::Time;
 use transition::Transition;
-
-/// How long the end of the server may wait for room in the service manager's queue.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What a master begins with.
 pub struct Start<'a> {
@@ -88,9 +82,7 @@ struct Master<'a> {
     transition: Transition,
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
-    /// Programs that were to be the new master, failed, and are to end.
-    failed_upgrades: Vec<Child>,
-    launch: Launch,
+    upgrades: Upgrades,
     begin: Instant,
     run: Run,
 }
@@ -116,10 +108,9 @@ impl<'a> Master<'a> {
         } = start;
         let begin = Instant::now();
         let now = time_since(begin);
-        let mut only = MasterOnly {
-            signals: None,
-            inherited: inherited_by_children(&inherited, &plans),
-        };
+        let kept = plans.iter().flat_map(|plan| plan.keep.iter().copied());
+        let own: Vec<_> = inherited.descriptors().into_iter().chain(kept).collect();
+        let mut only = MasterOnly::with_inherited(&own);
         let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
         let epoll = Epoll::new().map_err(failed("create an epoll set"))?;
         let signals = Signals::catch().map_err(failed("catch signals"))?;
@@ -158,8 +149,7 @@ impl<'a> Master<'a> {
             office,
             transition: takeover.map_or(Transition::None, Transition::TakeOver),
             unsettled,
-            failed_upgrades: Vec::new(),
-            launch: Launch::of_this_program(),
+            upgrades: Upgrades::of_this_program(),
             begin,
             run: Run::Serving,
         })
@@ -260,9 +250,7 @@ impl<'a> Master<'a> {
             }
         }
         self.settle_recovered(now);
-        for child in &mut self.failed_upgrades {
-            child.escalate(now);
-        }
+        self.upgrades.escalate(now);
         if self.is_settled()
             && self
                 .pools
@@ -279,14 +267,13 @@ impl<'a> Master<'a> {
 
     /// When something is to be done if nothing happens.
     fn next_due(&self) -> Option<Time> {
-        let failed = self.failed_upgrades.iter().filter_map(Child::due).min();
         let due = [
             self.pools.next_due(),
             self.transition.due(&self.pools),
             self.office.next_due(),
             self.pools.store().and_then(Store::due),
             self.unsettled.as_ref().map(UnsettledTurns::due),
-            failed,
+            self.upgrades.due(),
         ];
         due.into_iter().flatten().min()
     }
@@ -327,7 +314,7 @@ impl<'a> Master<'a> {
 
     /// A child that is no worker has ended: a new master, if this one has started it.
     fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
-        self.failed_upgrades.retain(|child| child.pid() != pid);
+        self.upgrades.forget(pid);
         if let Transition::HandOver(server) = &mut self.transition {
             let step = server.on_exit(pid, how, &mut self.pools, &mut self.office, now);
             self.go_on_handing_over(step, now);
@@ -449,21 +436,15 @@ impl<'a> Master<'a> {
         if let Some(why) = self.obstacle() {
             return log::warn!("upgrade refused: {why}");
         }
-        let started = Session::pair().and_then(|(ours, theirs)| {
-            let MasterOnly { signals, inherited } = &mut self.only;
-            let manager = &*self.office.manager();
-            let introduce = |command: &mut Command| manager.introduce(command);
-            let detach = || drop(signals.take());
-            let child = self.launch.start(&theirs, inherited, introduce, detach)?;
-            Ok((ours, child))
-        });
+        let started = self.upgrades.start(&mut self.only, self.office.manager());
         match started {
             Ok((session, child)) => {
-                log::info!("upgrading: started {} pid={}", self.launch, child.pid());
+                let program = self.upgrades.launch();
+                log::info!("upgrading: started {program} pid={}", child.pid());
                 self.begin_handing_over(session, Some(child), now);
             }
             Err(error) => {
-                let (program, error) = (&self.launch, Plain(&error));
+                let (program, error) = (self.upgrades.launch(), Plain(&error));
                 log::error!("upgrade refused: cannot start {program}: {error}");
             }
         }
@@ -492,8 +473,7 @@ impl<'a> Master<'a> {
             Ok(server) => self.transition = Transition::HandOver(server),
             Err((error, child)) => {
                 log::error!("cannot watch {NEW}: {}", Plain(&error));
-                self.failed_upgrades
-                    .extend(old_side::end_failed(child, now));
+                self.upgrades.end(child, now);
             }
         }
     }
@@ -501,7 +481,15 @@ impl<'a> Master<'a> {
     fn go_on_handing_over(&mut self, step: old_side::Step, now: Time) {
         match step {
             old_side::Step::GoOn => {}
-            old_side::Step::Fail(why) => self.take_charge_again(&why, now),
+            old_side::Step::Fail(why) => {
+                let failed = std::mem::replace(&mut self.transition, Transition::None);
+                if let Transition::HandOver(server) = failed {
+                    let serving = self.run == Run::Serving;
+                    let (pools, office) = (&mut self.pools, &mut self.office);
+                    let child = server.fail(&why, serving, pools, office, now);
+                    self.upgrades.end(child, now);
+                }
+            }
             old_side::Step::Stop => {
                 self.end_takeover();
                 log::info!("{NEW} stops");
@@ -514,45 +502,12 @@ impl<'a> Master<'a> {
         }
     }
 
-    /// The new master has failed: this one is in charge, as it was.
-    fn take_charge_again(&mut self, why: &str, now: Time) {
-        let failed = std::mem::replace(&mut self.transition, Transition::None);
-        let Transition::HandOver(server) = failed else {
-            return;
-        };
-        let replaced = server.is_replaced();
-        self.failed_upgrades
-            .extend(old_side::end_failed(server.into_child(), now));
-        let mut serving = false;
-        for pool in self.pools.iter_mut().filter(|pool| !pool.is_ending()) {
-            serving = true;
-            pool.thaw(now);
-            if self.run != Run::Serving {
-                pool.stop(now);
-            }
-        }
-        match (replaced, serving) {
-            (false, _) => log::error!("takeover failed: {why}; this master serves on"),
-            (true, false) => log::error!("{why}, and this one has nothing left to serve with"),
-            (true, true) => {
-                log::error!("{why}; this one takes charge again");
-                if self.run == Run::Serving {
-                    self.office.return_to(self.pools.epoll());
-                    if let Some(store) = self.pools.store() {
-                        store.resume();
-                    }
-                }
-            }
-        }
-    }
-
     /// Ends a takeover before the new master is in charge, because this one has other things to do.
     fn give_up_takeover(&mut self, why: &str, now: Time) {
         match std::mem::replace(&mut self.transition, Transition::None) {
             Transition::HandOver(server) if !server.is_replaced() => {
                 log::warn!("takeover given up: {why}");
-                self.failed_upgrades
-                    .extend(old_side::end_failed(server.into_child(), now));
+                self.upgrades.end(server.into_child(), now);
             }
             other => self.transition = other,
         }
@@ -594,18 +549,8 @@ impl<'a> Master<'a> {
         if !self.transition.is_pending_takeover() {
             store.predecessor_ended();
         }
-        store.relist();
-        store.remove(names::of_state(store.instance()));
-        let end = Instant::now() + LAST_WORDS;
-        loop {
-            self.deposit(self.now());
-            let manager = self.office.manager();
-            manager.flush();
-            if store.due().is_none() && !manager.is_waiting() || Instant::now() >= end {
-                return;
-            }
-            std::thread::sleep(deposit::RETRY);
-        }
+        let begin = self.begin;
+        store.clear(&self.pools, self.office.manager(), || time_since(begin));
     }
 }
 
@@ -613,16 +558,6 @@ impl<'a> Master<'a> {
 /// lie in the future.
 fn time_since(begin: Instant) -> Time {
     Time::default().after(begin.elapsed() + Duration::from_secs(3600))
-}
-
-/// The descriptors that were open before the master made its own, without those that are the master's
-/// alone, or go with a plan.
-fn inherited_by_children(inherited: &Inherited, plans: &[Plan<'_>]) -> Vec<RawFd> {
-    let alone = inherited.descriptors();
-    let mut open = sys::process::open_descriptors();
-    let with_plans: Vec<RawFd> = plans.iter().flat_map(|plan| plan.keep.clone()).collect();
-    open.retain(|fd| !alone.contains(fd) && !with_plans.contains(fd));
-    open
 }
 
 /// SIGUSR1: somebody has moved the log file away.

@@ -62,7 +62,7 @@ fn noted(manager: &Manager) -> Vec<u64> {
     };
     let mut bytes = vec![0; ENTRY * 512];
     let length = ledger.read_at(&mut bytes, 0).expect("it can be read");
-    let entries = bytes[..length].chunks_exact(ENTRY).skip(1);
+    let entries = bytes[..length].chunks_exact(ENTRY).skip(3);
     let states = entries.map(|entry| u64::from_ne_bytes(entry[..8].try_into().unwrap()));
     states.filter(|state| *state != 0).collect()
 }
@@ -181,7 +181,7 @@ fn half_a_request_is_completed_after_the_kill() {
         let mut word = [0; 8];
         ledger.len() == 1
             && ledger[0]
-                .read_exact_at(&mut word, (ENTRY + 72) as u64)
+                .read_exact_at(&mut word, (3 * ENTRY + 72) as u64)
                 .is_ok()
             && u64::from_ne_bytes(word) == 18
     });
@@ -390,7 +390,9 @@ fn a_unix_listener_whose_file_is_gone_is_made_anew() {
     wait_for_connections(&manager, 0);
     kill_all(&mut first, &workers);
     std::fs::remove_file(&path).expect("it is there");
-    let second = manager.manage(setup().expect("is of no use")).start();
+    let second = manager
+        .manage(setup().expect("dropping the stored listener"))
+        .start();
     assert_eq!(second.get("/").status, 200);
     wait_for_connections(&manager, 0);
     let mut second = second;
@@ -413,7 +415,7 @@ fn a_ledger_of_another_version_is_refused() {
         .expect("of which nothing is known");
     let second = manager.manage(setup).start();
     second.wait_for_log(
-        "cannot read the ledger of a master that was killed: it has version 9, and this is version 1",
+        "cannot read the ledger of a master that was killed: it has version 9, and this is version 2",
     );
     assert!(client.is_closed());
     wait_for_connections(&manager, 0);

@@ -108,9 +108,9 @@ fn what_is_passed_and_not_used_is_closed() {
             .inherit("spare", spare)
             .inherit("web", web)
             .listen(address)
-            .expect("was passed, and has no use")
+            .expect("nothing uses it")
             .start();
-        assert!(server.log_contains("descriptor \"spare\" was passed, and has no use"));
+        assert!(server.log_contains("ignoring inherited descriptor \"spare\": nothing uses it"));
         let worker = server.workers(1)[0];
         for pid in [server.master(), worker.pid] {
             let open = open_descriptors(pid);

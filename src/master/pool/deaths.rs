@@ -7,7 +7,7 @@ use crate::master::child::{ChildEvent, Exit};
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Verdict, WorkerId};
 use crate::master::time::Time;
-use crate::master::workers::process::Stage;
+use crate::master::workers::process::{Departure, Stage};
 
 use super::{Phase, Pool};
 
@@ -66,7 +66,8 @@ impl Pool<'_> {
         let Some(process) = self.workers.get(worker) else {
             return;
         };
-        let expected = stage == Stage::Exiting || !self.is_wanted();
+        let asked = stage == Stage::Exiting && process.departure() != Departure::Early;
+        let expected = asked || !self.is_wanted();
         if exit == Exit::Exited(0) || expected && exit == Exit::Killed(Signal::SIGKILL) {
             log::info!("worker retired {process}");
         } else {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Inner, Kept, Role, Store, names};
 use crate::config::Address;
@@ -14,7 +14,10 @@ use crate::master::time::Time;
 use crate::systemd::Hold;
 
 /// How long the manager is left alone when its queue is full.
-pub const RETRY: Duration = Duration::from_millis(5);
+const RETRY: Duration = Duration::from_millis(5);
+
+/// How long the end of the server may wait for room in the manager's queue.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The manager has no room for a message now.
 struct Full;
@@ -33,6 +36,26 @@ impl Store {
     pub fn due(&self) -> Option<Time> {
         let inner = self.0.borrow();
         inner.has_news().then_some(inner.blocked_until).flatten()
+    }
+
+    /// The server has ended: has the manager drop all that it has of it, in the time that there is.
+    pub fn clear(
+        &self,
+        stock: &impl Stock,
+        manager: &mut ServiceManager,
+        clock: impl Fn() -> Time,
+    ) {
+        self.relist();
+        self.remove(names::of_state(self.instance()));
+        let end = Instant::now() + LAST_WORDS;
+        loop {
+            self.deposit(stock, manager, clock());
+            manager.flush();
+            if self.due().is_none() && !manager.is_waiting() || Instant::now() >= end {
+                return;
+            }
+            std::thread::sleep(RETRY);
+        }
     }
 
     /// Tells the manager what has changed, as far as it has room for it.

@@ -8,14 +8,19 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use rustix::io::FdFlags;
 use rustix::net::SocketType;
 
 use super::messages::{OLDEST_VERSION, VERSION};
+use super::session::Session;
 use crate::error::{Error, Plain, Result};
 use crate::master::child::Child;
+use crate::master::master_only::MasterOnly;
+use crate::master::office::service_manager::ServiceManager;
+use crate::master::time::Time;
 use crate::sys::{self, environment};
 
 /// How the new program learns where the old master is: `DESCRIPTOR PARENT`.
@@ -93,6 +98,72 @@ impl Launch {
         });
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
         Ok(Child::new(pid?))
+    }
+}
+
+/// The programs that this master starts to take over from it.
+#[derive(Debug)]
+pub struct Upgrades {
+    launch: Launch,
+    /// Those that failed, and are to end.
+    failed: Vec<Child>,
+}
+
+impl Upgrades {
+    /// No upgrade yet, and later ones from this program's place.
+    #[must_use]
+    pub fn of_this_program() -> Self {
+        Self {
+            launch: Launch::of_this_program(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// What is started.
+    #[must_use]
+    pub fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// Starts the program again, as a child which knows the manager that this one has.
+    ///
+    /// # Errors
+    /// What socketpair(2) and fork(2) fail with.
+    pub fn start(
+        &self,
+        only: &mut MasterOnly,
+        manager: &ServiceManager,
+    ) -> io::Result<(Session, Child)> {
+        let (ours, theirs) = Session::pair()?;
+        let introduce = |command: &mut Command| manager.introduce(command);
+        let MasterOnly { signals, inherited } = only;
+        let detach = || drop(signals.take());
+        let child = self.launch.start(&theirs, inherited, introduce, detach)?;
+        Ok((ours, child))
+    }
+
+    /// Ends a program that failed: with its workers, which a killed one would leave behind.
+    pub fn end(&mut self, child: Option<Child>, now: Time) {
+        if let Some(mut child) = child {
+            child.end(Signal::SIGQUIT, now);
+            self.failed.push(child);
+        }
+    }
+
+    /// A process has ended.
+    pub fn forget(&mut self, pid: Pid) {
+        self.failed.retain(|child| child.pid() != pid);
+    }
+
+    /// Kills what has not ended in time.
+    pub fn escalate(&mut self, now: Time) {
+        self.failed.iter_mut().for_each(|child| child.escalate(now));
+    }
+
+    /// When something is to be killed.
+    #[must_use]
+    pub fn due(&self) -> Option<Time> {
+        self.failed.iter().filter_map(Child::due).min()
     }
 }
 

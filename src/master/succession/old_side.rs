@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
@@ -316,6 +315,40 @@ impl TakeoverServer {
         }
     }
 
+    /// The new master has failed: this one is in charge, as it was, or stops if it is not `serving`.
+    /// The process of the new one is returned, if this one has started it.
+    pub fn fail(
+        self,
+        why: &str,
+        serving: bool,
+        pools: &mut Pools<'_>,
+        office: &mut Office,
+        now: Time,
+    ) -> Option<Child> {
+        let mut left = false;
+        for pool in pools.iter_mut().filter(|pool| !pool.is_ending()) {
+            left = true;
+            pool.thaw(now);
+            if !serving {
+                pool.stop(now);
+            }
+        }
+        match (self.is_replaced(), left) {
+            (false, _) => log::error!("takeover failed: {why}; this master serves on"),
+            (true, false) => log::error!("{why}, and this one has nothing left to serve with"),
+            (true, true) => {
+                log::error!("{why}; this one takes charge again");
+                if serving {
+                    office.return_to(pools.epoll());
+                    if let Some(store) = pools.store() {
+                        store.resume();
+                    }
+                }
+            }
+        }
+        self.child
+    }
+
     /// Nothing is left here: the new master need not wait for more.
     pub fn end(&self) {
         let _ = self.session.send_to_new(&FromOld::End, None);
@@ -337,12 +370,4 @@ fn pass(pool: &Pool<'_>, id: ConnectionId, session: &Session, now: Time) -> io::
 /// How long a new master may take to start its workers.
 fn start_limit(pools: &Pools<'_>) -> Duration {
     pools.longest(|settings| settings.start_timeout) + MARGIN
-}
-
-/// Ends a program that was to be the new master, and failed: with its workers, which a killed one
-/// would leave behind.
-pub fn end_failed(child: Option<Child>, now: Time) -> Option<Child> {
-    let mut child = child?;
-    child.end(Signal::SIGQUIT, now);
-    Some(child)
 }

@@ -73,7 +73,7 @@ impl Told {
 /// Offers a listener of its own, whose path must stay.
 #[track_caller]
 fn offer(session: &Session, listener: &UnixListener) {
-    assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 1");
+    assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 2");
     session.pass("LISTENER unix:s.sock file\n", &[listener.as_fd()]);
     session.say("OFFER\n");
 }
@@ -90,9 +90,39 @@ fn offer_until_ready(session: &Session, listener: &UnixListener) {
 fn an_old_master_that_refuses() {
     let told = Told::new();
     told.fails(" at old: the old master refuses: it is busy", |session| {
-        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 1");
+        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 2");
         session.say("REFUSED it%20is%20busy\n");
     });
+}
+
+/// It says which version it speaks, and is asked again in that one.
+#[test]
+fn an_old_master_of_the_version_before() {
+    let told = Told::new();
+    let path = told.directory.path().join("s.sock");
+    let listener = UnixListener::bind(path).expect("a socket");
+    let command = told.command();
+    let finished: Finished = thread::scope(|scope| {
+        let new = scope.spawn(|| finish(command));
+        let session = told.desk.accept();
+        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 2");
+        session.say("REFUSED this%20master%20speaks%20version%201,%20not%202\n");
+        drop(session);
+        let session = told.desk.accept();
+        assert_eq!(session.hear().expect("it asks again").0, "TAKEOVER 1");
+        session.pass("LISTENER unix:s.sock file\n", &[listener.as_fd()]);
+        session.say("OFFER\n");
+        session.hear_until("READY");
+        let connection = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let connect = "CONNECTION main 127.0.0.1:1 1 input 1000 - 5 5 -\n";
+        session.pass(connect, &[connection.as_fd()]);
+        session.say("ALL 1\n");
+        assert_eq!(session.hear().expect("it has it").0, "CONFIRM 1");
+        drop(session);
+        new.join().expect("it ends")
+    });
+    let last = finished.stderr.lines().last().unwrap_or_default();
+    assert_eq!(last, "batond: cannot take over: the old master is gone");
 }
 
 #[test]
@@ -101,18 +131,21 @@ fn an_old_master_that_fails_at_any_step() {
     let path = told.directory.path().join("s.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
     let connection = TcpListener::bind("127.0.0.1:0").expect("a socket");
-    let connect = "CONNECTION main 127.0.0.1:1 1 input 1000 - 5 5 -\n";
+    let connect = "CONNECTION pool=main peer=127.0.0.1:1 turns=1 read=5 written=5\n";
     let gone = "the old master is gone";
-    let unexpected = "the talk with the old master: it says something unexpected";
+    let unexpected = "the old master: unexpected message";
     told.fails(&format!(" at old: {gone}"), drop);
     told.fails(&format!(" at old: {gone}"), |session| {
         session.hear();
         session.pass("LISTENER unix:s.sock file\n", &[listener.as_fd()]);
     });
-    told.fails(" at old: the old master says something else", |session| {
-        session.hear();
-        session.say("GO\n");
-    });
+    told.fails(
+        " at old: the old master sent an unexpected message",
+        |session| {
+            session.hear();
+            session.say("GO\n");
+        },
+    );
     told.fails(&format!(": {gone}"), |session| offer(&session, &listener));
     told.fails(&format!(": {gone}"), |session| {
         offer_until_ready(&session, &listener);

@@ -64,7 +64,7 @@ impl Asked {
         let session = self.ask();
         let mut count = 0;
         if step >= Step::Offered {
-            session.say("TAKEOVER 1\n");
+            session.say("TAKEOVER 2\n");
             let offered = session.hear_until("OFFER");
             assert!(
                 offered[0].0.starts_with("LISTENER 127.0.0.1:0 -"),
@@ -79,7 +79,10 @@ impl Asked {
         }
         if step >= Step::First {
             let (text, descriptors) = session.hear().expect("there are connections");
-            assert!(text.starts_with("CONNECTION main 127.0.0.1:"), "{text}");
+            assert!(
+                text.starts_with("CONNECTION pool=main peer=127.0.0.1:"),
+                "{text}"
+            );
             assert_eq!(descriptors.len(), 1);
         }
         if step >= Step::All {
@@ -118,7 +121,7 @@ fn a_new_master_that_dies_at_any_step() {
 fn a_new_master_that_says_what_it_should_not_at_any_step() {
     let mut asked = Asked::start(&[]);
     for step in STEPS {
-        for words in ["no such words", "CONFIRM 3\n", "STOP\n", "TAKEOVER 1 1\n"] {
+        for words in ["no such words", "CONFIRM 3\n", "STOP\n", "TAKEOVER 2 2\n"] {
             println!("{step:?} {words:?}");
             let (session, _) = asked.play(step);
             session.say(words);
@@ -134,7 +137,7 @@ fn a_new_master_that_has_another_count() {
     for wrong in [-1, 1] {
         let (session, count) = asked.play(Step::All);
         session.say(&format!("CONFIRM {}\n", count as i64 + wrong));
-        asked.failed("the new master says something unexpected");
+        asked.failed("the new master sent an unexpected message");
     }
     asked.undisturbed.upgrade();
 }
@@ -147,10 +150,34 @@ fn a_new_master_of_another_version() {
     let (refusal, _) = session.hear().expect("an answer");
     assert_eq!(
         refusal,
-        "REFUSED this%20master%20speaks%20version%201,%20not%2099"
+        "REFUSED this%20master%20speaks%20version%202,%20not%2099"
     );
     assert!(session.hear().is_none());
-    asked.failed("this master speaks version 1, not 99");
+    asked.failed("this master speaks version 2, not 99");
+    asked.undisturbed.upgrade();
+}
+
+/// It gets the values alone, in the order of that version.
+#[test]
+fn a_new_master_of_the_version_before() {
+    let mut asked = Asked::start(&[]);
+    let session = asked.ask();
+    session.say("TAKEOVER 1\n");
+    session.hear_until("OFFER");
+    session.say("READY main\n");
+    let (text, descriptors) = session.hear().expect("there are connections");
+    assert_eq!(descriptors.len(), 1);
+    let words: Vec<_> = text.split(' ').collect();
+    assert_eq!(words.len(), 10, "{text}");
+    assert_eq!(words[..2], ["CONNECTION", "main"]);
+    assert!(words[2].starts_with("127.0.0.1:"), "{text}");
+    assert_eq!(
+        (words[3], words[4], words[9]),
+        ("1", "input", "-"),
+        "{text}"
+    );
+    drop(session);
+    asked.failed("the new master is gone");
     asked.undisturbed.upgrade();
 }
 
@@ -232,7 +259,7 @@ fn what_is_lent_follows() {
     let rest = session.hear_until("END");
     let followed = rest
         .iter()
-        .filter(|(text, _)| text.starts_with("CONNECTION main 127.0.0.1:"));
+        .filter(|(text, _)| text.starts_with("CONNECTION pool=main peer=127.0.0.1:"));
     assert!(followed.count() >= 1, "{rest:?}");
     assert_eq!(sleeper.reply().status, 200);
     assert!(session.hear().is_none());

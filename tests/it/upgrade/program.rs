@@ -59,8 +59,9 @@ fn it_is_started_as_the_old_one_was() {
             streams
         );
         let mut new = variables(now);
-        // It is there, for /proc shows what it was started with, and is taken out before the first worker starts.
+        // They are there, because /proc shows what it was started with, and are taken out before the first worker starts.
         assert!(new.remove("BATOND_TAKEOVER"));
+        assert!(new.remove("BATOND_TAKEOVER_VERSION"));
         assert_eq!(new, kept);
     }
 }
