@@ -221,8 +221,9 @@ pub fn main() -> std::process::ExitCode {
 
 /// What `tests/bench` measures: benchmarks see the crate from outside, and all this is private. No
 /// part of the interface.
+#[cfg(feature = "internals")]
 #[doc(hidden)]
-pub mod bench {
+pub mod internals {
     pub use crate::channel::scoreboard::{Entry, Publisher, Scoreboard, Sleep, Urgency};
     pub use crate::master::dispatch::table::ConnectionId;
     pub use crate::master::dispatch::{Action, Dispatcher, Limits, TurnEnd, WorkerId};
