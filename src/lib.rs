@@ -39,9 +39,9 @@
 //!
 //! [`Server::run`] forks the workers, and each makes its own service, after the fork. The service
 //! may hold what its process needs: a database connection, a cache. It keeps nothing about a
-//! client, for the next turn of the same connection may be another worker's. Call `run` from the
-//! main thread, before anything starts a thread: a process with threads cannot be forked safely,
-//! and `run` then starts no worker.
+//! client, because the next turn of the same connection may be another worker's. Call `run` from
+//! the main thread, before anything starts a thread: a process with threads cannot be forked
+//! safely, and `run` then starts no worker.
 //!
 //! # How a turn ends
 //!

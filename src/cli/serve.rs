@@ -38,7 +38,7 @@ pub(super) struct ServeArgs {
     settings: SettingArgs,
 }
 
-/// The server as a process among others.
+/// The server as a process among others: where its log lines go, where it is found, its user.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]
 struct ProcessArgs {

@@ -37,7 +37,8 @@ pub struct ServerBuilder {
 }
 
 impl Server {
-    /// A server of which more is to be said before it binds its addresses.
+    /// A builder for what must be said before the first address is bound: control socket, pid file,
+    /// takeover, several pools.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
@@ -46,7 +47,7 @@ impl Server {
     /// `unix:/path`, or `fd:NAME` for the sockets that systemd passes under this name.
     ///
     /// # Errors
-    /// When it is no address, or can't be bound.
+    /// When the address is malformed or can't be bound.
     pub fn bind<A>(address: A) -> Result<Self>
     where
         A: TryInto<Address, Error: Display>,
@@ -84,7 +85,7 @@ impl ServerBuilder {
     /// passes out of the environment. Call it once in a process, before it has threads.
     ///
     /// # Errors
-    /// When it is no address, or can't be bound, or the old master refuses or is gone, or what
+    /// When the address is malformed or can't be bound, the old master refuses or is gone, or what
     /// systemd passes makes no sense.
     pub fn bind<A>(self, address: A) -> Result<Server>
     where

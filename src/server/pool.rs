@@ -21,7 +21,7 @@ const LONGEST_NAME: usize = 64;
 /// One pool of a server: workers that run one service, and the addresses where its clients come
 /// from. [`ServerBuilder::pools`](crate::ServerBuilder::pools) takes them.
 ///
-/// A pool is a description alone. Whatever is wrong with it (an address that is none, a user who
+/// A pool is a description alone. Whatever is wrong with it (a malformed address, a user who
 /// doesn't exist, settings that contradict each other) is the error of the start or of the reload
 /// that is to use it, before any worker is forked.
 ///
@@ -38,11 +38,11 @@ const LONGEST_NAME: usize = 64;
 pub struct Pool<'a> {
     pub(super) name: String,
     pub(super) listen: Vec<Address>,
-    /// Why the first bad address is none.
+    /// What is wrong with the first address that couldn't be parsed.
     bad_address: Option<String>,
     settings: Settings,
     confinement: Confinement,
-    /// What holds the descriptors that the workers of this pool keep.
+    /// The owners of the descriptors that the workers of this pool keep.
     keep: Vec<Rc<dyn AsFd + 'a>>,
     profile: ServiceProfile,
     serve: Rc<Serve<'a>>,
@@ -76,7 +76,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Listens on one address more: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`,
+    /// Listens on this address, too: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`,
     /// `unix:/path`, or `fd:NAME` for the sockets that systemd passes under this name. A pool needs
     /// at least one, and no other pool may have the same one, except for port 0, which is another
     /// port each time.
@@ -94,7 +94,7 @@ impl<'a> Pool<'a> {
         self
     }
 
-    /// How many workers serve, from 1; unless told, twice the number of processors and at least
+    /// How many workers serve, from 1. The default is twice the number of processors, and at least
     /// four.
     #[must_use]
     pub fn workers(self, count: usize) -> Self {
@@ -102,7 +102,7 @@ impl<'a> Pool<'a> {
     }
 
     /// How many turns each worker serves at the same time, a thread each, from 1 to
-    /// [`MAX_THREADS`](crate::config::MAX_THREADS); one, unless told.
+    /// [`MAX_THREADS`](crate::config::MAX_THREADS). The default is one.
     #[must_use]
     pub fn threads(self, count: usize) -> Self {
         self.settings(|settings| settings.threads = count)
@@ -117,7 +117,7 @@ impl<'a> Pool<'a> {
         self
     }
 
-    /// What the workers give up before they serve; nothing, unless told. See
+    /// What the workers give up before they serve. The default is nothing. See
     /// [`Server::confinement`](crate::Server::confinement).
     #[must_use]
     pub fn confinement(mut self, confinement: Confinement) -> Self {
@@ -125,13 +125,13 @@ impl<'a> Pool<'a> {
         self
     }
 
-    /// Leaves one descriptor more open in the workers of this pool, and in those of no other: a
-    /// directory, a shared file, a socket. The pool owns the `holder`, so that the descriptor is
-    /// there for every worker that is ever started; give it a clone, an `Arc` or a reference of
-    /// what the service uses.
+    /// Leaves a descriptor open in the workers of this pool, and of no other: of a directory, a
+    /// shared file, a socket. The pool takes the `owner` of the descriptor, so that it stays open
+    /// as long as workers are started; this may be a clone of what the service uses, an `Arc` or a
+    /// reference.
     ///
-    /// A worker keeps, besides, what was open when the server started to run. So whatever a reload
-    /// opens needs this, and whatever belongs to one pool alone.
+    /// A worker also keeps whatever was open when the server started to run and is not kept for
+    /// another pool. So this is for what a reload opens, and for what belongs to one pool alone.
     ///
     /// ```no_run
     /// # fn main() -> batond::Result<()> {
@@ -144,8 +144,8 @@ impl<'a> Pool<'a> {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn keep(mut self, holder: impl AsFd + 'a) -> Self {
-        self.keep.push(Rc::new(holder));
+    pub fn keep(mut self, owner: impl AsFd + 'a) -> Self {
+        self.keep.push(Rc::new(owner));
         self
     }
 
@@ -159,12 +159,12 @@ impl<'a> Pool<'a> {
         }
         let threads = self.settings.threads;
         let confinement = confine::Plan::new(&self.confinement, threads)?;
-        let (serve, holders) = (self.serve, self.keep);
-        let keep = holders.iter().map(|holder| holder.as_fd().as_raw_fd());
+        let (serve, owners) = (self.serve, self.keep);
+        let keep = owners.iter().map(|owner| owner.as_fd().as_raw_fd());
         let keep = keep.collect();
         let main = move |handles: WorkerHandles<'_>| {
-            // Captured here, the descriptors stay open while there is anything to start.
-            let _ = &holders;
+            // The closure owns them, so that the descriptors stay open as long as it can be called.
+            let _ = &owners;
             logging::set_role(Role::Worker { slot: handles.slot });
             if let Err(error) = confinement.apply() {
                 log::error!("{error}");
@@ -185,9 +185,9 @@ impl<'a> Pool<'a> {
     fn fault(&self) -> Option<String> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.len() > LONGEST_NAME || !self.name.chars().all(allowed) {
-            let expected = "letters, digits, hyphens, underscores and dots";
+            let allowed = "letters, digits, hyphens, underscores and dots";
             return Some(format!(
-                "its name is not made of {expected}, {LONGEST_NAME} at most"
+                "a name is made of {allowed}, {LONGEST_NAME} at most"
             ));
         }
         if let Some(reason) = &self.bad_address {
@@ -235,6 +235,8 @@ fn exit_status(result: io::Result<()>) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::services::Echo;
 
@@ -263,27 +265,23 @@ mod tests {
         );
         assert_refused(
             Pool::new("a\nb", Echo::new).listen(":0"),
-            "cannot use pool \"a\\nb\": its name is not made of letters, digits, hyphens, \
-             underscores and dots, 64 at most",
+            "cannot use pool \"a\\nb\": a name is made of letters, digits, hyphens, underscores \
+             and dots, 64 at most",
         );
     }
 
     #[test]
-    fn a_plan_holds_the_descriptors_that_its_workers_keep() {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let number = theirs.as_raw_fd();
-        let plan = Pool::new("web", Echo::new).listen(":0").keep(theirs);
+    fn a_plan_owns_the_descriptors_that_its_workers_keep() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (number, owner) = (ours.as_raw_fd(), Arc::new(ours));
+        let owned = Arc::downgrade(&owner);
+        let plan = Pool::new("web", Echo::new).listen(":0").keep(owner);
         let plan = plan.plan().unwrap();
         assert_eq!(plan.keep, [number]);
-        let is_open = || {
-            let read = io::Read::read(&mut &ours, &mut [0]);
-            read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-        };
         let copy = plan.clone();
         drop(plan);
-        assert!(is_open());
+        assert!(owned.upgrade().is_some());
         drop(copy);
-        assert!(!is_open());
+        assert!(owned.upgrade().is_none());
     }
 }

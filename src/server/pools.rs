@@ -58,7 +58,7 @@ impl<'a> Pools<'a> {
         let control = self.prepared.control().map(Path::to_owned);
         let source = RefCell::new(self.source);
         let plan_again = || {
-            // It runs in the master's loop only, never inside of itself.
+            // The master's loop alone calls this, so that the source is never borrowed twice.
             let pools = source.borrow_mut()()?;
             plan_all(pools, control.as_deref())
         };

@@ -38,7 +38,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that listens nowhere yet.
+    /// A server without an address.
     pub(super) fn with(prepared: Prepared) -> Self {
         Self {
             prepared,
@@ -48,30 +48,38 @@ impl Server {
         }
     }
 
-    /// Binds one address more.
+    /// Binds another address.
     ///
     /// # Errors
-    /// As [`Server::bind`].
+    /// As for [`Server::bind`]; and when this address is bound already, unless its port is 0.
     pub fn and<A>(mut self, address: A) -> Result<Self>
     where
         A: TryInto<Address, Error: Display>,
     {
         let address = parse(address)?;
+        // Of port 0 there may be several, because each is another port.
+        if address.port() != Some(0) && self.addresses.contains(&address) {
+            return Err(Error::because(
+                format!("listen on {address}"),
+                "it is listed twice",
+            ));
+        }
         self.prepared
             .listen_on(address.clone(), self.settings.backlog)?;
         self.addresses.push(address);
         Ok(self)
     }
 
-    /// How many workers serve; at least one. Twice the number of processors and at least four,
-    /// unless told.
+    /// How many workers serve, from 1. The default is twice the number of processors, and at least
+    /// four.
     #[must_use]
     pub fn workers(self, count: usize) -> Self {
         self.settings(|settings| settings.workers = count)
     }
 
-    /// How many turns each worker serves at the same time, a thread each, from 1 to 64; one, unless
-    /// told. Each thread makes a service of its own.
+    /// How many turns each worker serves at the same time, a thread each, from 1 to
+    /// [`MAX_THREADS`](crate::config::MAX_THREADS). The default is one. Each thread makes a service
+    /// of its own.
     #[must_use]
     pub fn threads(self, count: usize) -> Self {
         self.settings(|settings| settings.threads = count)
@@ -94,28 +102,29 @@ impl Server {
         self
     }
 
-    /// How long a graceful stop may take; 30 seconds, unless told.
+    /// How long a graceful stop may take. The default is 30 seconds.
     #[must_use]
     pub fn grace(mut self, limit: Duration) -> Self {
         self.settings.grace = limit;
         self
     }
 
-    /// How long a single read from or write to a client may sleep inside a turn; 60 seconds, unless
-    /// told.
+    /// How long a single read from or write to a client may sleep inside a turn, at least a
+    /// millisecond. The default is 60 seconds.
     #[must_use]
     pub fn client_timeout(self, limit: Duration) -> Self {
         self.settings(|settings| settings.client_timeout = limit)
     }
 
     /// What the workers give up before they serve: the user that they run as, what they see of the
-    /// file system, how much they may use; nothing, unless told. The master keeps its own
+    /// file system, how much they may use. The default is nothing. The master keeps its own
     /// privileges, and whatever it bound with them.
     ///
-    /// [`Server::run`] checks all of it before the first fork, and fails with what is wrong. Each
-    /// worker is confined before it makes its service; one that can't be (its directory is gone)
-    /// ends with an error in the log, and is tried again like one that died. A worker keeps the
-    /// descriptors that were open before `run`, those of directories outside of its own root too.
+    /// [`Server::run`] checks all of it before the first fork, and fails if something is wrong.
+    /// Each worker is confined before it makes its service. One that can't be confined any more,
+    /// because its directory is gone for instance, exits with an error in the log, and is replaced
+    /// like one that died. A worker keeps the descriptors that were open before `run`, even those
+    /// of directories outside of its own root.
     ///
     /// ```no_run
     /// # use batond::Echo;
@@ -137,7 +146,8 @@ impl Server {
         self
     }
 
-    /// The TCP addresses that it is bound to, with the real port where port 0 was asked for.
+    /// The TCP addresses that the server is bound to, with the real port where port 0 was asked
+    /// for.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.prepared.local_addresses()
@@ -153,9 +163,8 @@ impl Server {
     /// the workers.
     ///
     /// # Errors
-    /// When the master can't be set up, the settings contradict each other, an address was bound
-    /// twice, or the workers can't be confined. Once it serves, it reports trouble in the log and
-    /// goes on.
+    /// When the settings contradict each other, the workers can't be confined, or the master can't
+    /// be set up. Once it serves, it reports trouble in the log and goes on.
     pub fn run<S: Service>(self, make: impl Fn() -> S + Sync) -> Result<()> {
         let mut pool = Pool::new(MAIN, make)
             .settings(|settings| *settings = self.settings)
@@ -168,11 +177,33 @@ impl Server {
     }
 }
 
-/// The address that a caller means.
+/// Parses an address, or takes one as it is.
 pub(super) fn parse<A>(address: A) -> Result<Address>
 where
     A: TryInto<Address, Error: Display>,
 {
     let parsed = address.try_into();
     parsed.map_err(|error| Error::because("listen", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_bound_once_unless_its_port_is_0() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = Address::Unix(directory.path().join("socket"));
+        let server = Server::bind("127.0.0.1:0").and_then(|server| server.and("127.0.0.1:0"));
+        let server = server.and_then(|server| server.and(socket.clone()));
+        let server = server.unwrap();
+        let addresses = server.local_addresses();
+        assert_eq!(addresses.len(), 2);
+        assert_ne!(addresses[0], addresses[1]);
+        let error = server.and(socket.clone()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("cannot listen on {socket}: it is listed twice")
+        );
+    }
 }
