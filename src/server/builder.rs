@@ -99,9 +99,9 @@ impl ServerBuilder {
     ///
     /// The source is asked at once, and anew at each SIGHUP: it is the place to read a
     /// configuration. The server then goes over to the new pools without closing a connection of
-    /// those that stay, by their names. When the source fails, or something is wrong with its
-    /// pools, a reload changes nothing and the error is logged. The source runs in the master,
-    /// between events: it should not take long, and it must not start threads.
+    /// those that stay, by their names. When the source fails or panics, or something is wrong with
+    /// its pools, the reload changes nothing and the error is logged. The source runs in the
+    /// master, between events: it should not take long, and it must not start threads.
     ///
     /// As [`bind`](ServerBuilder::bind), this connects to the old master and looks into the
     /// environment. Call it once in a process, before it has threads.

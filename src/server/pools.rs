@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use super::pool::Pool;
@@ -59,7 +60,7 @@ impl<'a> Pools<'a> {
         let source = RefCell::new(self.source);
         let plan_again = || {
             // The master's loop alone calls this, so that the source is never borrowed twice.
-            let pools = source.borrow_mut()()?;
+            let pools = ask_again(&mut *source.borrow_mut())?;
             plan_all(pools, control.as_deref())
         };
         self.prepared.serve(self.plans, &plan_again)
@@ -74,6 +75,18 @@ impl fmt::Debug for Pools<'_> {
             .field("local_addresses", &self.local_addresses())
             .finish_non_exhaustive()
     }
+}
+
+/// Asks the source for the pools while the server runs. A panic is an error then, because it would
+/// end the master, and with it every connection.
+fn ask_again<'a>(
+    source: &mut (dyn FnMut() -> Result<Vec<Pool<'a>>> + '_),
+) -> Result<Vec<Pool<'a>>> {
+    let pools = catch_unwind(AssertUnwindSafe(source));
+    pools.unwrap_or_else(|_| {
+        let reason = "the program panicked; stderr says where";
+        Err(Error::because("find the pools to go over to", reason))
+    })
 }
 
 /// The pools as the master knows them.
@@ -120,6 +133,18 @@ mod tests {
 
     fn pool(name: &str, address: &'static str) -> Pool<'static> {
         Pool::new(name, Echo::new).listen(address)
+    }
+
+    #[test]
+    fn a_source_that_panics_refuses_the_reload_and_can_be_asked_again() {
+        let mut bad = true;
+        let mut source = || {
+            assert!(!std::mem::take(&mut bad), "the test panics on purpose");
+            Ok(vec![pool("a", ":1")])
+        };
+        let error = ask_again(&mut source).unwrap_err().to_string();
+        assert!(error.contains("panicked"), "{error}");
+        assert_eq!(ask_again(&mut source).unwrap().len(), 1);
     }
 
     #[test]
