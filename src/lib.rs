@@ -39,20 +39,22 @@
 //!
 //! [`Server::run`] forks the workers, and each makes its own service, after the fork. The service
 //! may hold what its process needs: a database connection, a cache. It keeps nothing about a
-//! client, for the next turn of the same connection may be another worker's. Call `run` from the
-//! main thread, before anything starts a thread: a process with threads cannot be forked safely,
-//! and `run` then starts no worker.
+//! client, because the next turn of the same connection may be another worker's. Call `run` from
+//! the main thread, before anything starts a thread: a process with threads cannot be forked
+//! safely, and `run` then starts no worker.
 //!
 //! # How a turn ends
 //!
 //! | return | when | what the master does |
 //! | --- | --- | --- |
 //! | [`Turn::Park`] | the client is to speak next | waits until it sends something |
-//! | [`Turn::ParkForWriting`] | [`write_now`](Connection::write_now) took not everything | waits until the client has read some of it |
+//! | [`Turn::ParkForWriting`] | [`write_now`] took only a part | waits until the client has read |
 //! | [`Turn::Again`] | the buffer holds more to do | lends it again, after the others that wait |
 //! | [`Turn::Close`] | all is said | closes it |
-//! | [`Turn::Linger`] | all is said, but the client may still be sending | ends the sending side, drains the rest, closes it |
+//! | [`Turn::Linger`] | all is said; the client may still send | ends its side, drains, closes |
 //! | an error | the client is gone, or makes no sense | closes it |
+//!
+//! [`write_now`]: Connection::write_now
 //!
 //! Prefer [`fill`](Connection::fill), which never sleeps, and [`Turn::Park`] to a read that sleeps:
 //! while a turn sleeps, its worker serves nobody else. No sleep in a read or a write on the
@@ -105,9 +107,9 @@
 //! A panic or an abort ends the worker process. It costs the turn in hand, and no other connection:
 //! the master still has them all, and starts another worker. What becomes of the turn follows from
 //! the kernel's counters of the connection: nothing read and nothing sent, and another worker gets
-//! it; something read, and the client gets the service's [`ServiceProfile::crashed`] reply; something
-//! sent, and it is closed. [`Service::profile`] holds the replies that the master may send in the
-//! service's name.
+//! it; something read, and the client gets the service's [`ServiceProfile::crashed`] reply;
+//! something sent, and it is closed. [`Service::profile`] holds the replies that the master may
+//! send in the service's name.
 //!
 //! # HTTP
 //!
@@ -131,6 +133,46 @@
 //!
 //! [`http::Files`] serves the files beneath a directory. [`Echo`] is the smallest service.
 //!
+//! # Several pools, reload, control
+//!
+//! [`Server::builder`] says what a server is as a process: its pid file, the control socket over
+//! which a new master can take over, the master that it takes over from. Its
+//! [`pools`](ServerBuilder::pools) come from a closure, which is asked again at each SIGHUP: here
+//! is where a program reads its configuration. What the closure fails with refuses the reload, and
+//! nothing changes.
+//!
+//! ```no_run
+//! use std::fs;
+//!
+//! use batond::http::{Http, Request, Response};
+//! use batond::{Echo, Error, Pool, Server};
+//!
+//! fn pools() -> batond::Result<Vec<Pool<'static>>> {
+//!     let greeting = fs::read_to_string("/etc/greeter")
+//!         .map_err(|error| Error::new("read /etc/greeter", error))?;
+//!     let greet = move || {
+//!         let greeting = greeting.clone();
+//!         Http::new(move |_: &mut Request<'_>| Response::text(greeting.clone()))
+//!     };
+//!     Ok(vec![
+//!         Pool::new("web", greet).listen(":8080").workers(8),
+//!         Pool::new("echo", Echo::new).listen("unix:/run/greeter/echo").workers(1),
+//!     ])
+//! }
+//!
+//! fn main() -> batond::Result<()> {
+//!     Server::builder()
+//!         .control("/run/greeter/control")
+//!         .pid_file("/run/greeter/pid")
+//!         .pools(pools)?
+//!         .run()
+//! }
+//! ```
+//!
+//! SIGUSR2 starts the program anew, and the new process takes over the listeners and all
+//! connections. docs/examples/pools.rs does all of this, and `batond serve` is written in the same
+//! way.
+//!
 //! # Passing descriptors
 //!
 //! [`fdpass`] is the mechanism alone: send and receive descriptors over any Unix socket, without a
@@ -143,12 +185,14 @@
 //!
 //! # Logging
 //!
-//! The server logs through the [`log`] crate: workers that come, go and die, addresses, trouble. A
-//! program that installs no logger sees none of it.
+//! The server logs through the [`log`] crate: workers that come, go and die, addresses, trouble.
+//! Nobody sees it until the program installs a logger, for instance `env_logger::init()`, before it
+//! runs the server; workers inherit the logger. It must not have a thread of its own, because the
+//! fork would leave it behind. The log file and the filter of `batond serve` are those of its
+//! command line; a library user chooses them with the logger.
 
 mod channel;
-#[doc(hidden)]
-pub mod cli;
+mod cli;
 pub mod config;
 mod error;
 pub mod fdpass;
@@ -164,13 +208,22 @@ pub mod wire;
 mod worker;
 
 pub use error::{Error, Result};
-pub use server::Server;
+pub use server::{Pool, Pools, Server, ServerBuilder};
 pub use service::{Connection, Fill, Peer, Service, ServiceProfile, Turn};
 pub use services::{Echo, http};
 
-/// What `tests/bench` measures: it sees the crate from outside, and these are private. No part of the interface.
+/// The program `batond`: does what the arguments of this process ask for. No part of the interface.
 #[doc(hidden)]
-pub mod bench {
+#[must_use]
+pub fn main() -> std::process::ExitCode {
+    cli::main()
+}
+
+/// What `tests/bench` measures: benchmarks see the crate from outside, and all this is private. No
+/// part of the interface.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
     pub use crate::channel::scoreboard::{Entry, Publisher, Scoreboard, Sleep, Urgency};
     pub use crate::master::dispatch::table::ConnectionId;
     pub use crate::master::dispatch::{Action, Dispatcher, Limits, TurnEnd, WorkerId};

@@ -5,13 +5,16 @@ use std::io::{self, Write as _};
 
 use nix::unistd::{Group, User};
 
-use super::source::Source;
+use super::config_source::ConfigSource;
 use crate::config::{Config, Confinement, PoolConfig, ServiceConfig};
 use crate::error::{Error, Result};
 use crate::services::http;
 
-/// Says what it would do, on one line, or fails as `serve` would.
-pub(super) fn check(source: &Source) -> Result<()> {
+/// Writes what `serve` would do to stdout, in one line.
+///
+/// # Errors
+/// What `serve` would fail with, as far as it shows without serving.
+pub(super) fn check(source: &ConfigSource) -> Result<()> {
     let config = source.load()?;
     for pool in &config.pools {
         look_up(pool)?;
@@ -21,7 +24,7 @@ pub(super) fn check(source: &Source) -> Result<()> {
         let _ = write!(line, "{}: ", file.display());
     }
     line += &summary(&config);
-    // What comes from outside must not make it two lines.
+    // A name with a newline must not make it two lines.
     let line = line.replace(char::is_control, "?");
     writeln!(io::stdout(), "{line}").map_err(|error| Error::new("write to stdout", error))
 }
@@ -41,7 +44,7 @@ fn summary(config: &Config) -> String {
     format!("{count} {noun}: {}", pools.join("; "))
 }
 
-/// Looks for what the pool names: its directory, its user, its groups.
+/// Fails if the directory, the user or a group that the pool names is missing.
 fn look_up(pool: &PoolConfig) -> Result<()> {
     if let ServiceConfig::Http { root } = &pool.service {
         http::Files::open(root)?;

@@ -6,17 +6,14 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 
+use super::config_source::ConfigSource;
 use super::settings::SettingArgs;
-use super::source::Source;
-use super::{path, refuse};
+use super::usage::{UsageError, path};
 use crate::config::flags::Flags;
 use crate::config::{Address, PoolConfig, ServiceConfig};
 use crate::error::Result;
 use crate::logging::{self, Role};
-use crate::master::office::Endpoints;
-use crate::master::plan::Plan;
-use crate::master::succession::inherited::Inherited;
-use crate::server::{self, serve_pools};
+use crate::server::{Pool, Server};
 use crate::services::{Echo, http};
 
 #[derive(Debug, Args)]
@@ -31,8 +28,8 @@ pub(super) struct ServeArgs {
     #[arg(short, long, value_name = "FILE", value_parser = path())]
     config: Option<PathBuf>,
     /// Listen here: 127.0.0.1:8080, [::1]:8080, :8080 for every address of this machine, or
-    /// unix:/path, or fd:NAME for sockets that systemd passes. Port 0 takes a free one. May be given
-    /// more than once. [default: 127.0.0.1:8080]
+    /// unix:/path, or fd:NAME for sockets that systemd passes. Port 0 takes a free one. May be
+    /// given more than once. [default: 127.0.0.1:8080]
     #[arg(short, long, value_name = "ADDR")]
     listen: Vec<Address>,
     #[command(flatten)]
@@ -41,7 +38,7 @@ pub(super) struct ServeArgs {
     settings: SettingArgs,
 }
 
-/// The server as a process among others.
+/// The server as a process among others: where its log lines go, where it is found, its user.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]
 struct ProcessArgs {
@@ -76,28 +73,41 @@ enum ServiceName {
     Http,
 }
 
+/// What the command line asks for.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) config: ConfigSource,
+    /// The control socket of the master to take over from.
+    takeover: Option<PathBuf>,
+}
+
 impl ServeArgs {
-    pub(super) fn check(self) -> Source {
+    /// The request that the words stand for.
+    ///
+    /// # Errors
+    /// When words contradict each other, and no file is needed to see it.
+    pub(super) fn check(self) -> Result<Request, UsageError> {
         let service = match (self.service, self.argument) {
             (None, None) => None,
             (Some(ServiceName::Demo), None) => Some(ServiceConfig::Demo),
             (Some(ServiceName::Echo), None) => Some(ServiceConfig::Echo),
             (Some(ServiceName::Http), Some(root)) => Some(ServiceConfig::Http { root }),
-            (Some(ServiceName::Http), None) => refuse(
-                ErrorKind::MissingRequiredArgument,
-                "http needs the directory that it is to serve: batond serve http DIR",
-            ),
-            (_, Some(extra)) => refuse(
-                ErrorKind::UnknownArgument,
-                format_args!(
-                    "unexpected argument '{}': only http has one",
-                    extra.display()
-                ),
-            ),
+            (Some(ServiceName::Http), None) => {
+                return Err(UsageError::new(
+                    ErrorKind::MissingRequiredArgument,
+                    "http needs the directory that it is to serve: batond serve http DIR",
+                ));
+            }
+            (_, Some(extra)) => {
+                let extra = extra.display();
+                return Err(UsageError::new(
+                    ErrorKind::UnknownArgument,
+                    format_args!("unexpected argument '{extra}': only http has one"),
+                ));
+            }
         };
-        let source = Source {
+        let config = ConfigSource {
             file: self.config,
-            takeover: self.process.takeover,
             flags: Flags {
                 listen: self.listen,
                 service,
@@ -109,55 +119,70 @@ impl ServeArgs {
                 control: self.process.control,
             },
         };
-        if source.file.is_none()
-            && let Err(error) = source.load()
+        if config.file.is_none()
+            && let Err(error) = config.load()
         {
-            refuse(ErrorKind::ArgumentConflict, error);
+            return Err(UsageError::new(ErrorKind::ArgumentConflict, error));
         }
-        source
+        Ok(Request {
+            config,
+            takeover: self.process.takeover,
+        })
     }
 }
 
 /// Serves until it is told to stop.
-pub(super) fn serve(source: &Source) -> Result<()> {
-    let config = source.load()?;
+///
+/// # Errors
+/// When the configuration is wrong, or the server can't start.
+pub(super) fn serve(request: Request) -> Result<()> {
+    let config = request.config.load()?;
     let log = &config.log;
     logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;
-    let plans = || {
-        let config = source.load()?;
-        config.pools.into_iter().map(plan).collect()
+    let mut server = Server::builder();
+    if let Some(path) = config.control {
+        server = server.control(path);
+    }
+    if let Some(path) = config.pid_file {
+        server = server.pid_file(path);
+    }
+    if let Some(path) = request.takeover {
+        server = server.takeover(path);
+    }
+    let pools = || {
+        let config = request.config.load()?;
+        config.pools.into_iter().map(pool).collect()
     };
-    let inherited = Inherited::claim(source.takeover.as_deref())?;
-    let endpoints = Endpoints {
-        control: config.control,
-        pid_file: config.pid_file,
-    };
-    serve_pools(inherited, endpoints, &plans)
+    server.pools(pools)?.run()
 }
 
-fn plan(pool: PoolConfig) -> Result<Plan<'static>> {
+/// The pool that the configuration describes.
+///
+/// # Errors
+/// When the directory that it is to serve can't be opened.
+fn pool(config: PoolConfig) -> Result<Pool<'static>> {
     let PoolConfig {
         name,
         listen,
         service,
         settings,
         confinement,
-    } = pool;
-    let confinement = &confinement;
-    match service {
-        ServiceConfig::Demo => {
-            let make = || http::Http::new(http::Demo::default());
-            server::plan(&name, listen, settings, confinement, make)
-        }
-        ServiceConfig::Echo => server::plan(&name, listen, settings, confinement, Echo::new),
+    } = config;
+    let mut pool = match service {
+        ServiceConfig::Demo => Pool::new(name, || http::Http::new(http::Demo::default())),
+        ServiceConfig::Echo => Pool::new(name, Echo::new),
         ServiceConfig::Http { root } => {
             let files = http::Files::open(&root)?;
-            let keep = vec![files.descriptor()];
-            let make = move || http::Http::new(files.clone());
-            let plan = server::plan(&name, listen, settings, confinement, make)?;
-            Ok(Plan { keep, ..plan })
+            let served = files.clone();
+            Pool::new(name, move || http::Http::new(served.clone())).keep(files)
         }
+    };
+    for address in listen {
+        pool = pool.listen(address);
     }
+    Ok(pool
+        .settings(|default| *default = settings)
+        .confinement(confinement))
 }
 
 #[cfg(test)]
@@ -172,7 +197,7 @@ mod tests {
 
     fn parse_serve(words: &str) -> Config {
         match parse(words) {
-            Ok(Command::Serve(args)) => args.check().load().unwrap(),
+            Ok(Command::Serve(args)) => args.check().unwrap().config.load().unwrap(),
             other => panic!("{words}: {other:?}"),
         }
     }

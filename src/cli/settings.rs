@@ -1,11 +1,11 @@
-//! The flags that are settings of a pool. They are made of the list that the file has its keys from, so that both have
-//! the same names, units, bounds and defaults.
+//! The flags that are settings of a pool. They are made from the list that the file has its keys
+//! from, so that both have the same names, units, bounds and defaults.
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::config::keys::{Choice, Heading, KEYS, Key, Unit};
 
-/// Those that were given, in the order of the list.
+/// The settings that were given as flags, in the order of the list.
 #[derive(Debug)]
 pub(super) struct SettingArgs(Vec<Choice>);
 

@@ -13,6 +13,9 @@ use crate::service::ServiceProfile;
 /// The name of a pool that needs none, because it is the only one.
 pub const MAIN: &str = "main";
 
+/// How many pools a master may have, those included that are being drained.
+pub const MAX_POOLS: usize = 256;
+
 /// The main function of a worker process: what it runs, and the exit status.
 pub type WorkerMain<'a> = dyn Fn(WorkerHandles<'_>) -> u8 + 'a;
 

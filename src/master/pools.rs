@@ -14,7 +14,7 @@ use super::dispatch::table::ConnectionId;
 use super::events::epoll::Epoll;
 use super::listen::listener::Listener;
 use super::master_only::MasterOnly;
-use super::plan::Plan;
+use super::plan::{MAX_POOLS, Plan};
 use super::pool::{Phase, Pool};
 use super::snapshot::{PoolKey, Snapshot};
 use super::store::deposit::Stock;
@@ -25,9 +25,6 @@ use super::workers::spawn;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::Peer;
-
-/// How many pools there may be, those included that are being drained.
-const MAX_POOLS: usize = 256;
 
 /// Descriptors that are kept back for the master itself.
 const SPARE_DESCRIPTORS: usize = 8;

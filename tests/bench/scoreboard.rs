@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use batond::bench::{Entry, Scoreboard, Sleep, Urgency};
+use batond::internals::{Entry, Scoreboard, Sleep, Urgency};
 use batond::wire::{Outcome, Traffic};
 use criterion::{Criterion, criterion_group, criterion_main};
 

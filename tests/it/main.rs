@@ -12,6 +12,7 @@ mod harness;
 mod http;
 mod idle;
 mod leaks;
+mod library;
 mod limits;
 mod lives;
 mod overload;

@@ -5,7 +5,7 @@
 //! nothing here has to know why. Small files are kept in memory (the `cache` module), and sent from
 //! there while a path still leads to the same file, unchanged.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -82,11 +82,6 @@ impl Files {
             cache: Cache::default(),
             clock: SystemTime::now,
         })
-    }
-
-    /// The descriptor of the directory, which a worker process must have.
-    pub(crate) fn descriptor(&self) -> RawFd {
-        self.root.as_raw_fd()
     }
 
     /// The file that `path` names.
@@ -176,6 +171,14 @@ impl Files {
 }
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+
+/// The descriptor of the directory, which a worker process must keep
+/// ([`Pool::keep`](crate::Pool::keep)).
+impl AsFd for Files {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
 
 impl Handler for Files {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {

@@ -1,5 +1,5 @@
-//! Where a server's configuration comes from: a file, the command line, or both. It is kept, so that the file can be
-//! read again.
+//! Where a server's configuration comes from: a file, the command line, or both. A reload asks it
+//! again.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,26 +10,26 @@ use crate::config::flags::Flags;
 use crate::config::{self, Config, Settings};
 use crate::error::{Error, Result};
 
-/// No file of settings is longer; something that does not end is.
+/// The most bytes that a configuration file may have, because something that has no end (/dev/zero)
+/// must not be read to its end.
 const LONGEST: u64 = 1 << 20;
 
-/// Where a configuration comes from.
+/// A file, flags, or both.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
-    /// The file, if there is one.
-    pub(crate) file: Option<PathBuf>,
-    /// What the command line said, which wins.
-    pub(crate) flags: Flags,
-    /// The control socket of the master from which it is to take over.
-    pub(crate) takeover: Option<PathBuf>,
+pub(super) struct ConfigSource {
+    /// The configuration file; `None` if the flags say all.
+    pub(super) file: Option<PathBuf>,
+    /// What the command line said, which wins over the file.
+    pub(super) flags: Flags,
 }
 
-impl Source {
+impl ConfigSource {
     /// The configuration as it is now: the file is read each time.
     ///
     /// # Errors
-    /// When the file cannot be read, or something is wrong with it or with what the flags make of it.
-    pub(crate) fn load(&self) -> Result<Config> {
+    /// When the file cannot be read, or something is wrong with it or with what the flags make of
+    /// it.
+    pub(super) fn load(&self) -> Result<Config> {
         let processors = available_parallelism().map_or(1, usize::from);
         let defaults = Settings::for_processors(processors);
         match &self.file {

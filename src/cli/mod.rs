@@ -1,0 +1,131 @@
+//! The command line: what may be asked for, and which part of the program does it.
+//!
+//! Whatever can be known to be wrong from the words alone is refused here, as a usage error with
+//! exit code 2. So the commands receive settings, not words.
+
+mod check;
+mod config_source;
+mod fd;
+mod serve;
+mod settings;
+mod usage;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::error::Result;
+use crate::fdtool;
+use crate::logging::{self, Role};
+use usage::UsageError;
+
+/// A pre-fork server that lends connections to its workers.
+#[derive(Debug, Parser)]
+#[command(name = "batond", version, max_term_width = 100)]
+#[command(disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve TCP clients with a pool of worker processes.
+    Serve(serve::ServeArgs),
+    /// Say what serve would do with the same arguments, or what is wrong with them or the file.
+    Check(serve::ServeArgs),
+    /// Wait for file descriptors on a Unix socket and show what is behind them.
+    RecvFd(fd::RecvArgs),
+    /// Open files and pass their descriptors to a waiting recv-fd.
+    SendFd(fd::SendArgs),
+}
+
+/// Does what the arguments of this process ask for. The exit code is 0 when all went well, 1 when
+/// something failed, 2 for a wrong command line.
+pub(crate) fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when stderr is closed; the exit code still says it. In one
+            // piece, because another process may be writing there too.
+            let _ = io::stderr().write_all(format!("batond: {error}\n").as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// What went wrong, for one line on stderr.
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Serve(args) => serve::serve(args.check().unwrap_or_else(refuse)),
+        Command::Check(args) => check::check(&args.check().unwrap_or_else(refuse).config),
+        Command::RecvFd(args) => {
+            logging::start(Role::Command("recv-fd"));
+            fdtool::receive(&args.check())
+        }
+        Command::SendFd(args) => {
+            logging::start(Role::Command("send-fd"));
+            fdtool::send(&args.check())
+        }
+    }
+}
+
+/// Exits with code 2, after the reason and the usage on stderr.
+fn refuse<T>(UsageError { kind, reason }: UsageError) -> T {
+    Cli::command().error(kind, reason).exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn parse(words: &str) -> Result<Command, clap::Error> {
+        let words = std::iter::once("batond").chain(words.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_word_is_named_in_the_first_line() {
+        for (words, expected) in [
+            ("serve -w 0", "expected a number from 1 to 10000"),
+            ("serve -w -1", "'-1'"),
+            ("serve -w 99999999", "expected a number from 1 to 10000"),
+            ("serve -l localhost", "the port is missing"),
+            ("serve --grace soon", "expected a whole number of seconds"),
+            ("serve ftp", "'ftp'"),
+            ("dance", "'dance'"),
+            ("send-fd --tlpi --payload x f", "'--payload <TEXT>'"),
+            ("send-fd", "FILE"),
+        ] {
+            let error = parse(words).expect_err(words);
+            assert_eq!(error.exit_code(), 2, "{words}");
+            let text = error.to_string();
+            let head: Vec<_> = text.lines().take(2).collect();
+            assert!(head.join("\n").contains(expected), "{words}: {text}");
+        }
+    }
+
+    #[test]
+    fn both_ends_agree_on_the_socket() {
+        for words in ["", "-d", "--tlpi", "--tlpi -d -f x"] {
+            let recv = match parse(&format!("recv-fd {words}")) {
+                Ok(Command::RecvFd(args)) => args.check().socket,
+                other => panic!("{other:?}"),
+            };
+            let send = match parse(&format!("send-fd {words} file")) {
+                Ok(Command::SendFd(args)) => args.check().socket,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(recv, send, "{words}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The builders that library users, and the command line, start from. They put master and worker
+//! together.
+
+mod builder;
+mod pool;
+mod pools;
+mod single;
+mod start;
+
+pub use builder::ServerBuilder;
+pub use pool::Pool;
+pub use pools::Pools;
+pub use single::Server;

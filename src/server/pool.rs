@@ -1,0 +1,287 @@
+//! One pool as a library user describes it: a name, addresses, settings, and what its workers run.
+
+use std::fmt::{self, Display};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::thread::available_parallelism;
+
+use super::start::Plan;
+use crate::channel::start::WorkerHandles;
+use crate::config::keys::contradiction;
+use crate::config::{Address, Confinement, Settings};
+use crate::error::{Error, Result};
+use crate::logging::{self, Role};
+use crate::service::{Service, ServiceProfile};
+use crate::worker::{self, confine};
+
+/// The longest name of a pool, in bytes. It is in many log lines.
+const LONGEST_NAME: usize = 64;
+
+/// One pool of a server: workers that run one service, and the addresses where its clients come
+/// from. [`ServerBuilder::pools`](crate::ServerBuilder::pools) takes them.
+///
+/// A pool is a description alone. Whatever is wrong with it (a malformed address, a user who
+/// doesn't exist, settings that contradict each other) is the error of the start or of the reload
+/// that is to use it, before any worker is forked.
+///
+/// ```
+/// use batond::{Echo, Pool};
+///
+/// let pool = Pool::new("echo", Echo::new)
+///     .listen("127.0.0.1:7000")
+///     .listen("unix:/run/echo.sock")
+///     .workers(2)
+///     .settings(|settings| settings.idle_timeout = None);
+/// ```
+#[derive(Clone)]
+pub struct Pool<'a> {
+    pub(super) name: String,
+    pub(super) listen: Vec<Address>,
+    /// What is wrong with the first address that couldn't be parsed.
+    bad_address: Option<String>,
+    settings: Settings,
+    confinement: Confinement,
+    /// The owners of the descriptors that the workers of this pool keep.
+    keep: Vec<Rc<dyn AsFd + 'a>>,
+    profile: ServiceProfile,
+    serve: Rc<Serve<'a>>,
+}
+
+/// Makes the services of a worker process, one for each of so many threads, and serves.
+type Serve<'a> = dyn Fn(WorkerHandles<'_>, usize) -> io::Result<()> + 'a;
+
+impl<'a> Pool<'a> {
+    /// A pool that listens nowhere yet, with the settings of [`Settings::for_processors`]. Each
+    /// worker process makes its own service with `make`, after the fork; with several
+    /// [threads](Pool::threads), one for each of them.
+    ///
+    /// The log and the control socket call the pool by its name: at most 64 ASCII letters, digits,
+    /// hyphens, underscores and dots. A pool keeps its connections in a reload if the new one has
+    /// the same name.
+    pub fn new<S: Service>(name: impl Into<String>, make: impl Fn() -> S + Sync + 'a) -> Self {
+        let serve = move |handles: WorkerHandles<'_>, threads| match threads {
+            1 => worker::serve(handles, &mut make()),
+            count => worker::serve_in_threads(handles, count, &make),
+        };
+        Self {
+            name: name.into(),
+            listen: Vec::new(),
+            bad_address: None,
+            settings: default_settings(),
+            confinement: Confinement::default(),
+            keep: Vec::new(),
+            profile: S::profile(),
+            serve: Rc::new(serve),
+        }
+    }
+
+    /// Listens on this address, too: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`,
+    /// `unix:/path`, or `fd:NAME` for the sockets that systemd passes under this name. A pool needs
+    /// at least one, and no other pool may have the same one, except for port 0, which is another
+    /// port each time.
+    #[must_use]
+    pub fn listen<A>(mut self, address: A) -> Self
+    where
+        A: TryInto<Address, Error: Display>,
+    {
+        match address.try_into() {
+            Ok(address) => self.listen.push(address),
+            Err(error) => {
+                self.bad_address.get_or_insert(error.to_string());
+            }
+        }
+        self
+    }
+
+    /// How many workers serve, from 1. The default is twice the number of processors, and at least
+    /// four.
+    #[must_use]
+    pub fn workers(self, count: usize) -> Self {
+        self.settings(|settings| settings.workers = count)
+    }
+
+    /// How many turns each worker serves at the same time, a thread each, from 1 to
+    /// [`MAX_THREADS`](crate::config::MAX_THREADS). The default is one.
+    #[must_use]
+    pub fn threads(self, count: usize) -> Self {
+        self.settings(|settings| settings.threads = count)
+    }
+
+    /// Changes any of the settings. Values that are out of bounds are brought to the nearest bound
+    /// ([`Settings::within_bounds`]).
+    #[must_use]
+    pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self.settings = self.settings.within_bounds();
+        self
+    }
+
+    /// What the workers give up before they serve. The default is nothing. See
+    /// [`Server::confinement`](crate::Server::confinement).
+    #[must_use]
+    pub fn confinement(mut self, confinement: Confinement) -> Self {
+        self.confinement = confinement;
+        self
+    }
+
+    /// Leaves a descriptor open in the workers of this pool, and of no other: of a directory, a
+    /// shared file, a socket. The pool takes the `owner` of the descriptor, so that it stays open
+    /// as long as workers are started; this may be a clone of what the service uses, an `Arc` or a
+    /// reference.
+    ///
+    /// A worker also keeps whatever was open when the server started to run and is not kept for
+    /// another pool. So this is for what a reload opens, and for what belongs to one pool alone.
+    ///
+    /// ```no_run
+    /// # fn main() -> batond::Result<()> {
+    /// use batond::Pool;
+    /// use batond::http::{Files, Http};
+    ///
+    /// let files = Files::open("/srv/www".as_ref())?;
+    /// let served = files.clone();
+    /// let pool = Pool::new("site", move || Http::new(served.clone())).keep(files);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn keep(mut self, owner: impl AsFd + 'a) -> Self {
+        self.keep.push(Rc::new(owner));
+        self
+    }
+
+    /// The pool as the master knows it.
+    ///
+    /// # Errors
+    /// What is wrong with the pool by itself, or why its workers can't be confined.
+    pub(super) fn plan(self) -> Result<Plan<'a>> {
+        if let Some(reason) = self.fault() {
+            return Err(self.refused(&reason));
+        }
+        let threads = self.settings.threads;
+        let confinement = confine::Plan::new(&self.confinement, threads)?;
+        let (serve, owners) = (self.serve, self.keep);
+        let keep = owners.iter().map(|owner| owner.as_fd().as_raw_fd());
+        let keep = keep.collect();
+        let main = move |handles: WorkerHandles<'_>| {
+            // The closure owns them, so that the descriptors stay open as long as it can be called.
+            let _ = &owners;
+            logging::set_role(Role::Worker { slot: handles.slot });
+            if let Err(error) = confinement.apply() {
+                log::error!("{error}");
+                return 1;
+            }
+            exit_status(serve(handles, threads))
+        };
+        Ok(Plan {
+            name: self.name.into(),
+            listen: self.listen,
+            settings: self.settings,
+            profile: self.profile,
+            main: Rc::new(main),
+            keep,
+        })
+    }
+
+    fn fault(&self) -> Option<String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.len() > LONGEST_NAME || !self.name.chars().all(allowed) {
+            let allowed = "letters, digits, hyphens, underscores and dots";
+            return Some(format!(
+                "a name is made of {allowed}, {LONGEST_NAME} at most"
+            ));
+        }
+        if let Some(reason) = &self.bad_address {
+            return Some(format!("listen: {reason}"));
+        }
+        if self.listen.is_empty() {
+            return Some("it listens nowhere".to_owned());
+        }
+        contradiction(&self.settings).map(|(setting, reason)| format!("{setting}: {reason}"))
+    }
+
+    /// The error that this pool can't be used.
+    pub(super) fn refused(&self, reason: &str) -> Error {
+        Error::because(format!("use pool {:?}", self.name), reason)
+    }
+}
+
+impl fmt::Debug for Pool<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.name)
+            .field("listen", &self.listen)
+            .field("settings", &self.settings)
+            .field("confinement", &self.confinement)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The settings of a pool that was told none.
+pub(super) fn default_settings() -> Settings {
+    Settings::for_processors(available_parallelism().map_or(1, usize::from))
+}
+
+fn exit_status(result: io::Result<()>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        // The master is gone, and nobody is left to report to.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            log::error!("cannot go on: {error}");
+            1
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::services::Echo;
+
+    #[track_caller]
+    fn assert_refused(pool: Pool<'_>, expected: &str) {
+        match pool.plan() {
+            Ok(plan) => panic!("a pool that needs {expected:?} is {}", plan.name),
+            Err(error) => assert_eq!(error.to_string(), expected),
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_wrong_by_itself_says_why() {
+        let pool = || Pool::new("web", Echo::new);
+        assert_refused(pool(), "cannot use pool \"web\": it listens nowhere");
+        let no_port = pool().listen(":0").listen("localhost").listen("x:y");
+        assert_refused(
+            no_port,
+            "cannot use pool \"web\": listen: the port is missing; an address looks like \
+             127.0.0.1:8080, [::1]:8080, :8080, unix:/path or fd:NAME",
+        );
+        let settings = |settings: &mut Settings| settings.max_workers = Some(1);
+        assert_refused(
+            pool().listen(":0").workers(2).settings(settings),
+            "cannot use pool \"web\": max-workers: 1 is less than workers, which is 2",
+        );
+        assert_refused(
+            Pool::new("a\nb", Echo::new).listen(":0"),
+            "cannot use pool \"a\\nb\": a name is made of letters, digits, hyphens, underscores \
+             and dots, 64 at most",
+        );
+    }
+
+    #[test]
+    fn a_plan_owns_the_descriptors_that_its_workers_keep() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (number, owner) = (ours.as_raw_fd(), Arc::new(ours));
+        let owned = Arc::downgrade(&owner);
+        let plan = Pool::new("web", Echo::new).listen(":0").keep(owner);
+        let plan = plan.plan().unwrap();
+        assert_eq!(plan.keep, [number]);
+        let copy = plan.clone();
+        drop(plan);
+        assert!(owned.upgrade().is_some());
+        drop(copy);
+        assert!(owned.upgrade().is_none());
+    }
+}
