@@ -212,8 +212,8 @@ impl Board {
             Sleep::Deep => DEEP,
             Sleep::Light => DEEP | LIGHT,
         };
-        // A swap and not a store: the worker resets `asleep` with a swap too, and this one has to
-        // take its place behind it in the order of modifications.
+        // A read-modify-write and not a store, so that every processor orders it after the last
+        // swap of `asleep` by the worker.
         self.master.0.asleep.swap(asleep, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let collected = self.master.0.collected.load(Ordering::Relaxed);
@@ -259,7 +259,7 @@ impl Scoreboard {
         self.doorbell.as_fd()
     }
 
-    /// Unmaps this board in processes that are forked from now on, so that no other worker can
+    /// Keeps this board out of processes that are forked from now on, so that no other worker can
     /// write to it. Call it after this worker's fork.
     ///
     /// # Errors
@@ -279,14 +279,16 @@ impl Scoreboard {
         self.board.collect()
     }
 
-    /// Asks the worker to ring for its next report. Returns false, and asks for nothing, when a
-    /// report is already there: collect it before you sleep.
+    /// Marks the master as asleep, so that the worker rings for the reports that `sleep` names.
+    /// Returns false, and leaves the master marked as awake, when there is a report to collect
+    /// first.
     #[must_use]
     pub fn sleep(&self, sleep: Sleep) -> bool {
         self.board.sleep(sleep)
     }
 
-    /// Asks the worker not to ring, because the master collects by itself while it is awake.
+    /// Marks the master as awake, so that the worker does not ring: an awake master looks for
+    /// reports by itself.
     pub fn wake(&self) {
         self.board.wake();
     }
@@ -388,7 +390,7 @@ impl Publisher<'_> {
         worker.pending_report.clear();
     }
 
-    /// A handle to write the pending report ahead of a call, for the connection that makes it.
+    /// A handle with which a connection stores the pending report before the call that ends a turn.
     #[must_use]
     pub fn pending_report(&self) -> PendingReport {
         PendingReport(Arc::clone(&self.0.board))

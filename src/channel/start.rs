@@ -3,7 +3,7 @@
 use crate::channel::inbox::WorkerEnd;
 use crate::channel::scoreboard::Publisher;
 
-/// What one worker process talks to its master with.
+/// What connects one worker process with its master.
 #[derive(Debug)]
 pub struct WorkerHandles<'a> {
     /// The worker's place in the pool, from 0. A replacement gets the slot of its predecessor.

@@ -1,7 +1,7 @@
 //! The bytes that were read from a client and not yet consumed.
 
 /// The unconsumed bytes of a connection. The worker hands the memory on from one connection to the
-/// next, so that a turn allocates nothing.
+/// next, so that a turn need not allocate any.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
     /// Initialized throughout; the bytes from `start` to `end` are the unconsumed ones.

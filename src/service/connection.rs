@@ -18,16 +18,16 @@ const READ_SIZE: usize = 16 * 1024;
 /// What a [`Connection::fill`] has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
-    /// So many bytes, at least one, which are in the buffer now.
+    /// This many bytes, at least one. They are in the buffer now.
     Bytes(usize),
-    /// Nothing yet.
+    /// Nothing so far.
     Empty,
     /// The end: the client has shut down its sending side.
     End,
 }
 
-/// Takes down the report of a turn before the call that completes the turn, in case the worker dies
-/// before it can report.
+/// Stores the report of a turn before the call that completes the turn, in case the worker dies
+/// before it can send the report.
 pub(crate) trait WriteAhead: Send + Sync + std::fmt::Debug {
     /// Stores the report that would be right if the next call completed in full.
     fn write_ahead(&self, id: u64, outcome: Outcome, traffic: Traffic);
@@ -346,8 +346,8 @@ impl Connection {
     }
 }
 
-/// Gives the error of a call that slept its own name: when a timeout of the socket ends the sleep,
-/// the kernel returns EAGAIN (socket(7), SO_RCVTIMEO).
+/// Makes the error of a call that slept too long [`TimedOut`](io::ErrorKind::TimedOut). The kernel
+/// returns EAGAIN when a timeout of the socket ends the sleep (socket(7), SO_RCVTIMEO).
 fn slept_too_long(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => {

@@ -21,7 +21,7 @@ pub enum Turn {
 }
 
 impl Turn {
-    /// The same as the report says it.
+    /// The outcome that the worker reports for this turn.
     pub(crate) fn outcome(self) -> Outcome {
         match self {
             Self::Park => Outcome::Park,
