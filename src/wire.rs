@@ -386,7 +386,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lend_survives_the_wire(id: u64, turn: u64, peer in peers(), watched: bool, carry: Vec<u8>) {
+        fn a_lend_survives_the_wire(
+            id: u64,
+            turn: u64,
+            peer in peers(),
+            watched: bool,
+            carry: Vec<u8>,
+        ) {
             let lend = ToWorker::Lend(Lend { id, turn, peer, watched, carry: &carry });
             let bytes = message(lend.header(), &carry);
             prop_assert_eq!(ToWorker::parse(&bytes), Ok(lend));

@@ -116,10 +116,10 @@ pub enum Sleep {
 /// Whether a report has to wake the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
-    /// The report can wait until the master wakes for another reason, because there is nothing for
-    /// it to do.
+    /// The report can wait until the master wakes for another reason, because no client waits for
+    /// what the master does about it.
     None,
-    /// The report calls for an action of the master.
+    /// The report wakes the master, because a client may wait for what it does.
     Urgent,
 }
 

@@ -216,7 +216,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "max-spare",
         heading: Heading::Workers,
-        help: "Retire workers while more than this many are idle, down to --workers. 0: --min-spare and 3.",
+        help: "Retire workers while more than this many are idle, down to --workers. 0: three more than --min-spare.",
         most: MOST_WORKERS,
         get: |s| count_or_zero(s.max_spare),
         set: |s, n| s.max_spare = nonzero_count(n),
@@ -289,7 +289,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "patience",
         unit: Unit::Microseconds,
-        help: "Let a connection wait this many microseconds behind another one before it goes elsewhere.",
+        help: "Let a connection wait this many microseconds behind another one before another worker gets it.",
         least: 1,
         most: 10_000_000,
         get: |s| s.patience.as_micros() as u64,
@@ -344,7 +344,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "head-timeout",
         unit: Unit::Seconds,
-        help: "Give a client this many seconds to send the head of a request. 0: for ever.",
+        help: "Give a client this many seconds to send the head of a request. 0: no limit.",
         get: |s| seconds_or_zero(s.head_timeout),
         set: |s, n| s.head_timeout = nonzero_seconds(n),
         ..KEY
@@ -369,7 +369,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "defer-accept",
         unit: Unit::Seconds,
-        help: "Let the kernel keep a silent new connection to itself for this many seconds.",
+        help: "Let the kernel hold back a new connection for this many seconds while its client is silent.",
         most: 3600,
         get: |s| s.defer_accept.as_secs(),
         set: |s, n| s.defer_accept = Duration::from_secs(n),
