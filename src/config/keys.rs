@@ -125,7 +125,7 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
     Some(("min-spare", reason))
 }
 
-/// Parses a number of bytes: digits, followed by K, M, G or T for a power of 1024 if need be.
+/// Parses a number of bytes: digits, then optionally K, M, G or T for a power of 1024.
 pub(super) fn size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.char_indices().next_back()? {
         (at, 'K' | 'k') => (&text[..at], 10),

@@ -21,7 +21,7 @@ pub struct Settings {
     pub patience: Duration,
     /// How long a turn may take before its worker is killed and the client gets an error reply.
     pub turn_timeout: Option<Duration>,
-    /// How many connections there may be. At that number, the pool stops accepting for a while.
+    /// How many connections there may be. At that number the pool stops accepting until one ends.
     pub max_connections: usize,
     /// How many connections one client may have. An IPv4 address counts as a client, and so does an
     /// IPv6 network with a prefix of 64 bits.
@@ -49,14 +49,14 @@ pub struct Settings {
     pub max_lifetime: Option<Duration>,
     /// How much memory (RSS) a worker may use before it is replaced, in bytes.
     pub max_rss: Option<u64>,
-    /// While fewer workers than this are idle, more are started, up to `max_workers`. `None` keeps
-    /// the number of workers fixed.
+    /// While fewer workers than this are idle, more are started, up to `max_workers`. `None` starts
+    /// none for demand.
     pub min_spare: Option<usize>,
     /// While more workers than this are idle, some are retired, down to `workers`. `None` stands
     /// for three more than `min_spare`.
     pub max_spare: Option<usize>,
-    /// How many workers demand (`min_spare`) may start in all. `None` stands for four times
-    /// `workers`.
+    /// How many workers there may be in all when demand (`min_spare`) starts more. `None` stands
+    /// for four times `workers`.
     pub max_workers: Option<usize>,
     /// How many new connections the kernel may queue for each listener (listen(2)). It does not go
     /// beyond `net.core.somaxconn`.

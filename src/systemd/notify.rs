@@ -41,7 +41,7 @@ pub struct Notifier {
     store_limit: Option<usize>,
     /// The messages for which the manager had no room, in their order.
     waiting: VecDeque<String>,
-    /// Whether the last message could not be sent, which has been logged then.
+    /// Whether the last message could not be sent. If so, that has been logged.
     failing: bool,
 }
 
