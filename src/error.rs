@@ -1,14 +1,15 @@
-//! The one error type: what was attempted, on what, and why it failed.
+//! The one error type of the crate: what was attempted, on what, and why it failed.
 //!
-//! An error becomes one line on stderr that a user can act on. So its text names the operation and its object (an
-//! address, a path, a slot, a pid) first, and the cause last: `cannot listen on 127.0.0.1:80: Permission denied`.
+//! An error becomes one line on stderr that a user can act on. So its text names the operation and
+//! its object (an address, a path, a slot, a pid) first, and the cause last: `cannot listen on
+//! 127.0.0.1:80: Permission denied`.
 
 use std::fmt;
 use std::io;
 
 use nix::errno::Errno;
 
-/// What failed, on what, and why.
+/// A failed operation, its object, and the cause.
 #[derive(Debug)]
 pub struct Error {
     attempt: String,
@@ -25,7 +26,8 @@ enum Cause {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A failed system operation. `attempt` names the operation and its object: `listen on 127.0.0.1:80`.
+    /// A failed system operation. `attempt` names the operation and its object: `listen on
+    /// 127.0.0.1:80`.
     pub fn new(attempt: impl Into<String>, cause: impl Into<io::Error>) -> Self {
         Self {
             attempt: attempt.into(),
@@ -33,7 +35,8 @@ impl Error {
         }
     }
 
-    /// A failure that no system call reported. `reason` is a clause without a full stop: `the pool has no worker`.
+    /// A failure that no system call reported. `reason` is a clause without a full stop: `the pool
+    /// has no worker`.
     pub fn because(attempt: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {
             attempt: attempt.into(),
@@ -41,7 +44,7 @@ impl Error {
         }
     }
 
-    /// The operating system's error, when there is one.
+    /// The I/O error that caused the failure, if one did.
     #[must_use]
     pub fn io(&self) -> Option<&io::Error> {
         match &self.cause {
@@ -67,7 +70,8 @@ impl std::error::Error for Error {
     }
 }
 
-/// An I/O error in words alone: `Permission denied`, without the `(os error 13)` that the standard library appends.
+/// Displays an I/O error in words alone: `Permission denied`, without the `(os error 13)` that the
+/// standard library appends.
 pub(crate) struct Plain<'a>(pub &'a io::Error);
 
 impl fmt::Display for Plain<'_> {

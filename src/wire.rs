@@ -1,28 +1,30 @@
-//! Messages between master and worker, to and from bytes. Pure: no descriptor, no system call.
+//! The messages between master and worker, as values and as bytes. Pure: no descriptor, no system
+//! call.
 //!
-//! One message is one SEQPACKET datagram: an ASCII header line, then the carry. The format is the same for forked and
-//! for external workers, readable in strace, and documented for implementers in `docs/worker-protocol.md`.
+//! One message is one SEQPACKET datagram: an ASCII header line, then the carry. The header is text
+//! so that strace(1) shows it in readable form. `docs/worker-protocol.md` describes the format for
+//! authors of workers in other languages.
 
 use std::fmt;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::str::{FromStr, from_utf8};
 
-/// The most bytes of carry that one message, and so one connection, may have.
+/// The most bytes of carry that a message, and therefore a connection, may have.
 pub const MAX_CARRY: usize = 64 * 1024;
 
-/// No header line is longer than this, its newline included.
+/// The longest header line in bytes, its newline included.
 pub const MAX_HEADER: usize = 192;
 
-/// A buffer of this size takes any message.
+/// The size of a buffer that takes any message, in bytes.
 pub const MAX_MESSAGE: usize = MAX_HEADER + MAX_CARRY;
 
-/// The other side of a connection.
+/// The client at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A TCP client.
+    /// A TCP client at this address.
     Inet(SocketAddr),
-    /// A client of a Unix socket; these have no useful address.
+    /// A client of a Unix socket. It has no address, because such clients rarely bind one.
     Unix,
 }
 
@@ -47,53 +49,54 @@ impl FromStr for Peer {
     }
 }
 
-/// What the master says to a worker.
+/// A message from the master to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToWorker<'a> {
     /// Serve one turn of the connection whose descriptor comes with this message.
     Lend(Lend<'a>),
-    /// Finish what is in hand, then exit.
+    /// Finish the turn that is being served, then exit.
     Retire,
 }
 
-/// One connection for one turn.
+/// A loan of one connection for one turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lend<'a> {
-    /// Names the connection in the report. Never used twice by one master.
+    /// The connection's id, which the report repeats. A master never uses an id twice.
     pub id: u64,
-    /// Which turn of the connection this is, from 1.
+    /// The number of this turn of the connection, from 1.
     pub turn: u64,
-    /// The client.
+    /// The client at the other end.
     pub peer: Peer,
-    /// The master watches the connection while it is lent, so that parking it is no urgent news.
+    /// Whether the master watches the connection while it is lent. If so, a report that parks the
+    /// connection is not urgent.
     pub watched: bool,
-    /// Bytes that an earlier turn read and left unconsumed.
+    /// The bytes that an earlier turn read and did not consume.
     pub carry: &'a [u8],
 }
 
-/// The bytes that went through a connection in one turn.
+/// How many bytes a turn moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
-    /// Bytes read from the client.
+    /// The bytes read from the client.
     pub read: u64,
-    /// Bytes written to the client.
+    /// The bytes written to the client.
     pub written: u64,
 }
 
 /// What is to become of a connection after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing more to do until the client sends something, or has sent something that was not read.
+    /// Lend the connection again when there is something to read. That may be so already.
     Park,
-    /// Nothing more to do until the client sends something more: all that it has sent so far was read.
+    /// Lend the connection again when the client sends more. All that it has sent was read.
     ParkDrained,
-    /// Nothing more to do until the client takes something.
+    /// Lend the connection again when the client has made room for more bytes to be sent.
     ParkWrite,
-    /// There is more to do at once; let others go first.
+    /// Lend the connection again at once, after the others that wait.
     Again,
-    /// Over: close it.
+    /// Close the connection.
     Close,
-    /// Over, but the client may still be sending: drain it for a while, then close it.
+    /// Discard for a while what the client may still be sending, then close the connection.
     Linger,
 }
 
@@ -107,7 +110,7 @@ impl Outcome {
         (Self::Linger, "LINGER"),
     ];
 
-    /// Whether the connection lives on after this outcome, so that carry makes sense.
+    /// Whether the connection stays open after this outcome, and so may have a carry.
     #[must_use]
     pub fn keeps(self) -> bool {
         matches!(
@@ -124,29 +127,29 @@ impl Outcome {
     }
 }
 
-/// The end of one turn.
+/// A worker's report of a turn that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report<'a> {
-    /// The connection, as the lend named it.
+    /// The connection's id, as the lend gave it.
     pub id: u64,
-    /// What is to become of it.
+    /// What is to become of the connection.
     pub outcome: Outcome,
-    /// What the turn moved. An external worker may leave it out; the master then asks the kernel.
+    /// The bytes that the turn moved. If a worker leaves this out, the master asks the kernel.
     pub traffic: Option<Traffic>,
-    /// Bytes that were read and not consumed. They come along with the next lend.
+    /// The bytes that were read and not consumed. The next lend brings them back.
     pub carry: &'a [u8],
 }
 
-/// What a worker says to the master.
+/// A message from a worker to the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FromWorker<'a> {
-    /// The worker can serve.
+    /// The worker can serve from now on.
     Ready,
-    /// A turn is over.
+    /// A turn has ended.
     Report(Report<'a>),
 }
 
-/// A message that breaks the format: which rule, for the log.
+/// Why a message was refused, as a phrase for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed(&'static str);
 
@@ -158,7 +161,7 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// A header line, built in place: the hot path allocates nothing.
+/// A header line. It lies in an array, because a lend must not cost an allocation.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
     bytes: [u8; MAX_HEADER],
@@ -175,10 +178,12 @@ impl Header {
         header
     }
 
-    // Numbers and addresses are not left to `write!`: that would be half of what the master computes for a lend.
+    // Numbers and IPv4 addresses do not go through `write!`, because that would take half of the
+    // time that the master computes for a lend.
 
     fn text(&mut self, text: &str) {
-        // The longest line there is: a verb, three 20-digit numbers, a scoped IPv6 address and port. It fits.
+        // This never goes past the end: the longest line is a verb, three numbers of 20 digits, and
+        // an IPv6 address with scope and port.
         self.bytes[self.length..][..text.len()].copy_from_slice(text.as_bytes());
         self.length += text.len();
     }
@@ -208,7 +213,7 @@ impl Header {
         }
     }
 
-    /// The bytes of the line, its newline included. The carry follows them in the message.
+    /// The line as bytes, its newline included. In a message the carry follows it.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
@@ -232,10 +237,10 @@ impl ToWorker<'_> {
         }
     }
 
-    /// Reads one whole message.
+    /// Parses one whole message from a master.
     ///
     /// # Errors
-    /// When it is not one that a master sends.
+    /// The rule of the format that the message breaks.
     pub fn parse(message: &[u8]) -> Result<ToWorker<'_>, Malformed> {
         let (header, carry) = split(message)?;
         let mut words = words(header);
@@ -257,7 +262,7 @@ impl ToWorker<'_> {
             Some(b"RETIRE") if carry.is_empty() => ToWorker::Retire,
             _ => return Err(Malformed("unknown verb")),
         };
-        end(words)?;
+        expect_end(words)?;
         Ok(parsed)
     }
 }
@@ -281,10 +286,10 @@ impl FromWorker<'_> {
         }
     }
 
-    /// Reads one whole message.
+    /// Parses one whole message from a worker.
     ///
     /// # Errors
-    /// When it is not one that a worker may send.
+    /// The rule of the format that the message breaks.
     pub fn parse(message: &[u8]) -> Result<FromWorker<'_>, Malformed> {
         let (header, carry) = split(message)?;
         let mut words = words(header);
@@ -310,16 +315,17 @@ impl FromWorker<'_> {
         } else {
             return Err(Malformed("unknown verb"));
         };
-        end(words)?;
+        expect_end(words)?;
         let may_carry =
             matches!(parsed, FromWorker::Report(Report { outcome, .. }) if outcome.keeps());
         if !carry.is_empty() && !may_carry {
-            return Err(Malformed("carry on a message that can have none"));
+            return Err(Malformed("carry in a message that may have none"));
         }
         Ok(parsed)
     }
 }
 
+/// Splits a message into its header line, without the newline, and its carry.
 fn split(message: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let end = message
         .iter()
@@ -331,7 +337,7 @@ fn split(message: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
         return Err(Malformed("header is not ASCII"));
     }
     if carry.len() > MAX_CARRY {
-        return Err(Malformed("more carry than a connection may have"));
+        return Err(Malformed("more than 65536 bytes of carry"));
     }
     Ok((header, carry))
 }
@@ -340,7 +346,7 @@ fn words(header: &[u8]) -> impl Iterator<Item = &[u8]> {
     header.split(|byte| *byte == b' ')
 }
 
-/// Digits only: there is one spelling for one number.
+/// Parses a decimal number. Unlike [`str::parse`] it refuses a sign.
 fn number(word: Option<&[u8]>) -> Result<u64, Malformed> {
     let word = word.ok_or(Malformed("too few words"))?;
     let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
@@ -349,7 +355,7 @@ fn number(word: Option<&[u8]>) -> Result<u64, Malformed> {
     number.ok_or(Malformed("bad number"))
 }
 
-fn end<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Result<(), Malformed> {
+fn expect_end<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> Result<(), Malformed> {
     words
         .next()
         .map_or(Ok(()), |_| Err(Malformed("too many words")))
@@ -380,7 +386,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lend_survives_the_wire(id: u64, turn: u64, peer in peers(), watched: bool, carry: Vec<u8>) {
+        fn a_lend_survives_the_wire(
+            id: u64,
+            turn: u64,
+            peer in peers(),
+            watched: bool,
+            carry: Vec<u8>,
+        ) {
             let lend = ToWorker::Lend(Lend { id, turn, peer, watched, carry: &carry });
             let bytes = message(lend.header(), &carry);
             prop_assert_eq!(ToWorker::parse(&bytes), Ok(lend));

@@ -1,8 +1,9 @@
-//! Both typed ends of a worker's socketpair: descriptor passing and wire format put together.
+//! The two typed ends of a worker's socketpair: wire format and descriptor passing put together.
 //!
-//! The master keeps both descriptors of the pair. So a connection that lies in the inbox of a stuck or dead worker is
-//! simply received back ([`MasterEnd::take_back`]): the kernel decides who got it. The worker keeps its own end only;
-//! when the master dies, the worker reads the end of the stream.
+//! The master keeps both descriptors of the pair. That lets it receive back a connection that lies
+//! in the inbox of a stuck or dead worker ([`MasterEnd::take_back`]); if both receive at once, the
+//! kernel gives the message to one of them. The worker has only its own end, so that it reads an
+//! end of file when the master dies.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,24 +17,24 @@ use rustix::net::{RecvFlags, recv};
 use crate::fdpass::{self, Wait};
 use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
 
-/// The master's end, and its copy of the worker's.
+/// The master's end of the pair, and its copy of the worker's end.
 #[derive(Debug)]
 pub struct MasterEnd {
     ours: OwnedFd,
     theirs: OwnedFd,
 }
 
-/// The worker's end: its inbox.
+/// The worker's end of the pair: its inbox.
 #[derive(Debug)]
 pub struct WorkerEnd {
     socket: OwnedFd,
 }
 
-/// What either end has room for at least, in bytes: the largest message, and the kernel's own data about it. The kernel
-/// doubles what is asked for (socket(7)).
-const ROOM: usize = MAX_MESSAGE;
+/// The send buffer to ask for, in bytes. The kernel doubles it (socket(7)), so the largest message
+/// fits together with the kernel's bookkeeping.
+const SEND_BUFFER: usize = MAX_MESSAGE;
 
-/// A buffer that takes any message.
+/// A receive buffer for messages of any permitted length.
 #[derive(Debug)]
 pub struct MessageBuffer(Box<[u8]>);
 
@@ -43,30 +44,30 @@ impl Default for MessageBuffer {
     }
 }
 
-/// What came of a lend.
+/// What came of an attempt to lend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lent {
-    /// It is in the worker's inbox.
+    /// The connection is in the worker's inbox.
     Sent,
-    /// The kernel has no room for it now: the inbox is full, or too many descriptors are in flight.
+    /// The kernel has no room now: the inbox is full, or too many descriptors are in flight.
     Refused,
-    /// The worker takes no more.
+    /// The worker has closed its end.
     Gone,
 }
 
-/// What a worker finds in its inbox.
+/// What a worker is asked to do next.
 #[derive(Debug)]
 pub enum Assignment<'a> {
-    /// A connection for one turn.
+    /// Serve one turn of the connection behind this descriptor.
     Serve(Lend<'a>, OwnedFd),
-    /// Nothing more will come: exit.
+    /// Exit; nothing more will come.
     Retire,
 }
 
-/// Makes the two ends for one worker.
+/// Creates the socketpair of one worker.
 ///
 /// # Errors
-/// What socketpair(2) fails with.
+/// Any error of socketpair(2), getsockopt(2) or setsockopt(2).
 pub fn pair() -> io::Result<(MasterEnd, WorkerEnd)> {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
@@ -74,29 +75,30 @@ pub fn pair() -> io::Result<(MasterEnd, WorkerEnd)> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )?;
-    make_room(&ours)?;
-    make_room(&theirs)?;
+    ensure_send_buffer(&ours)?;
+    ensure_send_buffer(&theirs)?;
     let socket = theirs.try_clone()?;
     Ok((MasterEnd { ours, theirs }, WorkerEnd { socket }))
 }
 
-/// A full carry must fit, whatever the system's default (net.core.wmem_default).
-fn make_room(end: &OwnedFd) -> io::Result<()> {
-    if getsockopt(end, sockopt::SndBuf)? < 2 * ROOM {
-        setsockopt(end, sockopt::SndBuf, &ROOM)?;
+/// Makes sure that a message with a full carry fits into the send buffer, because the system's
+/// default (net.core.wmem_default) may be smaller.
+fn ensure_send_buffer(end: &OwnedFd) -> io::Result<()> {
+    if getsockopt(end, sockopt::SndBuf)? < 2 * SEND_BUFFER {
+        setsockopt(end, sockopt::SndBuf, &SEND_BUFFER)?;
     }
     Ok(())
 }
 
-fn broken(what: &str) -> io::Error {
+fn invalid_data(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
 impl MasterEnd {
-    /// Lends a connection, without sleeping.
+    /// Lends a connection without sleeping.
     ///
     /// # Errors
-    /// What sendmsg(2) fails with, but for the expected outcomes that [`Lent`] names.
+    /// An error of sendmsg(2) that is none of the expected outcomes in [`Lent`].
     pub fn lend(&self, lend: Lend<'_>, connection: BorrowedFd<'_>) -> io::Result<Lent> {
         let header = ToWorker::Lend(lend).header();
         let data = [IoSlice::new(header.as_bytes()), IoSlice::new(lend.carry)];
@@ -118,10 +120,10 @@ impl MasterEnd {
         }
     }
 
-    /// Asks the worker to exit, behind whatever is in its inbox.
+    /// Asks the worker to exit after what is already in its inbox.
     ///
     /// # Errors
-    /// What sendmsg(2) fails with; EPIPE when the worker takes no more.
+    /// Any error of sendmsg(2); EPIPE when the worker has closed its end.
     pub fn retire(&self) -> io::Result<()> {
         let header = ToWorker::Retire.header();
         fdpass::send(
@@ -133,29 +135,31 @@ impl MasterEnd {
         Ok(())
     }
 
-    /// The next message of the worker, if there is one.
+    /// Receives the worker's next message without sleeping; `None` when there is none yet.
     ///
     /// # Errors
-    /// What recvmsg(2) fails with; `InvalidData` for a message that breaks the format.
+    /// Any error of recvmsg(2); `InvalidData` for a malformed message.
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Option<FromWorker<'a>>> {
         let Some(message) = receive(&self.ours, buffer, 0, Wait::Dont)? else {
             return Ok(None);
         };
         match message.length {
-            // The master holds the other end too, so this is no end of file but an empty message.
-            0 => Err(broken("an empty message")),
+            // This is no end of file, because the master holds the worker's end open too.
+            0 => Err(invalid_data("empty message")),
             length => FromWorker::parse(&buffer.0[..length])
                 .map(Some)
-                .map_err(|e| broken(&e.to_string())),
+                .map_err(|e| invalid_data(&e.to_string())),
         }
     }
 
-    /// Receives a lent connection back, if one is still in the inbox: its name. The master has a
-    /// descriptor of its own, so there is no room for the one that came along, and the kernel
-    /// discards it (unix(7)): this works at the limit of open files too.
+    /// Receives back the first connection that is still in the worker's inbox and returns its id;
+    /// `None` when no connection is left there.
+    ///
+    /// The master has kept a descriptor of its own. So this offers no space for the one in the
+    /// message, and the kernel discards it (unix(7)), which works at the limit of open files too.
     ///
     /// # Errors
-    /// What recv(2) fails with.
+    /// Any error of recv(2); `InvalidData` for a malformed message.
     pub fn take_back(&self, buffer: &mut MessageBuffer) -> io::Result<Option<u64>> {
         loop {
             let length = match recv(&self.theirs, &mut *buffer.0, RecvFlags::DONTWAIT) {
@@ -166,10 +170,11 @@ impl MasterEnd {
             };
             match ToWorker::parse(&buffer.0[..length]) {
                 Ok(ToWorker::Lend(lend)) => return Ok(Some(lend.id)),
-                // A worker is asked to retire when it has nothing; that message is of no more use to a dead one.
+                // A worker is asked to retire when nothing is lent to it. If the message is still
+                // here, the worker is dead and does not need it any more.
                 Ok(ToWorker::Retire) => {}
                 Err(_) if length == 0 => return Ok(None),
-                Err(error) => return Err(broken(&error.to_string())),
+                Err(error) => return Err(invalid_data(&error.to_string())),
             }
         }
     }
@@ -182,13 +187,13 @@ impl AsFd for MasterEnd {
 }
 
 impl WorkerEnd {
-    /// Sleeps until the master lends a connection or wants no more of this worker.
+    /// Sleeps until the master lends a connection, asks this worker to exit, or is gone.
     ///
     /// # Errors
-    /// What recvmsg(2) fails with; `InvalidData` for a message that breaks the format.
+    /// Any error of recvmsg(2); `InvalidData` for a malformed message.
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Assignment<'a>> {
         let Some(mut message) = receive(&self.socket, buffer, 1, Wait::Block)? else {
-            return Err(broken("the inbox does not block"));
+            return Err(invalid_data("the inbox is non-blocking"));
         };
         if message.length == 0 {
             return Ok(Assignment::Retire);
@@ -196,19 +201,19 @@ impl WorkerEnd {
         match ToWorker::parse(&buffer.0[..message.length]) {
             Ok(ToWorker::Lend(lend)) => match message.descriptors.pop() {
                 Some(connection) => Ok(Assignment::Serve(lend, connection)),
-                None => Err(broken(
-                    "a lend without its descriptor (is RLIMIT_NOFILE reached?)",
+                None => Err(invalid_data(
+                    "a LEND message came without its descriptor (is RLIMIT_NOFILE reached?)",
                 )),
             },
             Ok(ToWorker::Retire) => Ok(Assignment::Retire),
-            Err(error) => Err(broken(&error.to_string())),
+            Err(error) => Err(invalid_data(&error.to_string())),
         }
     }
 
-    /// Says something to the master; sleeps while the master is behind.
+    /// Sends a message to the master; sleeps while the master's receive queue is full.
     ///
     /// # Errors
-    /// What sendmsg(2) fails with; EPIPE when the master is gone.
+    /// Any error of sendmsg(2); EPIPE when the master is gone.
     pub fn send(&self, message: &FromWorker<'_>) -> io::Result<()> {
         let carry = match message {
             FromWorker::Report(report) => report.carry,
@@ -227,7 +232,8 @@ impl AsFd for WorkerEnd {
     }
 }
 
-/// One message, or `None` where there is none yet.
+/// Receives one message with up to `wanted` descriptors; `None` when a call with [`Wait::Dont`]
+/// finds none.
 fn receive(
     socket: &OwnedFd,
     buffer: &mut MessageBuffer,
@@ -345,7 +351,7 @@ mod tests {
     fn a_full_carry_fits_even_where_the_default_is_small() {
         let (master, _worker) = pair().unwrap();
         setsockopt(&master.ours, sockopt::SndBuf, &4096).unwrap();
-        make_room(&master.ours).unwrap();
+        ensure_send_buffer(&master.ours).unwrap();
         let lend = Lend {
             id: u64::MAX >> 4,
             turn: u64::MAX,

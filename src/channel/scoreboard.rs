@@ -1,13 +1,17 @@
-//! The shared memory between the master and one worker: what the worker has done, at the cost of no system call.
+//! The shared memory of the master and one worker, in which the worker reports without a system
+//! call.
 //!
-//! Each worker has a board of its own, which the master and that worker alone have mapped. The worker *publishes* its
-//! reports into a ring and rings the *doorbell* (an eventfd in the master's epoll set) only when the master has said
-//! that it sleeps. Whatever the master reads here is the worker's word: it is checked against the master's own table.
+//! Each worker has a board of its own, mapped by the master and by that worker only. The worker
+//! *publishes* its reports in a ring. It rings the *doorbell* (an eventfd in the master's epoll
+//! set) only when the master has marked itself asleep. A worker can write anything here, so the
+//! master checks each report against its own table.
 //!
-//! The order of stores and loads is what matters. The worker stores a report, then looks whether the master sleeps; the
-//! master says that it sleeps, then looks for reports. With a sequentially consistent fence between the two steps on
-//! either side, at least one of them sees the other (Dekker). The models below hold that under loom.
+//! No report is lost because of the order of stores and loads. The worker stores a report, then
+//! loads the master's `asleep`; the master stores `asleep`, then loads the count of reports. With a
+//! sequentially consistent fence between the two steps on either side, at least one of them sees
+//! what the other has stored (Dekker's algorithm). The loom models in `models.rs` check it.
 
+mod entry;
 #[cfg(all(test, loom))]
 mod models;
 #[cfg(all(test, not(loom)))]
@@ -16,166 +20,79 @@ mod tests;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use self::entry::Cell;
 use crate::sys::shared::Shared;
-use crate::wire::{Outcome, Traffic};
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// How many reports the ring holds. The master never has more connections at a worker than this, so the ring can't be
-/// full for an honest worker.
+pub use self::entry::Entry;
+
+/// How many reports the ring holds. The master never lends more connections than this to a worker,
+/// so the ring never fills up while the worker reports each lend once.
 #[cfg(not(loom))]
 pub const RING: usize = 96;
 #[cfg(loom)]
 pub const RING: usize = 2;
 
-/// The end of one turn (or of several in a row), as it stands in the ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    /// The connection, as the lend named it.
-    pub id: u64,
-    /// What is to become of it.
-    pub outcome: Outcome,
-    /// How many turns the worker served before it reported, at least one.
-    pub turns: u64,
-    /// What these turns moved.
-    pub traffic: Traffic,
-    /// How long the last of these turns took.
-    pub took: Duration,
-}
-
-/// A cache line of its own: what one side writes must not slow the other's line down.
+/// Gives each side's words a cache line of their own, because two processors that write to the same
+/// line slow each other down.
 #[repr(align(64))]
 #[derive(Debug)]
-struct Line<T>(T);
+struct CacheLine<T>(T);
 
-/// One worker's shared memory.
+/// The layout of the shared memory.
 #[derive(Debug)]
 pub struct Board {
-    worker: Line<ByWorker>,
-    master: Line<ByMaster>,
+    worker: CacheLine<ByWorker>,
+    master: CacheLine<ByMaster>,
     ring: [Cell; RING],
 }
 
-/// What only the worker writes.
+/// The words that only the worker writes.
 #[derive(Debug)]
 struct ByWorker {
-    /// Reports that were put into the ring since the start.
+    /// How many reports the worker has put into the ring since its start.
     published: AtomicU64,
-    /// Connections that were taken out of the inbox since the start.
+    /// How many connections the worker has taken out of its inbox since its start.
     taken: AtomicU64,
-    /// Whether the worker stays with its connection, waiting for the client's next request.
+    /// 1 while the worker stays with its connection, waiting for the client's next request.
     stays: AtomicU64,
-    /// The connection that it has served without a report so far, and what that moved; 0 for none.
+    /// The turns that the worker has served on its connection without reporting them yet.
     unreported: Cell,
-    /// What the report will be if the call that the worker is making does all that it is asked; no turns for nothing.
+    /// What the report will be if the call that the worker is in completes in full.
     pending_report: Cell,
 }
 
-/// What the master writes; the worker clears `asleep` when it has rung.
+/// The words that the master writes. The worker resets `asleep` when it rings.
 #[derive(Debug)]
 struct ByMaster {
-    /// Reports that were taken out of the ring since the start.
+    /// How many reports the master has taken out of the ring since the worker's start.
     collected: AtomicU64,
-    /// Connections that were sent into the inbox since the start, less those that were taken back.
+    /// How many connections the master has sent to the inbox, less those that it took back.
     sent: AtomicU64,
-    /// Whether there are so few connections that the worker may stay with the one it has.
+    /// 1 while there are so few connections that the worker may stay with the one it has.
     may_stay: AtomicU64,
+    /// [`AWAKE`], or the bits of the urgencies for which the master wants to be rung.
     asleep: AtomicU64,
 }
-
-#[derive(Debug)]
-struct Cell {
-    id_and_outcome: AtomicU64,
-    turns: AtomicU64,
-    read: AtomicU64,
-    written: AtomicU64,
-    nanos: AtomicU64,
-}
-
-impl Default for Cell {
-    fn default() -> Self {
-        Self {
-            id_and_outcome: AtomicU64::new(0),
-            turns: AtomicU64::new(0),
-            read: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            nanos: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Cell {
-    fn store(&self, entry: &Entry) {
-        let outcome = OUTCOMES
-            .iter()
-            .position(|outcome| *outcome == entry.outcome);
-        let outcome = outcome.unwrap_or_default() as u64;
-        self.turns.store(entry.turns, Ordering::Relaxed);
-        self.read.store(entry.traffic.read, Ordering::Relaxed);
-        self.written.store(entry.traffic.written, Ordering::Relaxed);
-        let nanos = u64::try_from(entry.took.as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.store(nanos, Ordering::Relaxed);
-        self.id_and_outcome
-            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Release);
-    }
-
-    fn about(&self, id: u64) -> Option<Entry> {
-        let entry = self.load()?;
-        (entry.id == id && entry.turns > 0).then_some(entry)
-    }
-
-    fn clear(&self) {
-        if self.turns.load(Ordering::Relaxed) != 0 {
-            self.turns.store(0, Ordering::Release);
-        }
-    }
-
-    fn load(&self) -> Option<Entry> {
-        let word = self.id_and_outcome.load(Ordering::Acquire);
-        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize)?;
-        Some(Entry {
-            id: word & ((1 << OUTCOME_SHIFT) - 1),
-            outcome: *outcome,
-            turns: self.turns.load(Ordering::Relaxed),
-            traffic: Traffic {
-                read: self.read.load(Ordering::Relaxed),
-                written: self.written.load(Ordering::Relaxed),
-            },
-            took: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
-        })
-    }
-}
-
-/// Names of connections leave these bits of their 64 free.
-const OUTCOME_SHIFT: u32 = 60;
-
-const OUTCOMES: [Outcome; 6] = [
-    Outcome::Park,
-    Outcome::ParkDrained,
-    Outcome::ParkWrite,
-    Outcome::Again,
-    Outcome::Close,
-    Outcome::Linger,
-];
 
 impl Default for Board {
     fn default() -> Self {
         Self {
-            worker: Line(ByWorker {
+            worker: CacheLine(ByWorker {
                 published: AtomicU64::new(0),
                 taken: AtomicU64::new(0),
                 stays: AtomicU64::new(0),
                 unreported: Cell::default(),
                 pending_report: Cell::default(),
             }),
-            master: Line(ByMaster {
+            master: CacheLine(ByMaster {
                 collected: AtomicU64::new(0),
                 sent: AtomicU64::new(0),
                 may_stay: AtomicU64::new(0),
@@ -186,47 +103,50 @@ impl Default for Board {
     }
 }
 
-/// For what the master wants to be rung while it sleeps.
+/// Which reports ring the doorbell while the master sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sleep {
-    /// For urgent reports.
+    /// Urgent reports only.
     Deep,
-    /// Also for any report of a worker that has little left to do: a connection waits for a worker.
+    /// Urgent reports, and any report of a worker whose inbox is nearly empty, because a connection
+    /// waits for a worker.
     Light,
 }
 
-/// Whether a report can wait until the master wakes for another reason.
+/// Whether a report has to wake the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
-    /// It can: the connection is parked, and the master watches it already.
+    /// The report can wait until the master wakes for another reason, because no client waits for
+    /// what the master does about it.
     None,
-    /// It can't: there is something for the master to do.
+    /// The report wakes the master, because a client may wait for what it does.
     Urgent,
 }
 
-/// Values of `asleep`: one bit for each urgency for which to ring.
+/// The value of `asleep` when no report has to ring.
 const AWAKE: u64 = 0;
+/// The bit of `asleep` for urgent reports.
 const DEEP: u64 = 1;
+/// The bit of `asleep` for reports of a worker whose inbox is nearly empty.
 const LIGHT: u64 = 2;
 
-/// A worker whose inbox holds no more than this rings, if others wait.
+/// With no more connections than this in its inbox, a worker rings a master that sleeps lightly.
 const LOW_WATER: u64 = 2;
 
-/// What publishing a report calls for.
+/// What a worker has to do after it tried to publish a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 enum Published {
-    /// The master will see it by itself.
+    /// Nothing; the master will find the report.
     Seen,
-    /// The master sleeps: ring.
+    /// Ring, because the master sleeps.
     Ring,
-    /// The ring is full; nothing was published.
+    /// Send the report another way, because the ring is full.
     Full,
 }
 
+/// The worker's side. At most one thread may call these at a time.
 impl Board {
-    // ---- the worker's side; one thread at a time --------------------------------------------------------------
-
     fn publish(&self, entry: &Entry, urgency: Urgency) -> Published {
         let published = self.worker.0.published.load(Ordering::Relaxed);
         let collected = self.master.0.collected.load(Ordering::Acquire);
@@ -238,10 +158,11 @@ impl Board {
             .0
             .published
             .store(published.wrapping_add(1), Ordering::Release);
-        // Between this store and that load: the master must see the report, or the worker must see it asleep.
+        // The fence orders the store above before the load below, so that either the master sees
+        // the report or the worker sees that the master sleeps.
         fence(Ordering::SeqCst);
         let asleep = &self.master.0.asleep;
-        if asleep.load(Ordering::Relaxed) & self.occasion(urgency) != 0
+        if asleep.load(Ordering::Relaxed) & self.ringing_bits(urgency) != 0
             && asleep.swap(AWAKE, Ordering::Relaxed) != AWAKE
         {
             Published::Ring
@@ -250,24 +171,24 @@ impl Board {
         }
     }
 
-    /// The sleeps out of which this report wakes the master.
-    fn occasion(&self, urgency: Urgency) -> u64 {
+    /// The bits of `asleep` that call for ringing after a report of this urgency.
+    fn ringing_bits(&self, urgency: Urgency) -> u64 {
         match urgency {
             Urgency::Urgent => DEEP,
             Urgency::None => {
-                // What others wait for can come a little later if this worker still has something to do: so the
-                // master fills its inbox again in one go, and not one by one.
+                // A worker that still has work lets the waiting connections wait a little longer,
+                // so that the master wakes once and refills the inbox with several of them.
                 let sent = self.master.0.sent.load(Ordering::Relaxed);
                 let taken = self.worker.0.taken.load(Ordering::Relaxed);
-                let left = sent.saturating_sub(taken);
-                if left <= LOW_WATER { LIGHT } else { 0 }
+                let waiting = sent.saturating_sub(taken);
+                if waiting <= LOW_WATER { LIGHT } else { 0 }
             }
         }
     }
+}
 
-    // ---- the master's side ------------------------------------------------------------------------------------
-
-    /// The next report, if there is one. `Err` is a report that no honest worker writes.
+/// The master's side.
+impl Board {
     fn collect(&self) -> Option<Result<Entry, Malformed>> {
         let collected = self.master.0.collected.load(Ordering::Relaxed);
         let published = self.worker.0.published.load(Ordering::Acquire);
@@ -286,13 +207,13 @@ impl Board {
         Some(entry.ok_or(Malformed))
     }
 
-    /// Says that the master goes to sleep; false when there is something to collect first.
     fn sleep(&self, sleep: Sleep) -> bool {
         let asleep = match sleep {
             Sleep::Deep => DEEP,
             Sleep::Light => DEEP | LIGHT,
         };
-        // A read-modify-write, so that it has its place behind the worker's own in everybody's order of events.
+        // A read-modify-write and not a store, so that every processor orders it after the last
+        // swap of `asleep` by the worker.
         self.master.0.asleep.swap(asleep, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let collected = self.master.0.collected.load(Ordering::Relaxed);
@@ -308,12 +229,12 @@ impl Board {
     }
 }
 
-/// A report that no honest worker writes.
+/// The worker has written something that makes no sense, so it is broken or hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// A worker's board and doorbell. Made before the fork; the master uses one half of its functions, and the worker the
-/// other, through its [`Publisher`].
+/// A worker's board and doorbell, created before the fork. The methods are the master's; the
+/// worker's are those of its [`Publisher`].
 #[derive(Debug)]
 pub struct Scoreboard {
     board: Arc<Shared<Board>>,
@@ -321,10 +242,10 @@ pub struct Scoreboard {
 }
 
 impl Scoreboard {
-    /// A board with nothing on it.
+    /// Creates an empty board and its doorbell.
     ///
     /// # Errors
-    /// What mmap(2) and eventfd(2) fail with.
+    /// Any error of mmap(2) or eventfd(2).
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             board: Arc::new(Shared::new(Board::default())?),
@@ -332,48 +253,53 @@ impl Scoreboard {
         })
     }
 
-    /// The eventfd that the worker rings. To be watched edge-triggered: it is never read.
+    /// The eventfd that the worker rings. Watch it edge-triggered, because nobody reads it.
     #[must_use]
     pub fn doorbell(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
     }
 
-    /// Workers that are started from now on do not have this board.
+    /// Keeps this board out of processes that are forked from now on, so that no other worker can
+    /// write to it. Call it after this worker's fork.
     ///
     /// # Errors
-    /// What madvise(2) fails with.
+    /// Any error of madvise(2).
     pub fn keep_from_children(&self) -> io::Result<()> {
         self.board.keep_from_children()
     }
 
-    /// The worker's half.
+    /// The half that the worker uses. Only one may be in use, because the ring has one producer.
     #[must_use]
     pub fn publisher(&self) -> Publisher<'_> {
         Publisher(self)
     }
 
-    /// The next report, if there is one.
+    /// Takes the next report out of the ring; `None` when there is none.
     pub fn collect(&self) -> Option<Result<Entry, Malformed>> {
         self.board.collect()
     }
 
-    /// Asks to be rung for the next report; false, and nothing is asked, when one is there already.
+    /// Marks the master as asleep, so that the worker rings for the reports that `sleep` names.
+    /// Returns false, and leaves the master marked as awake, when there is a report to collect
+    /// first.
     #[must_use]
     pub fn sleep(&self, sleep: Sleep) -> bool {
         self.board.sleep(sleep)
     }
 
-    /// Wants no ringing: the master looks by itself.
+    /// Marks the master as awake, so that the worker does not ring: an awake master looks for
+    /// reports by itself.
     pub fn wake(&self) {
         self.board.wake();
     }
 
-    /// Notes how many connections have been sent into the worker's inbox, less those that were taken back.
+    /// Stores how many connections the master has sent to the worker's inbox since the worker's
+    /// start, less those that it took back.
     pub fn sent(&self, count: u64) {
         self.board.master.0.sent.store(count, Ordering::Relaxed);
     }
 
-    /// Says whether there are so few connections that the worker may stay with the one it is lent.
+    /// Stores whether there are so few connections that the worker may stay with the one it has.
     pub fn set_may_stay(&self, may_stay: bool) {
         self.board
             .master
@@ -382,21 +308,22 @@ impl Scoreboard {
             .store(u64::from(may_stay), Ordering::Relaxed);
     }
 
-    /// Whether the worker stays with its connection, waiting for the client's next request.
+    /// Whether the worker is waiting at its connection for the client's next request.
     #[must_use]
     pub fn stays(&self) -> bool {
         self.board.worker.0.stays.load(Ordering::Relaxed) != 0
     }
 
-    /// The turns of this connection that the worker has served and not reported. To be asked when the worker is dead:
-    /// before, the answer may change while it is given.
+    /// The turns of this connection that the worker has served and not reported. Call this only
+    /// when the worker is dead, because a live one may change the answer at any time.
     #[must_use]
     pub fn unreported(&self, id: u64) -> Option<Entry> {
         self.board.worker.0.unreported.about(id)
     }
 
-    /// What the worker was about to report of this connection, if its last call did all that it was asked. To be asked
-    /// when the worker is dead, and held against what the kernel says.
+    /// What the worker would have reported about this connection if its last call completed in
+    /// full. Call this only when the worker is dead, and compare it with the kernel's counters of
+    /// the connection.
     #[must_use]
     pub fn pending_report(&self, id: u64) -> Option<Entry> {
         self.board.worker.0.pending_report.about(id)
@@ -409,12 +336,13 @@ impl Scoreboard {
     }
 }
 
-/// The worker's half of its board. There is one, for the ring has one producer.
+/// The half of the scoreboard that the worker uses.
 #[derive(Debug)]
 pub struct Publisher<'a>(&'a Scoreboard);
 
 impl Publisher<'_> {
-    /// Reports the end of a turn; false when the report has to go another way, for the ring is full.
+    /// Publishes a report, and rings if the master sleeps. Returns false when the ring is full and
+    /// the report has to be sent as a message.
     pub fn publish(&mut self, entry: &Entry, urgency: Urgency) -> bool {
         match self.0.board.publish(entry, urgency) {
             Published::Seen => true,
@@ -426,13 +354,13 @@ impl Publisher<'_> {
         }
     }
 
-    /// Wakes the master: there is something to collect, or a message.
+    /// Wakes the master, which then looks for reports and messages.
     pub fn ring(&mut self) {
-        // It can only fail when the counter is full, and then the master is being woken anyway.
+        // This fails only when the eventfd's counter is full, and then the master has been woken.
         let _ = self.0.doorbell.write(1);
     }
 
-    /// Whether there is nothing else to do: nothing in the inbox, and few connections altogether.
+    /// Whether the worker may wait at its connection: the master allows it, and the inbox is empty.
     #[must_use]
     pub fn may_stay(&self) -> bool {
         let board = &self.0.board;
@@ -441,47 +369,49 @@ impl Publisher<'_> {
                 == board.worker.0.taken.load(Ordering::Relaxed)
     }
 
-    /// Notes the turns that were served without a report, before the worker waits for the next one.
-    pub fn stay(&mut self, entry: &Entry) {
+    /// Marks the worker as waiting at its connection, and stores the turns that it has served there
+    /// without a report, in case it dies while it waits.
+    pub fn begin_stay(&mut self, entry: &Entry) {
         let worker = &self.0.board.worker.0;
         worker.unreported.store(entry);
         worker.pending_report.clear();
         worker.stays.store(1, Ordering::Relaxed);
     }
 
-    /// The wait is over.
-    pub fn go_on(&mut self) {
+    /// Marks the worker as no longer waiting at its connection.
+    pub fn end_stay(&mut self) {
         self.0.board.worker.0.stays.store(0, Ordering::Relaxed);
     }
 
-    /// All turns are reported.
-    pub fn reported(&mut self) {
+    /// Clears what was stored for the case of a death, because every turn has been reported.
+    pub fn clear_unreported(&mut self) {
         let worker = &self.0.board.worker.0;
         worker.unreported.clear();
         worker.pending_report.clear();
     }
 
-    /// The place for notes on what is about to be true, for whoever makes the calls.
+    /// A handle with which a connection stores the pending report before the call that ends a turn.
     #[must_use]
     pub fn pending_report(&self) -> PendingReport {
         PendingReport(Arc::clone(&self.0.board))
     }
 
-    /// Notes that a connection was taken out of the inbox.
-    pub fn took(&mut self) {
+    /// Counts a connection that the worker has taken out of its inbox.
+    pub fn count_taken(&mut self) {
         let taken = &self.0.board.worker.0.taken;
         taken.store(taken.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 
-/// Where a worker notes what its report will be, before the call that makes it true. If it dies in that call, the
-/// kernel's counters tell whether it became true, and the master goes on as if it had been reported.
+/// Where a worker writes its report ahead of the call that completes the turn. If the worker dies
+/// in that call, the kernel's counters tell the master whether the call completed, and if so the
+/// master treats the report as sent.
 #[derive(Debug, Clone)]
 pub struct PendingReport(Arc<Shared<Board>>);
 
 impl PendingReport {
-    /// Notes what the report will be.
-    pub fn note(&self, entry: &Entry) {
+    /// Stores what the report will be.
+    pub fn store(&self, entry: &Entry) {
         self.0.worker.0.pending_report.store(entry);
     }
 }

@@ -1,15 +1,15 @@
-//! What a worker process is given at its start, by the master that forks it.
+//! The ends of the channel that the master hands to a worker process when it forks it.
 
 use crate::channel::inbox::WorkerEnd;
 use crate::channel::scoreboard::Publisher;
 
-/// What a worker process is given at its start.
+/// What connects one worker process with its master.
 #[derive(Debug)]
 pub struct WorkerHandles<'a> {
-    /// Its place in the pool, from 0.
+    /// The worker's place in the pool, from 0. A replacement gets the slot of its predecessor.
     pub slot: u32,
-    /// Its end of the socketpair.
+    /// The worker's end of the socketpair.
     pub inbox: WorkerEnd,
-    /// Its half of its scoreboard.
+    /// The writing half of the worker's scoreboard.
     pub board: Publisher<'a>,
 }

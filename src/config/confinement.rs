@@ -1,47 +1,48 @@
-//! What the workers of a pool may do: as whom they run, where, and with how much of the machine. Pure.
+//! What the workers of a pool give up before they serve. Pure.
 
 use std::path::PathBuf;
 
 /// What a worker gives up before it serves. The default gives up nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Confinement {
-    /// Runs as this user: a name or a number.
+    /// The user to run as: a name or a number.
     pub user: Option<String>,
-    /// Runs as this group, a name or a number; the user's own, unless told.
+    /// The group to run as: a name or a number. `None` stands for the user's own group.
     pub group: Option<String>,
-    /// The supplementary groups, names or numbers; those of the user, unless told.
+    /// The supplementary groups: names or numbers. `None` stands for those of the user.
     pub groups: Option<Vec<String>>,
-    /// Sees this directory as its root.
+    /// The directory that the worker sees as its root (chroot(2)).
     pub chroot: Option<PathBuf>,
-    /// Can gain no privileges by executing anything (prctl(2), PR_SET_NO_NEW_PRIVS).
+    /// Whether nothing that the worker executes can gain privileges (prctl(2),
+    /// PR_SET_NO_NEW_PRIVS).
     pub no_new_privs: bool,
-    /// The permissions that files it makes do not get.
+    /// The permission bits that files created by the worker do not get (umask(2)).
     pub umask: Option<u32>,
-    /// Limits (setrlimit(2)), soft and hard the same.
+    /// Limits of resources (setrlimit(2)). Each is set as the soft and as the hard limit.
     pub limits: Vec<(Resource, u64)>,
-    /// The processors that it may run on, from 0.
+    /// The processors that the worker may run on, numbered from 0 (sched_setaffinity(2)).
     pub processors: Option<Vec<usize>>,
 }
 
 /// A resource that can be limited. The names are those of setrlimit(2), without `RLIMIT_`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
-    /// Bytes of address space.
+    /// The address space, in bytes.
     As,
-    /// Bytes of a core file.
+    /// A core file, in bytes.
     Core,
-    /// Seconds of processor time.
+    /// Processor time, in seconds.
     Cpu,
-    /// Bytes of the data segment.
+    /// The data segment, in bytes.
     Data,
-    /// Bytes of a file that it writes.
+    /// A file that the worker writes, in bytes.
     Fsize,
-    /// Bytes locked in memory.
+    /// Memory locked into RAM, in bytes.
     Memlock,
-    /// Open descriptors.
+    /// The number of open descriptors.
     Nofile,
-    /// Processes of its user.
+    /// The number of processes and threads of the worker's user.
     Nproc,
-    /// Bytes of stack.
+    /// The stack, in bytes.
     Stack,
 }

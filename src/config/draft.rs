@@ -1,45 +1,50 @@
-//! What was said of a server, by a file or by nobody, before the command line and the defaults complete it. Pure.
+//! A configuration before it is complete: what a file says, until the command line and the defaults
+//! are added. Pure.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::flags::Flags;
-use super::keys::{Choice, contradiction};
-use super::table::Fault;
-use super::{Address, Config, Confinement, Log, PoolConfig, ServiceConfig, Settings};
+use crate::config::address::Address;
+use crate::config::confinement::Confinement;
+use crate::config::flags::Flags;
+use crate::config::keys::{Choice, contradiction};
+use crate::config::server::{Config, Log, PoolConfig, ServiceConfig};
+use crate::config::settings::Settings;
+use crate::config::table::Fault;
 
-/// The master has room for twice as many: those that a reload replaces live on for a while.
+/// How many pools a file may have. The master has room for twice as many, because the pools that a
+/// reload replaces live on for a while.
 const MOST_POOLS: usize = 128;
 
-/// A place in the file, for what stands there.
-type Place = Option<usize>;
+/// The place of a value in the file, in bytes from its beginning; `None` if a flag gave the value.
+type Offset = Option<usize>;
 
-/// All that was said.
+/// What is known about a server so far.
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
     pub(crate) log: Log,
     pub(crate) pid_file: Option<PathBuf>,
-    pub(crate) control: Option<(PathBuf, Place)>,
+    pub(crate) control: Option<(PathBuf, Offset)>,
     pub(crate) pools: Vec<PoolDraft>,
 }
 
-/// What was said of a pool.
+/// What is known about a pool so far.
 #[derive(Debug, Default)]
 pub(crate) struct PoolDraft {
-    pub(crate) at: Place,
-    /// What comes before a key of the pool when it is blamed.
+    pub(crate) offset: Offset,
+    /// What precedes a key of this pool in a message: `pool "site": `.
     pub(crate) context: String,
-    pub(crate) name: Option<(String, Place)>,
-    pub(crate) listen: Vec<(Address, Place)>,
+    pub(crate) name: Option<(String, Offset)>,
+    pub(crate) listen: Vec<(Address, Offset)>,
     pub(crate) service: Option<ServiceConfig>,
-    /// The later ones win.
-    pub(crate) choices: Vec<(Choice, Place)>,
+    /// Settings in the order in which they apply: a later one overrides an earlier one.
+    pub(crate) choices: Vec<(Choice, Offset)>,
     pub(crate) confinement: Confinement,
 }
 
 impl Draft {
-    /// What a command line without a file begins with.
+    /// The draft that a command line without a file completes: one pool with the demo.
     pub(crate) fn without_file() -> Self {
         let pool = PoolDraft {
             service: Some(ServiceConfig::Demo),
@@ -51,12 +56,13 @@ impl Draft {
         }
     }
 
-    /// The whole: what `flags` say before what the draft says, and that before the defaults.
+    /// The complete configuration. `flags` take precedence over the draft, and the draft over
+    /// `defaults`.
     pub(crate) fn complete(mut self, flags: &Flags, defaults: &Settings) -> Result<Config, Fault> {
-        self.overrule(flags)?;
-        self.refuse_twins()?;
-        let alone = self.pools.len() == 1;
-        let complete = |pool: PoolDraft| pool.complete(alone, defaults);
+        self.apply_flags(flags)?;
+        self.refuse_duplicates()?;
+        let only = self.pools.len() == 1;
+        let complete = |pool: PoolDraft| pool.complete(only, defaults);
         Ok(Config {
             log: self.log,
             pid_file: self.pid_file,
@@ -69,38 +75,39 @@ impl Draft {
         })
     }
 
-    fn overrule(&mut self, flags: &Flags) -> Result<(), Fault> {
-        let said = |path: &Option<PathBuf>, before: Option<PathBuf>| path.clone().or(before);
-        self.log.file = said(&flags.log_file, self.log.file.take());
-        self.pid_file = said(&flags.pid_file, self.pid_file.take());
+    fn apply_flags(&mut self, flags: &Flags) -> Result<(), Fault> {
+        let either = |flag: &Option<PathBuf>, value: Option<PathBuf>| flag.clone().or(value);
+        self.log.file = either(&flags.log_file, self.log.file.take());
+        self.pid_file = either(&flags.pid_file, self.pid_file.take());
         if let Some(path) = &flags.control {
             self.control = Some((path.clone(), None));
         }
-        match (&mut self.pools[..], flags.for_one_pool()) {
+        match (&mut self.pools[..], flags.for_single_pool()) {
             ([], _) => {
-                let reason = "pool: there is none; [[pool]] begins one";
-                return Err(Fault::at(None, reason));
+                let reason = "pool: no pool is configured; begin one with [[pool]]";
+                return Err(Fault::new(None, reason));
             }
-            ([pool], _) => pool.replace(flags),
+            ([pool], _) => pool.apply_single_pool_flags(flags),
             (pools, Some(what)) => {
                 let count = pools.len();
-                let reason = format!("{what} goes with one pool, and the file has {count}");
-                return Err(Fault::at(None, reason));
+                let reason = format!("{what} applies to a single pool, but the file has {count}");
+                return Err(Fault::new(None, reason));
             }
             (_, None) => {}
         }
         if let Some(pool) = self.pools.get(MOST_POOLS) {
-            let reason = format!("pool: there are more than {MOST_POOLS}");
-            return Err(Fault::at(pool.at, reason));
+            let reason = format!("pool: there are more than {MOST_POOLS} pools");
+            return Err(Fault::new(pool.offset, reason));
         }
         for pool in &mut self.pools {
-            pool.overrule(flags);
+            pool.apply_flags(flags);
         }
         Ok(())
     }
 
-    /// No two pools have a name, and no two listeners an address in common. Port 0 is another port each time.
-    fn refuse_twins(&self) -> Result<(), Fault> {
+    /// Checks that no two pools have the same name, and no two listeners the same address. Port 0
+    /// may be there several times, because it stands for another port each time.
+    fn refuse_duplicates(&self) -> Result<(), Fault> {
         let mut names = HashSet::new();
         let mut addresses = HashSet::new();
         for PoolDraft {
@@ -110,23 +117,26 @@ impl Draft {
             ..
         } in &self.pools
         {
-            if let Some((name, place)) = name
+            if let Some((name, offset)) = name
                 && !names.insert(name)
             {
-                let reason = format!("{context}name: another pool has it");
-                return Err(Fault::at(*place, reason));
+                let reason = format!("{context}name: another pool has the same name");
+                return Err(Fault::new(*offset, reason));
             }
-            for (address, place) in listen {
+            for (address, offset) in listen {
                 let fixed = address.port() != Some(0);
                 if fixed && !addresses.insert(address.to_string()) {
                     let reason = format!("{context}listen: {address} is listed twice");
-                    return Err(Fault::at(*place, reason));
+                    return Err(Fault::new(*offset, reason));
                 }
             }
         }
         match &self.control {
-            Some((path, place)) if addresses.contains(&Address::Unix(path.clone()).to_string()) => {
-                Err(Fault::at(*place, "control: a pool listens on this socket"))
+            Some((path, offset))
+                if addresses.contains(&Address::Unix(path.clone()).to_string()) =>
+            {
+                let reason = "control: a pool listens on this socket";
+                Err(Fault::new(*offset, reason))
             }
             _ => Ok(()),
         }
@@ -134,22 +144,23 @@ impl Draft {
 }
 
 impl PoolDraft {
-    /// Takes what the flags say instead of what only one pool can have.
-    fn replace(&mut self, flags: &Flags) {
+    /// Applies the flags that are allowed with a single pool only, and the address that a single
+    /// pool has by default.
+    fn apply_single_pool_flags(&mut self, flags: &Flags) {
         if !flags.listen.is_empty() {
             let listen = flags.listen.iter().cloned();
             self.listen = listen.map(|address| (address, None)).collect();
         }
         if self.listen.is_empty() {
-            let usual = SocketAddr::from(([127, 0, 0, 1], 8080));
-            self.listen.push((usual.into(), None));
+            let default = SocketAddr::from(([127, 0, 0, 1], 8080));
+            self.listen.push((default.into(), None));
         }
         if flags.service.is_some() {
             self.service.clone_from(&flags.service);
         }
     }
 
-    fn overrule(&mut self, flags: &Flags) {
+    fn apply_flags(&mut self, flags: &Flags) {
         let choices = flags.choices.iter();
         self.choices.extend(choices.map(|choice| (*choice, None)));
         if flags.user.is_some() {
@@ -160,21 +171,23 @@ impl PoolDraft {
         }
     }
 
-    fn complete(self, alone: bool, defaults: &Settings) -> Result<PoolConfig, Fault> {
+    fn complete(self, only: bool, defaults: &Settings) -> Result<PoolConfig, Fault> {
         let missing = |key: &str, hint: &str| {
             let reason = format!("{}{key}: missing; {hint}", self.context);
-            Fault::at(self.at, reason)
+            Fault::new(self.offset, reason)
         };
         let name = match self.name {
             Some((ref name, _)) => name.clone(),
-            None if alone => "main".to_owned(),
-            None => return Err(missing("name", "of several pools each needs one")),
+            None if only => "main".to_owned(),
+            None => return Err(missing("name", "with several pools, each needs one")),
         };
         if self.listen.is_empty() {
-            return Err(missing("listen", "of several pools each needs an address"));
+            let hint = "with several pools, each needs an address";
+            return Err(missing("listen", hint));
         }
         let Some(service) = self.service.clone() else {
-            return Err(missing("service", "it is \"demo\", \"echo\" or \"http\""));
+            let hint = "expected \"demo\", \"echo\" or \"http\"";
+            return Err(missing("service", hint));
         };
         let settings = self.settings(&service, defaults)?;
         Ok(PoolConfig {
@@ -193,7 +206,8 @@ impl PoolDraft {
     fn settings(&self, service: &ServiceConfig, defaults: &Settings) -> Result<Settings, Fault> {
         let mut settings = defaults.clone();
         if *service == ServiceConfig::Echo {
-            // Unless told otherwise below. Who talks to an echo by hand thinks between two lines.
+            // People who talk to an echo by hand think between two lines. A choice below overrides
+            // this.
             settings.idle_timeout = None;
         }
         for (choice, _) in &self.choices {
@@ -202,13 +216,13 @@ impl PoolDraft {
         let Some((name, reason)) = contradiction(&settings) else {
             return Ok(settings);
         };
-        let blamed = self
+        let last = self
             .choices
             .iter()
             .rfind(|(choice, _)| choice.key.name == name);
-        let place = blamed.map_or(self.at, |(_, place)| *place);
-        Err(Fault::at(
-            place,
+        let offset = last.map_or(self.offset, |(_, offset)| *offset);
+        Err(Fault::new(
+            offset,
             format!("{}{name}: {reason}", self.context),
         ))
     }

@@ -1,5 +1,5 @@
-//! The configuration file: its layout, and what its text stands for. Pure: a text comes in, settings go out, or what is
-//! wrong with the text and in which line. docs/configuration.md says what each key means.
+//! The configuration file: its layout, and how its text becomes a configuration or a message that
+//! names the mistake and its line. Pure. docs/configuration.md says what each key means.
 
 mod confinement;
 
@@ -8,14 +8,16 @@ use std::path::Path;
 use log::LevelFilter;
 use toml::de::DeTable;
 
-use super::draft::{Draft, PoolDraft};
-use super::flags::Flags;
-use super::keys::{Choice, KEYS, Key, Unit};
-use super::table::{Entry, Fault, Table};
-use super::{Address, Config, Log, ServiceConfig, Settings};
+use crate::config::address::Address;
+use crate::config::draft::{Draft, PoolDraft};
+use crate::config::flags::Flags;
+use crate::config::keys::{Choice, KEYS, Key, Unit};
+use crate::config::server::{Config, Log, ServiceConfig};
+use crate::config::settings::Settings;
+use crate::config::table::{Entry, Fault, Table};
 use crate::error::{Error, Result};
 
-/// The keys outside of any table, and the names of the tables.
+/// The keys at the top of the file, the names of its tables included.
 const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
 
 /// The keys of `[log]`.
@@ -24,23 +26,24 @@ const LOG: &[&str] = &["filter", "file"];
 /// The keys of `[[pool]]` that are neither settings nor part of the confinement.
 const POOL: &[&str] = &["name", "listen", "service", "root"];
 
-/// Longer names would fill the log.
+/// How long the name of a pool may be, because most lines of the log contain it.
 const LONGEST_NAME: usize = 64;
 
-/// What the text of a file, together with the command line, asks for. `file` is where the text is from: its name is
-/// part of an error, and relative paths in it begin in its directory.
+/// The configuration that the text of a file and the flags make together. `file` is the path that
+/// the text was read from: errors name it, and relative paths in the text are taken from its
+/// directory.
 ///
 /// # Errors
-/// What is wrong with it, as `FILE:LINE: pool "NAME": KEY: why`.
+/// A mistake in the text, as `FILE:LINE: pool "NAME": KEY: why`.
 pub(crate) fn parse(text: &str, file: &Path, flags: &Flags, defaults: &Settings) -> Result<Config> {
     let directory = file.parent().unwrap_or(Path::new(""));
     read(text, directory)
         .and_then(|draft| draft.complete(flags, defaults))
-        .map_err(|Fault { at, reason }| {
+        .map_err(|Fault { offset, reason }| {
             let file = file.display();
             Error::because(
-                match at {
-                    Some(at) => format!("read {file}:{}", line(text, at)),
+                match offset {
+                    Some(offset) => format!("read {file}:{}", line_number(text, offset)),
                     None => format!("read {file}"),
                 },
                 reason,
@@ -48,35 +51,35 @@ pub(crate) fn parse(text: &str, file: &Path, flags: &Flags, defaults: &Settings)
         })
 }
 
-/// What the command line asks for by itself.
+/// The configuration that the flags make without a file.
 ///
 /// # Errors
-/// What contradicts itself in it, or contradicts a default.
+/// Flags that contradict each other or a default.
 pub(crate) fn without_file(flags: &Flags, defaults: &Settings) -> Result<Config, String> {
     let completed = Draft::without_file().complete(flags, defaults);
     completed.map_err(|fault| fault.reason)
 }
 
-/// The number of the line at that place, from 1.
-fn line(text: &str, at: usize) -> usize {
-    let before = text.bytes().take(at);
+/// The number of the line at an offset in bytes, from 1.
+fn line_number(text: &str, offset: usize) -> usize {
+    let before = text.bytes().take(offset);
     before.filter(|byte| *byte == b'\n').count() + 1
 }
 
 fn read(text: &str, directory: &Path) -> Result<Draft, Fault> {
     let root = DeTable::parse(text).map_err(|error| {
-        let at = error.span().map(|span| span.start);
-        Fault::at(at, error.message())
+        let offset = error.span().map(|span| span.start);
+        Fault::new(offset, error.message())
     })?;
     let top = Table::new(root.get_ref(), "", TOP)?;
     let path = |key| top.get(key).map(|entry| entry.path(directory)).transpose();
-    let place = top.get("control").map(|entry| entry.place());
+    let offset = top.get("control").map(|entry| entry.offset());
     Ok(Draft {
         log: top
             .get("log")
             .map_or_else(|| Ok(Log::default()), |log| read_log(log, directory))?,
         pid_file: path("pid-file")?,
-        control: path("control")?.map(|path| (path, place)),
+        control: path("control")?.map(|path| (path, offset)),
         pools: top
             .get("pool")
             .map_or_else(|| Ok(Vec::new()), |pools| read_pools(pools, directory))?,
@@ -99,7 +102,8 @@ fn read_log(log: Entry<'_>, directory: &Path) -> Result<Log, Fault> {
     })
 }
 
-/// A wrong level would only be ignored later. (A wrong name of a module cannot be told from a right one.)
+/// Reads the filter of the log, and refuses a level that does not exist, because the logger would
+/// silently ignore it. (Any name of a module is accepted, because there is no list of them.)
 fn read_filter(entry: Entry<'_>) -> Result<&str, Fault> {
     let text = entry.text()?;
     let directives = text.split('/').next().unwrap_or_default();
@@ -108,7 +112,7 @@ fn read_filter(entry: Entry<'_>) -> Result<&str, Fault> {
             && level.trim().parse::<LevelFilter>().is_err()
         {
             let levels = "off, error, warn, info, debug or trace";
-            return Err(entry.fault(format_args!("{level:?} is no level: {levels}")));
+            return Err(entry.fault(format_args!("{level:?} is not a level: expected {levels}")));
         }
     }
     Ok(text)
@@ -116,10 +120,10 @@ fn read_filter(entry: Entry<'_>) -> Result<&str, Fault> {
 
 fn read_pools(pools: Entry<'_>, directory: &Path) -> Result<Vec<PoolDraft>, Fault> {
     if pools.table().is_some() {
-        return Err(pools.fault("write [[pool]], for there may be several"));
+        return Err(pools.fault("write [[pool]] instead of [pool], because there may be several"));
     }
     let pools = pools.list();
-    let alone = pools.len() == 1;
+    let only = pools.len() == 1;
     let mut drafts = Vec::new();
     for (number, pool) in (1..).zip(pools) {
         let table = pool
@@ -127,12 +131,12 @@ fn read_pools(pools: Entry<'_>, directory: &Path) -> Result<Vec<PoolDraft>, Faul
             .ok_or_else(|| pool.fault("expected tables, [[pool]]"))?;
         let context = match table.get("name").and_then(|name| name.get_ref().as_str()) {
             Some(name) => format!("pool {name:?}: "),
-            None if alone => "pool \"main\": ".to_owned(),
+            None if only => "pool \"main\": ".to_owned(),
             None => format!("pool {number}: "),
         };
         let draft = read_pool(table, &context, directory)?;
         drafts.push(PoolDraft {
-            at: Some(pool.place()),
+            offset: Some(pool.offset()),
             context,
             ..draft
         });
@@ -140,7 +144,7 @@ fn read_pools(pools: Entry<'_>, directory: &Path) -> Result<Vec<PoolDraft>, Faul
     Ok(drafts)
 }
 
-/// Every key that a pool may have.
+/// Every key that a `[[pool]]` may have.
 fn pool_keys() -> Vec<&'static str> {
     let settings = KEYS.iter().map(|key| key.name);
     let others = [POOL, confinement::KEYS].concat();
@@ -151,17 +155,17 @@ fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<Poo
     let table = Table::new(table, context, &pool_keys())?;
     let name = match table.get("name") {
         None => None,
-        Some(entry) => Some((read_name(entry)?, Some(entry.place()))),
+        Some(entry) => Some((read_name(entry)?, Some(entry.offset()))),
     };
     let mut listen = Vec::new();
     for entry in table.get("listen").iter().flat_map(Entry::list) {
         let address = entry.text()?.parse().map_err(|error| entry.fault(error))?;
-        listen.push((beneath(directory, address), Some(entry.place())));
+        listen.push((relative_to(directory, address), Some(entry.offset())));
     }
     let mut choices = Vec::new();
     for key in KEYS {
         if let Some(entry) = table.get(key.name) {
-            choices.push((read_choice(key, entry)?, Some(entry.place())));
+            choices.push((read_choice(key, entry)?, Some(entry.offset())));
         }
     }
     Ok(PoolDraft {
@@ -178,8 +182,8 @@ fn read_name(entry: Entry<'_>) -> Result<String, Fault> {
     let name = entry.text()?;
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.len() > LONGEST_NAME || !name.chars().all(fits) {
-        let expected = "expected letters, digits, hyphens, underscores and dots";
-        return Err(entry.fault(format_args!("{expected}, {LONGEST_NAME} at most")));
+        let allowed = "letters, digits, hyphens, underscores and dots";
+        return Err(entry.fault(format_args!("expected at most {LONGEST_NAME} {allowed}")));
     }
     Ok(name.to_owned())
 }
@@ -206,7 +210,7 @@ fn read_service(table: Table<'_>, directory: &Path) -> Result<Option<ServiceConf
             return Err(http.fault("http needs a root, the directory that it serves"));
         }
         (_, Some("demo" | "echo") | None, Some(root)) => {
-            return Err(root.fault("only the service \"http\" has one"));
+            return Err(root.fault("only the service \"http\" takes a root"));
         }
         (_, Some("demo"), None) => Some(ServiceConfig::Demo),
         (_, Some("echo"), None) => Some(ServiceConfig::Echo),
@@ -217,11 +221,11 @@ fn read_service(table: Table<'_>, directory: &Path) -> Result<Option<ServiceConf
     })
 }
 
-/// Relative paths begin in the file's directory.
-fn beneath(directory: &Path, address: Address) -> Address {
+/// Takes the path of a Unix socket from `directory` if it is relative.
+fn relative_to(directory: &Path, address: Address) -> Address {
     match address {
         Address::Unix(path) => Address::Unix(directory.join(path)),
-        inet => inet,
+        other => other,
     }
 }
 

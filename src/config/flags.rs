@@ -1,34 +1,36 @@
-//! What a command line says of a configuration. Pure.
+//! What the command line says about a configuration. Pure.
 
 use std::path::PathBuf;
 
-use super::keys::Choice;
-use super::{Address, ServiceConfig};
+use crate::config::address::Address;
+use crate::config::keys::Choice;
+use crate::config::server::ServiceConfig;
 
-/// What was said, and nothing of what was not. It wins over what a file says.
+/// The flags that were given. They take precedence over the file; a flag that was not given leaves
+/// the file's value alone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flags {
-    /// Instead of the addresses of the only pool.
+    /// Replaces the addresses of a single pool.
     pub(crate) listen: Vec<Address>,
-    /// Instead of the service of the only pool.
+    /// Replaces the service of a single pool.
     pub(crate) service: Option<ServiceConfig>,
-    /// For every pool.
+    /// Settings that apply to every pool.
     pub(crate) choices: Vec<Choice>,
-    /// As whom the workers of every pool run.
+    /// The user that the workers of every pool run as.
     pub(crate) user: Option<String>,
-    /// As which group.
+    /// The group that the workers of every pool run as.
     pub(crate) group: Option<String>,
-    /// Where log lines go.
+    /// The file to which log lines are appended.
     pub(crate) log_file: Option<PathBuf>,
-    /// The file that names the master's process.
+    /// The file in which the master writes its process id.
     pub(crate) pid_file: Option<PathBuf>,
-    /// The socket over which a new master takes over.
+    /// The Unix socket on which the master takes commands.
     pub(crate) control: Option<PathBuf>,
 }
 
 impl Flags {
-    /// What was said that only one pool can obey.
-    pub(crate) fn for_one_pool(&self) -> Option<&'static str> {
+    /// The first of the flags that can apply to one pool only, by the name that a message gives it.
+    pub(crate) fn for_single_pool(&self) -> Option<&'static str> {
         match (&self.listen[..], &self.service) {
             ([_, ..], _) => Some("--listen"),
             ([], Some(_)) => Some("a service on the command line"),

@@ -1,26 +1,23 @@
-//! The settings of a pool as an operator writes them: what each is called, counts, and may be. One list for the command
-//! line, for the file, and for what is documented of both. Pure.
+//! The settings of a pool as operators write them: name, unit and bounds of each. The command line,
+//! the file and their documents are made or checked from one list, so that they agree. Pure.
 
 use std::time::Duration;
 
-use super::{MAX_THREADS, Settings};
+use crate::config::settings::{MAX_THREADS, Settings};
 
-/// What a number counts.
+/// The unit of a setting's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Things, connections or workers.
+    /// A count of things, such as connections or workers.
     Number,
-    /// Seconds.
     Seconds,
-    /// Milliseconds.
     Milliseconds,
-    /// Microseconds.
     Microseconds,
-    /// Bytes; as a text also such as 200M.
+    /// Bytes, which may also be written as text with a unit: `200M`.
     Bytes,
 }
 
-/// Under which heading the help shows a setting.
+/// The heading under which the help of the command line shows a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Heading {
     /// How many workers there are, and how long each lives.
@@ -29,45 +26,43 @@ pub(crate) enum Heading {
     Limits,
 }
 
-/// A setting. Its value is a number in its unit; 0 stands for no bound, where there may be none.
+/// A setting. Its value is a number in its unit; 0 stands for "no limit" where the setting allows
+/// that.
 #[derive(Debug)]
 pub(crate) struct Key {
-    /// In the file; behind two hyphens on the command line.
+    /// The name of the key in the file, and of the flag after two hyphens.
     pub(crate) name: &'static str,
-    /// Behind one hyphen.
+    /// The letter of the flag after one hyphen, if it has one.
     pub(crate) short: Option<char>,
-    /// Where the help shows it.
     pub(crate) heading: Heading,
-    /// What its number counts.
     pub(crate) unit: Unit,
-    /// What it is for, in an order to the server.
+    /// The text of the help: a sentence in the imperative.
     pub(crate) help: &'static str,
     least: u64,
     most: u64,
-    /// What is said of a default that is no fixed number.
+    /// The text that documents show as the default, where it is no fixed number.
     default: Option<&'static str>,
     get: fn(&Settings) -> u64,
     set: fn(&mut Settings, u64),
 }
 
-/// A setting that was told, and its value.
+/// A value that the operator has chosen for a setting.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Choice {
-    /// Which one.
     pub(crate) key: &'static Key,
     /// A value that the key accepts.
     pub(crate) value: u64,
 }
 
 impl Choice {
-    /// Makes it so.
+    /// Stores the value in `settings`.
     pub(crate) fn apply(self, settings: &mut Settings) {
         (self.key.set)(settings, self.value);
     }
 }
 
 impl Key {
-    /// The value that a text stands for, or what was expected instead.
+    /// Parses a value. The error says what was expected instead.
     pub(crate) fn parse(&self, text: &str) -> Result<u64, String> {
         self.accept(match self.unit {
             Unit::Bytes => size(text),
@@ -75,7 +70,8 @@ impl Key {
         })
     }
 
-    /// The number, if it is one and within bounds, or what was expected instead.
+    /// Checks that there is a number and that it is within bounds. The error says what was expected
+    /// instead.
     pub(crate) fn accept(&self, number: Option<u64>) -> Result<u64, String> {
         number
             .filter(|number| (self.least..=self.most).contains(number))
@@ -88,17 +84,17 @@ impl Key {
             Unit::Seconds => "a whole number of seconds",
             Unit::Milliseconds => "a whole number of milliseconds",
             Unit::Microseconds => "a whole number of microseconds",
-            Unit::Bytes => "a number of bytes, or such as 200M",
+            Unit::Bytes => "a number of bytes, or a size such as 200M",
         };
         let Self { least, most, .. } = self;
         match (least, most) {
-            (0, ENDLESS..) => format!("expected {what}"),
-            (_, ENDLESS..) => format!("expected {what} from {least} on"),
+            (0, UNBOUNDED..) => format!("expected {what}"),
+            (_, UNBOUNDED..) => format!("expected {what}, at least {least}"),
             _ => format!("expected {what} from {least} to {most}"),
         }
     }
 
-    /// What it is when nobody says anything.
+    /// The default, as documents show it.
     pub(crate) fn default(&self) -> String {
         match self.default {
             Some(words) => words.to_owned(),
@@ -107,7 +103,7 @@ impl Key {
     }
 }
 
-/// Two settings that contradict each other: the one to blame, and why.
+/// Finds two settings that contradict each other. Returns the name of one of them and the reason.
 pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String)> {
     let Settings {
         workers,
@@ -129,7 +125,7 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
     Some(("min-spare", reason))
 }
 
-/// A number of bytes: digits, and K, M, G or T for a power of 1024.
+/// Parses a number of bytes: digits, then optionally K, M, G or T for a power of 1024.
 pub(super) fn size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.char_indices().next_back()? {
         (at, 'K' | 'k') => (&text[..at], 10),
@@ -141,10 +137,10 @@ pub(super) fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// From here on an upper bound is not worth a word: it is what fits.
-const ENDLESS: u64 = i32::MAX as u64;
+/// An upper bound of this size or more only says what the type can hold, so messages omit it.
+const UNBOUNDED: u64 = i32::MAX as u64;
 
-/// What is most often so.
+/// What most keys have in common.
 const KEY: Key = Key {
     name: "",
     short: None,
@@ -158,30 +154,33 @@ const KEY: Key = Key {
     set: |_, _| {},
 };
 
-/// More is a slip of the finger: the process table would be full long before.
+/// A larger number is a typing mistake, because few machines have room for so many processes.
 const MOST_WORKERS: u64 = 10_000;
 
-fn seconds(count: u64) -> Option<Duration> {
-    bound(count).map(Duration::from_secs)
+// A setting that may be absent is an `Option` in `Settings` and 0 for operators. These convert one
+// into the other.
+
+fn nonzero(number: u64) -> Option<u64> {
+    Some(number).filter(|number| *number > 0)
 }
 
-fn bound(count: u64) -> Option<u64> {
-    Some(count).filter(|count| *count > 0)
+fn nonzero_count(number: u64) -> Option<usize> {
+    nonzero(number).map(|number| number as usize)
 }
 
-fn some(count: u64) -> Option<usize> {
-    bound(count).map(|count| count as usize)
+fn nonzero_seconds(number: u64) -> Option<Duration> {
+    nonzero(number).map(Duration::from_secs)
 }
 
-fn secs(limit: Option<Duration>) -> u64 {
-    limit.map_or(0, |limit| limit.as_secs())
-}
-
-fn number(limit: Option<usize>) -> u64 {
+fn count_or_zero(limit: Option<usize>) -> u64 {
     limit.map_or(0, |limit| limit as u64)
 }
 
-/// All of them, in the order in which the help and the documents have them.
+fn seconds_or_zero(limit: Option<Duration>) -> u64 {
+    limit.map_or(0, |limit| limit.as_secs())
+}
+
+/// Every setting, in the order of the help and of the documents.
 pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "workers",
@@ -210,26 +209,26 @@ pub(crate) const KEYS: &[Key] = &[
         heading: Heading::Workers,
         help: "Start more workers while fewer than this many are idle, up to --max-workers. 0: never.",
         most: MOST_WORKERS,
-        get: |s| number(s.min_spare),
-        set: |s, n| s.min_spare = some(n),
+        get: |s| count_or_zero(s.min_spare),
+        set: |s, n| s.min_spare = nonzero_count(n),
         ..KEY
     },
     Key {
         name: "max-spare",
         heading: Heading::Workers,
-        help: "Retire workers while more than this many are idle, down to --workers. 0: --min-spare and 3.",
+        help: "Retire workers while more than this many are idle, down to --workers. 0: three more than --min-spare.",
         most: MOST_WORKERS,
-        get: |s| number(s.max_spare),
-        set: |s, n| s.max_spare = some(n),
+        get: |s| count_or_zero(s.max_spare),
+        set: |s, n| s.max_spare = nonzero_count(n),
         ..KEY
     },
     Key {
         name: "max-workers",
         heading: Heading::Workers,
-        help: "Let --min-spare make them this many at most. 0: four times --workers.",
+        help: "Start at most this many workers in all for --min-spare. 0: four times --workers.",
         most: MOST_WORKERS,
-        get: |s| number(s.max_workers),
-        set: |s, n| s.max_workers = some(n),
+        get: |s| count_or_zero(s.max_workers),
+        set: |s, n| s.max_workers = nonzero_count(n),
         ..KEY
     },
     Key {
@@ -247,8 +246,8 @@ pub(crate) const KEYS: &[Key] = &[
         heading: Heading::Workers,
         unit: Unit::Seconds,
         help: "Kill a worker whose turn takes longer than this many seconds. 0: never.",
-        get: |s| secs(s.turn_timeout),
-        set: |s, n| s.turn_timeout = seconds(n),
+        get: |s| seconds_or_zero(s.turn_timeout),
+        set: |s, n| s.turn_timeout = nonzero_seconds(n),
         ..KEY
     },
     Key {
@@ -257,7 +256,7 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Replace a worker that has served this many turns, give or take a tenth. 0: never.",
         most: u64::MAX,
         get: |s| s.max_turns.unwrap_or(0),
-        set: |s, n| s.max_turns = bound(n),
+        set: |s, n| s.max_turns = nonzero(n),
         ..KEY
     },
     Key {
@@ -265,18 +264,18 @@ pub(crate) const KEYS: &[Key] = &[
         heading: Heading::Workers,
         unit: Unit::Seconds,
         help: "Replace a worker after this many seconds, give or take a tenth. 0: never.",
-        get: |s| secs(s.max_lifetime),
-        set: |s, n| s.max_lifetime = seconds(n),
+        get: |s| seconds_or_zero(s.max_lifetime),
+        set: |s, n| s.max_lifetime = nonzero_seconds(n),
         ..KEY
     },
     Key {
         name: "max-rss",
         heading: Heading::Workers,
         unit: Unit::Bytes,
-        help: "Replace a worker that has this much memory, in bytes or such as 200M. 0: never.",
+        help: "Replace a worker that uses this much memory, in bytes or such as 200M. 0: never.",
         most: u64::MAX,
         get: |s| s.max_rss.unwrap_or(0),
-        set: |s, n| s.max_rss = bound(n),
+        set: |s, n| s.max_rss = nonzero(n),
         ..KEY
     },
     Key {
@@ -290,7 +289,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "patience",
         unit: Unit::Microseconds,
-        help: "Let a connection wait this many microseconds behind another one before it goes elsewhere.",
+        help: "Let a connection wait this many microseconds behind another one before another worker gets it.",
         least: 1,
         most: 10_000_000,
         get: |s| s.patience.as_micros() as u64,
@@ -306,14 +305,14 @@ pub(crate) const KEYS: &[Key] = &[
                 .filter(|n| *n < usize::MAX)
                 .unwrap_or(0) as u64
         },
-        set: |s, n| s.max_connections = some(n).unwrap_or(usize::MAX),
+        set: |s, n| s.max_connections = nonzero_count(n).unwrap_or(usize::MAX),
         ..KEY
     },
     Key {
         name: "per-client",
-        help: "Turn away whoever has this many connections already (IPv6: by /64). 0: nobody.",
+        help: "Turn away clients that have this many connections already (IPv6: by /64). 0: nobody.",
         get: |s| s.per_client.unwrap_or(0).into(),
-        set: |s, n| s.per_client = bound(n).map(|n| n as u32),
+        set: |s, n| s.per_client = nonzero(n).map(|n| n as u32),
         ..KEY
     },
     Key {
@@ -330,7 +329,7 @@ pub(crate) const KEYS: &[Key] = &[
         unit: Unit::Milliseconds,
         help: "Turn a request away when it has waited this many milliseconds for a worker. 0: never.",
         get: |s| s.queue_wait.map_or(0, |limit| limit.as_millis() as u64),
-        set: |s, n| s.queue_wait = bound(n).map(Duration::from_millis),
+        set: |s, n| s.queue_wait = nonzero(n).map(Duration::from_millis),
         ..KEY
     },
     Key {
@@ -338,16 +337,16 @@ pub(crate) const KEYS: &[Key] = &[
         unit: Unit::Seconds,
         help: "Close a connection that was idle for this many seconds. 0: never.",
         default: Some("75, echo: 0"),
-        get: |s| secs(s.idle_timeout),
-        set: |s, n| s.idle_timeout = seconds(n),
+        get: |s| seconds_or_zero(s.idle_timeout),
+        set: |s, n| s.idle_timeout = nonzero_seconds(n),
         ..KEY
     },
     Key {
         name: "head-timeout",
         unit: Unit::Seconds,
-        help: "Give a client this many seconds to send the head of a request. 0: for ever.",
-        get: |s| secs(s.head_timeout),
-        set: |s, n| s.head_timeout = seconds(n),
+        help: "Give a client this many seconds to send the head of a request. 0: no limit.",
+        get: |s| seconds_or_zero(s.head_timeout),
+        set: |s, n| s.head_timeout = nonzero_seconds(n),
         ..KEY
     },
     Key {
@@ -370,7 +369,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "defer-accept",
         unit: Unit::Seconds,
-        help: "Let the kernel keep a silent new connection to itself for this many seconds.",
+        help: "Let the kernel hold back a new connection for this many seconds while its client is silent.",
         most: 3600,
         get: |s| s.defer_accept.as_secs(),
         set: |s, n| s.defer_accept = Duration::from_secs(n),
@@ -424,7 +423,7 @@ mod tests {
             ("workers", "0", "expected a number from 1 to 10000"),
             ("workers", "-1", "expected a number from 1 to 10000"),
             ("threads", "65", "expected a number from 1 to 64"),
-            ("queue", "0", "expected a number from 1 on"),
+            ("queue", "0", "expected a number, at least 1"),
             ("grace", "soon", "expected a whole number of seconds"),
             (
                 "queue-wait",
@@ -439,14 +438,18 @@ mod tests {
             (
                 "max-rss",
                 "200 M",
-                "expected a number of bytes, or such as 200M",
+                "expected a number of bytes, or a size such as 200M",
             ),
             (
                 "max-rss",
                 "M",
-                "expected a number of bytes, or such as 200M",
+                "expected a number of bytes, or a size such as 200M",
             ),
-            ("max-rss", "", "expected a number of bytes, or such as 200M"),
+            (
+                "max-rss",
+                "",
+                "expected a number of bytes, or a size such as 200M",
+            ),
         ] {
             let key = KEYS.iter().find(|key| key.name == name).unwrap();
             assert_eq!(key.parse(text), Err(expected.to_owned()), "{name} {text}");

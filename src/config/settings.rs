@@ -1,30 +1,32 @@
-//! How a pool serves: its size, its limits, its workers' lives. Pure.
+//! How a pool serves: its size, its limits, the lives of its workers. Pure.
 
 use std::time::Duration;
 
-/// The most threads that a worker may have. All the connections that it can have at a time must fit into the ring of
-/// its scoreboard.
+/// The most serving threads that a worker may have. There is a limit because all the connections
+/// that a worker has at one time must fit into the ring of its scoreboard.
 pub const MAX_THREADS: usize = 64;
 
-/// How a server runs, apart from where it listens and what it serves. Where a bound is an `Option`, `None` means that
-/// there is none.
+/// How a pool runs, apart from where it listens and what it serves. A limit that is `None` does not
+/// apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How many workers there are; at least one.
+    /// How many worker processes there are, at least one.
     pub workers: usize,
-    /// How many turns each worker serves at the same time, a thread each; from 1 to [`MAX_THREADS`].
+    /// How many turns each worker serves at the same time, each in a thread of its own: from 1 to
+    /// [`MAX_THREADS`].
     pub threads: usize,
     /// How long a graceful stop may take.
     pub grace: Duration,
-    /// How long a lent connection may wait behind another one before it is lent elsewhere.
+    /// How long a lent connection may wait behind another one before it is lent to another worker.
     pub patience: Duration,
-    /// How long a turn may take before its worker is killed and the client told so.
+    /// How long a turn may take before its worker is killed and the client gets an error reply.
     pub turn_timeout: Option<Duration>,
-    /// How many connections there may be; at that number, accepting pauses.
+    /// How many connections there may be. At that number the pool stops accepting until one ends.
     pub max_connections: usize,
-    /// How many connections one client may have: an IPv4 address, or an IPv6 network of 64 bits.
+    /// How many connections one client may have. An IPv4 address counts as a client, and so does an
+    /// IPv6 network with a prefix of 64 bits.
     pub per_client: Option<u32>,
-    /// How many ready connections may wait for a worker; more are turned away.
+    /// How many ready connections may wait for a worker. Further ones are turned away.
     pub queue: usize,
     /// How long a ready connection may wait for a worker before it is turned away.
     pub queue_wait: Option<Duration>,
@@ -32,33 +34,37 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// How long a client may take for the head of a request, from its first byte.
     pub head_timeout: Option<Duration>,
-    /// How long a finished connection is drained of what its client still sends.
+    /// How long a finished connection stays open to discard what its client still sends.
     pub linger: Duration,
     /// How long one read from or write to a client may sleep inside a turn.
     pub client_timeout: Duration,
-    /// How long the kernel may keep a silent new connection to itself.
+    /// How long the kernel may hold back a new connection whose client has sent nothing yet
+    /// (tcp(7), TCP_DEFER_ACCEPT).
     pub defer_accept: Duration,
-    /// How long a new worker may take to say that it is ready.
+    /// How long a new worker may take to report that it is ready. After that it is killed.
     pub start_timeout: Duration,
-    /// How many turns a worker serves before another takes its place, give or take a tenth.
+    /// How many turns a worker serves before it is replaced, give or take a tenth.
     pub max_turns: Option<u64>,
-    /// How long a worker lives before another takes its place, give or take a tenth.
+    /// How long a worker lives before it is replaced, give or take a tenth.
     pub max_lifetime: Option<Duration>,
-    /// How much memory, in bytes (RSS), a worker may have before another takes its place.
+    /// How much memory (RSS) a worker may use before it is replaced, in bytes.
     pub max_rss: Option<u64>,
-    /// While fewer workers than this are idle, more are started, up to `max_workers`.
+    /// While fewer workers than this are idle, more are started, up to `max_workers`. `None` starts
+    /// none for demand.
     pub min_spare: Option<usize>,
-    /// While more workers than this are idle, some are retired, down to `workers`; three more than `min_spare`, unless
-    /// told.
+    /// While more workers than this are idle, some are retired, down to `workers`. `None` stands
+    /// for three more than `min_spare`.
     pub max_spare: Option<usize>,
-    /// The most workers that demand (`min_spare`) can make of `workers`; four times as many, unless told.
+    /// How many workers there may be in all when demand (`min_spare`) starts more. `None` stands
+    /// for four times `workers`.
     pub max_workers: Option<usize>,
-    /// How many connections the kernel may queue for each listener (listen(2)); it has a bound of its own, somaxconn.
+    /// How many new connections the kernel may queue for each listener (listen(2)). It does not go
+    /// beyond `net.core.somaxconn`.
     pub backlog: i32,
 }
 
 impl Settings {
-    /// The settings for a machine with this many processors.
+    /// The default settings on a machine with this many processors.
     #[must_use]
     pub fn for_processors(processors: usize) -> Self {
         Self {
@@ -87,8 +93,9 @@ impl Settings {
         }
     }
 
-    /// The same, with what is out of bounds brought to the nearest bound. No patience at all would take back each
-    /// lend at once, and a client timeout of zero would be none to the kernel (socket(7)).
+    /// The same settings with every value that is out of bounds moved to the nearest bound. A
+    /// patience of zero would take back each lend at once, and a client timeout of zero would be
+    /// none at all to the kernel (socket(7)).
     #[must_use]
     pub fn within_bounds(self) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! A TOML table whose keys are known, and what is wrong with it and where. Pure.
+//! A TOML table whose keys are known, and messages that say what is wrong in it and where. Pure.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -6,57 +6,57 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// What is wrong, and where in the text, if it is in the text at all.
+/// A mistake in a configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// The place, in bytes from the beginning.
-    pub(crate) at: Option<usize>,
-    /// One line.
+    /// The place in the file, in bytes from its beginning; `None` if the mistake is not in the
+    /// file.
+    pub(crate) offset: Option<usize>,
+    /// What is wrong, in one line.
     pub(crate) reason: String,
 }
 
 impl Fault {
-    /// What is wrong there.
-    pub(crate) fn at(at: impl Into<Option<usize>>, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(offset: impl Into<Option<usize>>, reason: impl Into<String>) -> Self {
         Self {
-            at: at.into(),
+            offset: offset.into(),
             reason: reason.into(),
         }
     }
 }
 
-/// A table in which every key is one of those that may be there.
+/// A table that has no key but those that it may have.
 #[derive(Clone, Copy)]
 pub(crate) struct Table<'t> {
     table: &'t DeTable<'t>,
-    /// What comes before a key when it is blamed: `pool "site": `.
+    /// What precedes a key of this table in a message: `pool "site": `.
     context: &'t str,
 }
 
 impl<'t> Table<'t> {
-    /// The table, unless a key of it is unknown.
+    /// Checks that every key of the table is one of the `known` ones.
     pub(crate) fn new(
         table: &'t DeTable<'t>,
         context: &'t str,
         known: &[&str],
     ) -> Result<Self, Fault> {
-        let strangers = table
+        let unknown = table
             .keys()
             .filter(|key| !known.contains(&key.get_ref().as_ref()));
-        match strangers.min_by_key(|key| key.span().start) {
+        match unknown.min_by_key(|key| key.span().start) {
             None => Ok(Self { table, context }),
-            Some(stranger) => {
-                let name: &str = stranger.get_ref();
+            Some(first) => {
+                let name: &str = first.get_ref();
                 let hint = nearest(name, known)
                     .map(|known| format!("; did you mean {known}?"))
                     .unwrap_or_default();
-                let reason = format!("{context}{}: unknown key{hint}", Name(name));
-                Err(Fault::at(stranger.span().start, reason))
+                let reason = format!("{context}{}: unknown key{hint}", KeyName(name));
+                Err(Fault::new(first.span().start, reason))
             }
         }
     }
 
-    /// What is said under a key.
+    /// The entry of a key, if the table has it.
     pub(crate) fn get(&self, key: &'t str) -> Option<Entry<'t>> {
         let value = self.table.get(key)?;
         Some(Entry {
@@ -67,7 +67,7 @@ impl<'t> Table<'t> {
     }
 }
 
-/// A value, and the key that it stands under.
+/// A value in a table, with its key.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<'t> {
     key: &'t str,
@@ -76,46 +76,48 @@ pub(crate) struct Entry<'t> {
 }
 
 impl<'t> Entry<'t> {
-    /// Where the value begins.
-    pub(crate) fn place(&self) -> usize {
+    /// The place in the file at which the value begins, in bytes.
+    pub(crate) fn offset(&self) -> usize {
         self.value.span().start
     }
 
-    /// What is wrong with it.
+    /// A fault at this value, whose message begins with the key.
     pub(crate) fn fault(&self, reason: impl Display) -> Fault {
         let Self { key, context, .. } = self;
-        Fault::at(self.place(), format!("{context}{key}: {reason}"))
+        Fault::new(self.offset(), format!("{context}{key}: {reason}"))
     }
 
-    /// A text that says something.
+    /// The value as text that is neither empty nor contains a NUL character.
     pub(crate) fn text(&self) -> Result<&'t str, Fault> {
         match self.value.get_ref().as_str() {
-            None => Err(self.fault("expected a text, in quotes")),
+            None => Err(self.fault("expected text in quotes")),
             Some("") => Err(self.fault("the text is empty")),
-            Some(text) if text.contains('\0') => Err(self.fault("the text holds a NUL character")),
+            Some(text) if text.contains('\0') => {
+                Err(self.fault("the text contains a NUL character"))
+            }
             Some(text) => Ok(text),
         }
     }
 
-    /// A path; one that is relative begins in `directory`.
+    /// The value as a path. A relative one is taken from `directory`.
     pub(crate) fn path(&self, directory: &Path) -> Result<PathBuf, Fault> {
         self.text().map(|path| directory.join(path))
     }
 
-    /// Yes or no.
-    pub(crate) fn switch(&self) -> Result<bool, Fault> {
-        let switch = self.value.get_ref().as_bool();
-        switch.ok_or_else(|| self.fault("expected true or false"))
+    /// The value as true or false.
+    pub(crate) fn boolean(&self) -> Result<bool, Fault> {
+        let boolean = self.value.get_ref().as_bool();
+        boolean.ok_or_else(|| self.fault("expected true or false"))
     }
 
-    /// A whole number that is not negative, and the base that it was written in.
+    /// The value as a whole number that is not negative, and the base in which it is written.
     pub(crate) fn number(&self) -> Option<(u64, u32)> {
         let number = self.value.get_ref().as_integer()?;
         let radix = number.radix();
         Some((u64::from_str_radix(number.as_str(), radix).ok()?, radix))
     }
 
-    /// The entries of an array; a value that is none stands for an array of one.
+    /// The elements of an array. Any other value counts as an array of one element.
     pub(crate) fn list(&self) -> Vec<Entry<'t>> {
         match self.value.get_ref() {
             DeValue::Array(values) => values
@@ -126,16 +128,17 @@ impl<'t> Entry<'t> {
         }
     }
 
-    /// The table under this key.
+    /// The value as a table.
     pub(crate) fn table(&self) -> Option<&'t DeTable<'t>> {
         self.value.get_ref().as_table()
     }
 }
 
-/// A word of the file in a message: as it is, if it is just a word.
-pub(crate) struct Name<'a>(pub(crate) &'a str);
+/// Displays a key of the file: as it is if it is a plain word, else in quotes with escapes, so that
+/// the message stays one line.
+struct KeyName<'a>(&'a str);
 
-impl Display for Name<'_> {
+impl Display for KeyName<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if !self.0.is_empty() && self.0.chars().all(plain) {
@@ -146,15 +149,15 @@ impl Display for Name<'_> {
     }
 }
 
-/// The word that was most likely meant, if one is near enough.
-pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    /// Below it are words that have nothing but some letters in common.
+/// The known word that was most likely meant, if one is similar enough.
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    /// Words below this similarity share some letters and nothing more.
     const NEAR: f64 = 0.8;
     let word = word.to_ascii_lowercase().replace('_', "-");
     known
         .iter()
         .map(|known| (strsim::jaro_winkler(&word, known), *known))
-        .filter(|(likeness, _)| *likeness >= NEAR)
+        .filter(|(similarity, _)| *similarity >= NEAR)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, known)| known)
 }
@@ -181,8 +184,8 @@ mod tests {
 
     #[test]
     fn an_odd_name_is_quoted() {
-        assert_eq!(Name("max-rss").to_string(), "max-rss");
-        assert_eq!(Name("a\nb").to_string(), r#""a\nb""#);
-        assert_eq!(Name("").to_string(), r#""""#);
+        assert_eq!(KeyName("max-rss").to_string(), "max-rss");
+        assert_eq!(KeyName("a\nb").to_string(), r#""a\nb""#);
+        assert_eq!(KeyName("").to_string(), r#""""#);
     }
 }

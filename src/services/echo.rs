@@ -1,35 +1,37 @@
-//! Sends back what it gets.
+//! The echo service.
 
 use std::io;
 
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
-/// How many times one turn reads, before others get a turn.
+/// How many times one turn reads, so that a client that sends without end does not keep the others
+/// waiting.
 const MAX_READS: usize = 16;
 
-/// A fill that brought less than this left nothing behind: a further one would be a system call for
-/// nothing.
+/// The bytes that a [`Connection::fill`] asks for. One that brings fewer has emptied the socket as
+/// a rule, and a further one would be a wasted system call.
 const FULL_FILL: usize = 16 * 1024;
 
 /// Returns every byte to its sender.
 ///
-/// Neither a client that sends nothing nor one that reads nothing costs a worker: what cannot be
+/// Neither a client that sends nothing nor one that reads nothing occupies a worker: what cannot be
 /// sent now stays in the connection's buffer until the client has read something. A client that
-/// ends its side first gets all of it back.
+/// shuts down its sending side still gets all of its bytes back.
 #[derive(Debug, Default)]
 pub struct Echo {
-    /// The bytes on their way from the buffer to the client.
+    /// A copy of the connection's buffer, because a write cannot borrow from the connection itself.
     bytes: Vec<u8>,
 }
 
 impl Echo {
-    /// An echo service.
+    /// Creates the service.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sends what the buffer holds, as far as it goes without sleeping; whether that was all.
+    /// Sends what the buffer holds, as far as that goes without sleeping. Returns whether
+    /// everything was sent.
     fn send_back(&mut self, connection: &mut Connection) -> io::Result<bool> {
         self.bytes.clear();
         self.bytes.extend_from_slice(connection.buffer());
@@ -58,7 +60,7 @@ impl Service for Echo {
                 return Ok(Turn::ParkForWriting);
             }
             match connection.fill()? {
-                // There may be more.
+                // The socket may hold more.
                 Fill::Bytes(FULL_FILL..) => {}
                 Fill::Bytes(_) => break,
                 Fill::Empty => return Ok(Turn::Park),

@@ -1,5 +1,5 @@
-//! The services that come with Baton. Each sees [`crate::service`] and nothing of the server around
-//! it.
+//! The services that come with Baton. They see [`crate::service`] and nothing of the server around
+//! it, as a service of somebody else does.
 
 mod echo;
 pub mod http;

@@ -1,4 +1,5 @@
-//! The descriptors that the service manager passes: listening sockets, and what was stored with it.
+//! The descriptors that the service manager passes: listening sockets, and what was stored with the
+//! manager before.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -19,30 +20,34 @@ use crate::sys::environment;
 const PID: &str = "LISTEN_PID";
 const COUNT: &str = "LISTEN_FDS";
 const NAMES: &str = "LISTEN_FDNAMES";
-/// Says more about the pid, in recent versions; nothing here needs it.
+/// Identifies the process more precisely than LISTEN_PID, in recent versions. It is only taken out
+/// of the environment, because LISTEN_PID is enough here.
 const PIDFD_ID: &str = "LISTEN_PIDFDID";
 
-/// What a descriptor is called whose name was not passed (sd_listen_fds(3)).
+/// The name of a descriptor if no names were passed (sd_listen_fds(3)).
 const NAMELESS: &str = "unknown";
 
-/// A descriptor that was passed to this process. What it refers to was not looked at; see [`kind`].
+/// The operation that an error here names.
+const ATTEMPT: &str = "take the descriptors from the service manager";
+
+/// A descriptor that was passed to this process. It may refer to anything; see [`kind`].
 #[derive(Debug)]
 pub struct Inherited {
-    /// For a socket, FileDescriptorName= of its unit; for what was stored, the name that it was
-    /// stored under. Several may have the same.
+    /// FileDescriptorName= of the socket unit, or the name under which the descriptor was stored.
+    /// Several descriptors may have the same name.
     pub name: String,
-    /// Closed on exec.
+    /// The descriptor, which is closed on exec.
     pub fd: OwnedFd,
 }
 
-/// The descriptors that were passed to this process, in their order; none when the variables are
-/// not there, or are meant for another process. Call it at the start of main, while the process has
-/// one thread. A second call finds nothing.
+/// Takes the descriptors that were passed to this process, in the order in which they were passed.
+/// There are none if the variables are missing or are meant for another process. Call it at the
+/// start of main, while the process has one thread. A second call finds nothing.
 ///
 /// # Errors
-/// When the variables make no sense, or name a descriptor that is not open.
+/// A variable whose value is malformed, or a descriptor that is not open.
 pub fn listen_fds() -> Result<Vec<Inherited>> {
-    let failed = |error| Error::new("take the descriptors that were passed", error);
+    let failed = |error| Error::new(ATTEMPT, error);
     let [pid, count, names, _] =
         environment::take([PID, COUNT, NAMES, PIDFD_ID]).map_err(failed)?;
     let announced = announced(pid, count, names, process::id())?;
@@ -58,11 +63,11 @@ pub fn listen_fds() -> Result<Vec<Inherited>> {
         .collect())
 }
 
-/// What the variables say.
+/// The descriptors that the variables announce.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Announced {
     count: usize,
-    /// As many, or none at all.
+    /// One name for each descriptor, or no names at all.
     names: Vec<String>,
 }
 
@@ -73,8 +78,7 @@ fn announced(
     own_pid: u32,
 ) -> Result<Announced> {
     let wrong = |name: &str, value: &OsStr, reason: &str| {
-        let attempt = format!("take the descriptors that were passed: {name}={value:?}");
-        Error::because(attempt, reason)
+        Error::because(format!("{ATTEMPT}: {name}={value:?}"), reason)
     };
     let (Some(pid), Some(count)) = (pid, count) else {
         return Ok(Announced::default());
@@ -100,7 +104,10 @@ fn announced(
         _ => list.split(':').map(str::to_owned).collect(),
     };
     if list.len() != number {
-        let reason = format!("{COUNT} is {number}, and these are {} names", list.len());
+        let reason = format!(
+            "the number of names is {}, but {COUNT} is {number}",
+            list.len()
+        );
         return Err(wrong(NAMES, &names, &reason));
     }
     Ok(Announced {
@@ -109,25 +116,25 @@ fn announced(
     })
 }
 
-/// What a descriptor is good for.
+/// What a descriptor can be used for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A TCP or Unix stream socket that listens, at this address.
+    /// A TCP or Unix stream socket that listens at this address.
     Listening(Local),
-    /// A TCP or Unix stream socket that is connected, with the address of this end.
+    /// A TCP or Unix stream socket that is connected. The address is that of this end.
     Connected(Local),
-    /// Anything else. The text says what it is: `a socket, but not a stream`.
+    /// Anything else. The text describes it: `a socket, but not a stream`.
     Other(&'static str),
 }
 
 /// The address of this end of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {
-    /// TCP.
+    /// The address of a TCP socket.
     Inet(SocketAddr),
-    /// A Unix socket with a file.
+    /// The path of a Unix socket.
     Path(PathBuf),
-    /// A Unix socket with a name outside the file system.
+    /// The abstract name of a Unix socket, which is not in the file system (unix(7)).
     Abstract(Vec<u8>),
     /// A Unix socket without a name.
     Unnamed,
@@ -144,7 +151,7 @@ impl fmt::Display for Local {
     }
 }
 
-/// Asks the kernel what a descriptor is good for.
+/// Asks the kernel what a descriptor can be used for.
 pub fn kind(descriptor: impl AsFd) -> Kind {
     let socket = descriptor.as_fd();
     match sockopt::socket_type(socket) {
@@ -168,7 +175,7 @@ pub fn kind(descriptor: impl AsFd) -> Kind {
 fn local(socket: impl AsFd) -> Option<Local> {
     let address = getsockname(&socket).ok()?;
     match sockopt::socket_domain(&socket).ok()? {
-        // SCTP has stream sockets too.
+        // The protocol is checked because SCTP has stream sockets too.
         AddressFamily::INET | AddressFamily::INET6
             if sockopt::socket_protocol(&socket) == Ok(Some(ipproto::TCP)) =>
         {
@@ -179,7 +186,7 @@ fn local(socket: impl AsFd) -> Option<Local> {
             Some(if let Some(path) = address.path() {
                 Local::Path(OsString::from_vec(path.to_bytes().to_vec()).into())
             } else {
-                // A socket without a name comes as one whose name is empty.
+                // The address of an unnamed socket has an empty name.
                 match address.abstract_name() {
                     None | Some([]) => Local::Unnamed,
                     Some(name) => Local::Abstract(name.to_vec()),
@@ -246,17 +253,17 @@ mod tests {
                 own,
                 "2",
                 Some("web"),
-                "LISTEN_FDNAMES=\"web\": LISTEN_FDS is 2, and these are 1 names",
+                "LISTEN_FDNAMES=\"web\": the number of names is 1, but LISTEN_FDS is 2",
             ),
             (
                 own,
                 "1",
                 Some("a:b"),
-                "LISTEN_FDNAMES=\"a:b\": LISTEN_FDS is 1, and these are 2 names",
+                "LISTEN_FDNAMES=\"a:b\": the number of names is 2, but LISTEN_FDS is 1",
             ),
         ] {
             let error = parse(pid, Some(count), names).unwrap_err();
-            let wanted = format!("cannot take the descriptors that were passed: {wanted}");
+            let wanted = format!("cannot {ATTEMPT}: {wanted}");
             assert_eq!(error, wanted);
         }
         let names = Some(OsStr::from_bytes(b"\xff").to_owned());

@@ -1,4 +1,4 @@
-//! What the service manager is told, and what it is given to keep.
+//! The messages to the service manager, and the descriptors that it is given to keep.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -22,38 +22,40 @@ const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 const STORE: &str = "FDSTORE";
 
-/// A longer status is cut: the manager ignores a message of more than 4096 bytes altogether.
+/// A status is cut to this many bytes, because the manager ignores messages of more than 4096
+/// bytes.
 const LONGEST_STATUS: usize = 1024;
 
-/// Tells the service manager how the service is.
+/// Tells the service manager about the state of the service.
 ///
-/// Nothing here sleeps, and nothing ends the server. A message for which the manager's queue has no
-/// room waits, and goes before the next one, or with [`retry`](Self::retry). One that cannot be
-/// sent at all is dropped. Trouble is logged when it begins, not with each message.
+/// No call sleeps, and no failure ends the server. A message for which the manager's queue has no
+/// room waits, and is sent before the next one or by [`retry`](Self::retry). A message that cannot
+/// be sent at all is dropped. The first such failure in a row is logged.
 #[derive(Debug)]
 pub struct Notifier {
     socket: UnixDatagram,
     manager: SocketAddr,
-    /// The manager's address as the variable had it.
-    place: OsString,
+    /// The manager's address in the form of the variable.
+    address: OsString,
     watchdog: Option<Duration>,
     store_limit: Option<usize>,
-    /// What the manager had no room for, in order.
+    /// The messages for which the manager had no room, in their order.
     waiting: VecDeque<String>,
-    /// The last message could not be sent, and that was said.
+    /// Whether the last message could not be sent. If so, that has been logged.
     failing: bool,
 }
 
-/// For how long the manager keeps a descriptor that was stored with it.
+/// How long the manager keeps a descriptor that is stored with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// Until it is removed, or the kernel says that its other end is gone: for a connection.
+    /// Until it is removed, or the kernel reports that its other end has hung up. This is right for
+    /// a connection.
     UntilHangup,
     /// Until it is removed (FDPOLL=0).
     UntilRemoved,
 }
 
-/// The variables that concern notifications.
+/// The environment variables that concern notifications.
 #[derive(Debug, Default)]
 struct Variables {
     socket: Option<OsString>,
@@ -63,9 +65,9 @@ struct Variables {
 }
 
 impl Notifier {
-    /// The notifier for the manager that started this process, if one did and wants to be told
-    /// (NOTIFY_SOCKET). What makes no sense is logged. Call it at the start of main, while the
-    /// process has one thread; a second call finds nothing.
+    /// Creates the notifier for the manager that has started this process; `None` if no manager
+    /// has, or it expects no messages (NOTIFY_SOCKET). A malformed variable is logged. Call it at
+    /// the start of main, while the process has one thread. A second call finds nothing.
     #[must_use]
     pub fn from_env() -> Option<Self> {
         let notifier = match environment::take([SOCKET, WATCHDOG_USEC, WATCHDOG_PID, STORE]) {
@@ -90,13 +92,18 @@ impl Notifier {
     }
 
     fn new(variables: Variables, pid: u32) -> Result<Option<Self>> {
-        let Some(place) = variables.socket else {
+        let Some(address) = variables.socket else {
             return Ok(None);
         };
-        let failed = |error| Error::new(format!("notify {}", place.display()), error);
-        let manager = address(&place).map_err(failed)?;
+        let failed = |error| {
+            Error::new(
+                format!("notify the service manager at {}", address.display()),
+                error,
+            )
+        };
+        let manager = parse_address(&address).map_err(failed)?;
         let socket = UnixDatagram::unbound().map_err(failed)?;
-        let watchdog = watchdog(variables.watchdog_usec, variables.watchdog_pid, pid);
+        let watchdog = parse_watchdog(variables.watchdog_usec, variables.watchdog_pid, pid);
         let watchdog = watchdog.unwrap_or_else(|error| {
             log::error!("{error}");
             None
@@ -104,7 +111,7 @@ impl Notifier {
         Ok(Some(Self {
             socket,
             manager,
-            place,
+            address,
             watchdog,
             store_limit: variables.store.as_deref().and_then(number),
             waiting: VecDeque::new(),
@@ -112,68 +119,72 @@ impl Notifier {
         }))
     }
 
-    /// The service has started, or has finished reloading.
+    /// Reports that the service has started, or has finished reloading.
     pub fn ready(&mut self) {
-        self.say("READY=1".to_owned());
+        self.send_in_order("READY=1".to_owned());
     }
 
-    /// The service begins to reload; say [`ready`](Self::ready) when it has. By the time in the
-    /// message the manager knows this reload from one that it asked for later (Type=notify-reload).
+    /// Reports that the service begins to reload. Call [`ready`](Self::ready) when it has finished.
+    /// The message contains the time, by which the manager tells this reload from one that it asks
+    /// for later (Type=notify-reload).
     pub fn reloading(&mut self) {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         let now = now.as_micros();
-        self.say(format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+        self.send_in_order(format!("RELOADING=1\nMONOTONIC_USEC={now}"));
     }
 
-    /// The service begins to stop.
+    /// Reports that the service begins to stop.
     pub fn stopping(&mut self) {
-        self.say("STOPPING=1".to_owned());
+        self.send_in_order("STOPPING=1".to_owned());
     }
 
-    /// From now on, this process is the main one of the service.
+    /// Declares the process `pid` the main process of the service.
     pub fn main_pid(&mut self, pid: u32) {
-        self.say(format!("MAINPID={pid}"));
+        self.send_in_order(format!("MAINPID={pid}"));
     }
 
-    /// A line for whoever asks the manager how the service is. Line ends become spaces, and more
-    /// than 1024 bytes are cut.
+    /// Sets the line that `systemctl status` shows. Control characters become spaces, and a text of
+    /// more than 1024 bytes is cut.
     pub fn status(&mut self, text: &str) {
         let text = &text[..text.floor_char_boundary(LONGEST_STATUS)];
         let line = text.replace(|c: char| c.is_control(), " ");
-        self.say(format!("STATUS={line}"));
+        self.send_in_order(format!("STATUS={line}"));
     }
 
-    /// The service is alive. Say it every [`watchdog_interval`](Self::watchdog_interval).
+    /// Reports that the service is alive. Call it once in every
+    /// [`watchdog_interval`](Self::watchdog_interval).
     pub fn watchdog(&mut self) {
-        // It does not wait for room: by then it would be old, and the next one comes anyhow.
+        // This message never waits for room, because the next one follows soon.
         if self.retry() {
             let sent = self.send("WATCHDOG=1", &[]);
-            self.note(&sent);
+            self.log_failure(&sent);
         }
     }
 
-    /// How often the manager is to be told that the service is alive: twice in the time after which
-    /// it takes it for dead. `None` when it does not watch.
+    /// How often to call [`watchdog`](Self::watchdog): half of the time after which the manager
+    /// takes the service for dead. `None` if it does not watch.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 2)
     }
 
-    /// How many descriptors the manager keeps for this service, if it says so (systemd 254 and
-    /// later). It drops what is beyond, and nobody is told.
+    /// How many descriptors the manager keeps for this service (systemd 254 and later); `None` if
+    /// the manager does not say. It silently closes descriptors beyond that number.
     #[must_use]
     pub fn store_limit(&self) -> Option<usize> {
         self.store_limit
     }
 
     /// Gives the manager copies of descriptors to keep under a name. When it starts the service
-    /// again, they are among [`listen_fds`](super::listen_fds). Several may have the same name.
+    /// again, they are among those of [`listen_fds`](crate::systemd::listen_fds). Several
+    /// descriptors may have the same name.
     ///
-    /// Returns how many were sent. When that is fewer than all, the manager's queue is full:
-    /// call it again with the rest, later. This descriptor is writable when there is room.
+    /// Returns how many were sent. If these are not all, the manager's queue is full: call this
+    /// again with the rest when the notifier's descriptor is writable.
     ///
     /// # Errors
-    /// When the name is none ([`is_descriptor_name`]), or nothing can be sent at all.
+    /// A name that is not permitted ([`is_descriptor_name`]), or any error of sendmsg(2) other than
+    /// a full queue.
     pub fn store(
         &mut self,
         name: &str,
@@ -181,7 +192,7 @@ impl Notifier {
         hold: Hold,
     ) -> Result<usize> {
         let attempt = || format!("store descriptors as {name:?}");
-        checked(name).map_err(|reason| Error::because(attempt(), reason))?;
+        check_name(name).map_err(|reason| Error::because(attempt(), reason))?;
         if !self.retry() {
             return Ok(0);
         }
@@ -200,22 +211,22 @@ impl Notifier {
         Ok(stored)
     }
 
-    /// Has the manager close all that it keeps under a name.
+    /// Asks the manager to close every descriptor that it keeps under a name.
     ///
     /// # Errors
-    /// When the name is none ([`is_descriptor_name`]).
+    /// A name that is not permitted ([`is_descriptor_name`]).
     pub fn remove(&mut self, name: &str) -> Result<()> {
         let attempt = || format!("remove the stored descriptors {name:?}");
-        checked(name).map_err(|reason| Error::because(attempt(), reason))?;
-        self.say(format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        check_name(name).map_err(|reason| Error::because(attempt(), reason))?;
+        self.send_in_order(format!("FDSTOREREMOVE=1\nFDNAME={name}"));
         Ok(())
     }
 
-    /// Sends what waits for room. True when nothing waits any more.
+    /// Sends the messages that wait for room. Returns whether all of them are sent.
     pub fn retry(&mut self) -> bool {
         while let Some(message) = self.waiting.pop_front() {
             let sent = self.send(&message, &[]);
-            self.note(&sent);
+            self.log_failure(&sent);
             if sent.is_err_and(|error| error.is_back_pressure()) {
                 self.waiting.push_front(message);
                 return false;
@@ -224,18 +235,19 @@ impl Notifier {
         true
     }
 
-    /// Whether messages wait for room, so that [`retry`](Self::retry) is to be called before long.
+    /// Whether messages wait for room. If so, call [`retry`](Self::retry) before long.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Gives a program that is to be the main process next, from [`main_pid`](Self::main_pid) on,
-    /// the variables that its own `Notifier` needs.
+    /// Gives `command` the variables that a `Notifier` of its own needs, because it is to become
+    /// the main process of the service with [`main_pid`](Self::main_pid).
     pub fn hand_over(&self, command: &mut Command) {
-        command.env(SOCKET, &self.place);
+        command.env(SOCKET, &self.address);
         if let Some(limit) = self.watchdog {
-            // Without a pid, which is not known yet, it is meant for whoever reads it.
+            // WATCHDOG_PID is left out, because the pid is not known yet. Without it the watchdog
+            // applies to any process that reads the variable.
             command.env(WATCHDOG_USEC, limit.as_micros().to_string());
         }
         if let Some(limit) = self.store_limit {
@@ -243,16 +255,17 @@ impl Notifier {
         }
     }
 
-    /// Sends a message as soon as there is room. One about the same thing that still waits is
-    /// overtaken by it; so no more can wait than there are things to say.
-    fn say(&mut self, message: String) {
+    /// Sends a message after those that wait for room. It replaces a waiting one with the same
+    /// subject, so that the queue cannot grow without bound.
+    fn send_in_order(&mut self, message: String) {
         self.waiting.retain(|old| subject(old) != subject(&message));
         self.waiting.push_back(message);
         self.retry();
     }
 
     fn send(&self, text: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), fdpass::Error> {
-        // A manager that was replaced has another socket at the same address.
+        // The socket is connected anew each time, because a manager that was restarted has another
+        // socket at the same address.
         self.socket
             .connect_addr(&self.manager)
             .map_err(fdpass::Error::Os)?;
@@ -261,14 +274,15 @@ impl Notifier {
         Ok(())
     }
 
-    /// Logs trouble when it begins.
-    fn note(&mut self, sent: &Result<(), fdpass::Error>) {
+    /// Logs the first failure in a row.
+    fn log_failure(&mut self, sent: &Result<(), fdpass::Error>) {
         match sent {
             Ok(()) => self.failing = false,
-            // It waits.
+            // The message waits, so nothing is lost.
             Err(error) if error.is_back_pressure() => {}
             Err(error) if !self.failing => {
-                log::warn!("cannot notify {}: {error}", self.place.display());
+                let manager = self.address.display();
+                log::warn!("cannot notify the service manager at {manager}: {error}");
                 self.failing = true;
             }
             Err(_) => {}
@@ -282,36 +296,37 @@ impl AsFd for Notifier {
     }
 }
 
-/// What a message is about: two about the same thing need not both be sent.
+/// The subject of a message. Of two messages with the same subject only the later one has to be
+/// sent.
 fn subject(message: &str) -> &str {
     match message.split_once('=') {
-        // The name is part of it.
+        // Removals of different names are different subjects.
         Some(("FDSTOREREMOVE", _)) | None => message,
         Some((key, _)) => key,
     }
 }
 
-fn checked(name: &str) -> Result<(), &'static str> {
+fn check_name(name: &str) -> Result<(), &'static str> {
     match is_descriptor_name(name) {
         true => Ok(()),
         false => Err("a name is 1 to 255 printable ASCII characters without a colon"),
     }
 }
 
-/// The manager's address: a path, or after an `@` the name of an abstract socket (unix(7)).
-fn address(place: &OsStr) -> io::Result<SocketAddr> {
-    match place.as_bytes() {
+/// Parses the manager's address: a path, or after an `@` the name of an abstract socket (unix(7)).
+fn parse_address(text: &OsStr) -> io::Result<SocketAddr> {
+    match text.as_bytes() {
         [b'@', name @ ..] if !name.is_empty() => SocketAddr::from_abstract_name(name),
-        [b'/', ..] => SocketAddr::from_pathname(place),
+        [b'/', ..] => SocketAddr::from_pathname(text),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "the address is neither a full path nor an abstract name",
+            "the address is neither an absolute path nor an abstract name",
         )),
     }
 }
 
-/// How long this process may be silent.
-fn watchdog(
+/// How long this process may be silent before the manager takes it for dead.
+fn parse_watchdog(
     limit: Option<OsString>,
     watched: Option<OsString>,
     pid: u32,

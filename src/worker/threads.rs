@@ -1,7 +1,8 @@
-//! A worker that serves several turns at the same time: a receiving thread, and serving threads over a channel.
+//! The loop of a worker that serves several turns at the same time: one thread receives, and hands
+//! each connection to a serving thread over a channel.
 //!
-//! A connection is taken out of the inbox only when a thread is free for it: what waits must wait in the inbox, where
-//! the master can take it back.
+//! The receiving thread takes a connection out of the inbox only when a serving thread is free.
+//! Other connections have to wait in the inbox, because only there can the master take them back.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,35 +12,33 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Reporter, Served, turn};
 use crate::channel::inbox::{Assignment, MessageBuffer};
 use crate::channel::start::WorkerHandles;
 use crate::service::{Buffer, Connection, Service};
 use crate::sys::process::exit_now;
 use crate::wire::FromWorker;
+use crate::worker::report::{Reporter, Served, turn};
 
-/// Serves until the master wants no more of this worker, up to `count` turns at a time. Each thread makes a service of
-/// its own.
+/// Serves up to `count` turns at a time, until the master asks this worker to exit or is gone. Each
+/// thread makes a service of its own with `make`.
 ///
 /// # Errors
-/// When the inbox fails, or a thread can't be started.
+/// An error of the inbox, or a thread that can't be started.
 pub fn serve<S: Service>(
-    seat: WorkerHandles<'_>,
+    handles: WorkerHandles<'_>,
     count: usize,
     make: &(impl Fn() -> S + Sync),
 ) -> io::Result<()> {
     let (free, idle) = bounded(count);
     let (jobs, work) = bounded(count);
-    let WorkerHandles { slot, inbox, board } = seat;
-    let reporter = Mutex::new(Reporter {
-        inbox: &inbox,
-        board,
-    });
+    let WorkerHandles { slot, inbox, board } = handles;
+    let reporter = Mutex::new(Reporter::new(&inbox, board));
     thread::scope(|scope| {
         for number in 0..count {
             let (free, work, reporter) = (free.clone(), work.clone(), &reporter);
             let body = move || {
-                // A panic ends the process, as in a worker with one thread: what was served is not to be trusted.
+                // A panic ends the process, as it does in a worker with one thread, because the
+                // state that the threads share can't be trusted any more.
                 let served = catch_unwind(AssertUnwindSafe(|| {
                     serve_thread(&mut make(), &work, &free, reporter)
                 }));
@@ -51,14 +50,14 @@ pub fn serve<S: Service>(
                 .name(format!("serving {number}"))
                 .spawn_scoped(scope, body)?;
         }
-        // The channel ends when the last thread has gone.
+        // Without this sender, `idle` ends when the last serving thread has ended.
         drop(free);
         lock(&reporter).send(&FromWorker::Ready)?;
         let mut messages = MessageBuffer::default();
         while let Ok(buffer) = idle.recv() {
             match inbox.receive(&mut messages)? {
                 Assignment::Serve(lend, socket) => {
-                    lock(&reporter).board.took();
+                    lock(&reporter).board.count_taken();
                     let connection = Connection::lent(socket, &lend, slot, buffer);
                     if jobs.send(connection).is_err() {
                         break;
@@ -67,7 +66,7 @@ pub fn serve<S: Service>(
                 Assignment::Retire => break,
             }
         }
-        // The threads finish what they have, then find the channel closed.
+        // The threads finish their turns, then find the channel closed and end.
         drop(jobs);
         Ok(())
     })
@@ -91,15 +90,15 @@ fn serve_thread(
             took: begin.elapsed(),
         };
         match lock(reporter).give_back(connection, &served) {
-            Ok(spare) => buffer = spare,
-            // The master is gone: the receiving thread finds out by itself.
+            Ok(returned) => buffer = returned,
+            // The master is gone. The receiving thread sees that too, and ends the worker.
             Err(_) => return,
         }
     }
 }
 
 fn lock<'a, 'b>(reporter: &'a Mutex<Reporter<'b>>) -> std::sync::MutexGuard<'a, Reporter<'b>> {
-    // A thread that panics ends the process, so nobody ever sees the lock poisoned.
+    // The lock is never found poisoned, because a thread that panics ends the process.
     reporter
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -88,7 +88,7 @@ fn a_bad_file_is_refused_with_its_line() {
         ),
         (
             "",
-            "cannot read batond.toml: pool: there is none; [[pool]] begins one",
+            "cannot read batond.toml: pool: no pool is configured; begin one with [[pool]]",
         ),
     ] {
         both_refuse(with_file(text).path(), reason);
@@ -169,11 +169,11 @@ fn a_command_line_that_contradicts_itself_or_the_file() {
     for (flags, reason) in [
         (
             &["-l", ":3"][..],
-            "cannot read batond.toml: --listen goes with one pool, and the file has 2",
+            "cannot read batond.toml: --listen applies to a single pool, but the file has 2",
         ),
         (
             &["demo"],
-            "cannot read batond.toml: a service on the command line goes with one pool, and the file has 2",
+            "cannot read batond.toml: a service on the command line applies to a single pool, but the file has 2",
         ),
         (
             &["-w", "3", "--max-workers", "2"],

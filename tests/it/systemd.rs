@@ -140,7 +140,7 @@ fn what_was_not_passed_cannot_be_listened_on() {
         (
             "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web",
             "&-",
-            "cannot take the descriptors that were passed: descriptor 3 is not open",
+            "cannot take the descriptors from the service manager: descriptor 3 is not open",
         ),
         (
             "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web",
@@ -150,7 +150,7 @@ fn what_was_not_passed_cannot_be_listened_on() {
         (
             "LISTEN_PID=$$ LISTEN_FDS=one",
             "/dev/null",
-            "cannot take the descriptors that were passed: LISTEN_FDS=\"one\": it is not a number",
+            "cannot take the descriptors from the service manager: LISTEN_FDS=\"one\": it is not a number",
         ),
     ] {
         let script = format!("export {variables}; exec \"$0\" \"$@\" 3<{third}");

@@ -1,10 +1,14 @@
-//! All interleavings of one worker and the master, with the weak memory of any machine:
+//! Loom models that try all interleavings of one worker and the master, with weakly ordered memory:
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib scoreboard`.
 
-use super::*;
+use std::time::Duration;
+
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::thread;
+
+use super::*;
+use crate::wire::{Outcome, Traffic};
 
 fn entry(id: u64) -> Entry {
     Entry {
@@ -19,7 +23,7 @@ fn entry(id: u64) -> Entry {
     }
 }
 
-/// A master that goes to sleep is rung, or had nothing to miss.
+/// A master that sleeps has collected every report, or is rung.
 #[test]
 fn no_report_is_slept_through() {
     loom::model(|| {
@@ -58,7 +62,7 @@ fn no_report_is_slept_through() {
     });
 }
 
-/// The ring is used again and again without one report overwriting another.
+/// No report overwrites another one when the ring is used for the second time.
 #[test]
 fn a_full_ring_loses_nothing() {
     loom::model(|| {

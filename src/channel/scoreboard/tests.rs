@@ -1,7 +1,12 @@
-//! The board in one process: what goes in comes out, and what a rogue writes is refused.
+//! Both sides of a board in one thread, and what a rogue worker can write.
 
-use super::*;
+use std::time::Duration;
+
 use proptest::prelude::*;
+
+use super::entry::OUTCOMES;
+use super::*;
+use crate::wire::Traffic;
 
 fn entry(id: u64) -> Entry {
     Entry {

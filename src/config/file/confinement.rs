@@ -1,14 +1,14 @@
-//! The keys of a pool that say what its workers may do. Pure.
+//! The keys of a pool that say what its workers give up. Pure.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::super::keys::size;
-use super::super::table::{Entry, Fault, Table};
-use crate::config::{Confinement, Resource};
+use crate::config::confinement::{Confinement, Resource};
+use crate::config::keys::size;
+use crate::config::table::{Entry, Fault, Table};
 
-/// The keys.
+/// The keys of `[[pool]]` that belong to the confinement.
 pub(super) const KEYS: &[&str] = &[
     "user",
     "group",
@@ -20,7 +20,7 @@ pub(super) const KEYS: &[&str] = &[
     "cpu-affinity",
 ];
 
-/// The keys of `limits`.
+/// The keys of `[pool.limits]`.
 pub(super) const LIMITS: &[(&str, Resource)] = &[
     ("as", Resource::As),
     ("core", Resource::Core),
@@ -33,7 +33,7 @@ pub(super) const LIMITS: &[(&str, Resource)] = &[
     ("stack", Resource::Stack),
 ];
 
-/// The kernel's mask has room for these (sched_setaffinity(2), CPU_SETSIZE).
+/// How many processors a mask has room for (sched_setaffinity(2), CPU_SETSIZE).
 const PROCESSORS: usize = 1024;
 
 pub(super) fn read(
@@ -44,7 +44,7 @@ pub(super) fn read(
     let account = |key| table.get(key).map(read_account).transpose();
     let groups = |entry: Entry<'_>| entry.list().into_iter().map(read_account).collect();
     let chroot = table.get("chroot").map(|entry| entry.path(directory));
-    let no_new_privs = table.get("no-new-privs").map(|entry| entry.switch());
+    let no_new_privs = table.get("no-new-privs").map(|entry| entry.boolean());
     let limits = table.get("limits").map(|entry| read_limits(entry, context));
     Ok(Confinement {
         user: account("user")?,
@@ -58,19 +58,20 @@ pub(super) fn read(
     })
 }
 
-/// A user or a group: a name, or a number in quotes or not.
+/// Reads a user or a group: a name, or a number with or without quotes.
 fn read_account(entry: Entry<'_>) -> Result<String, Fault> {
     let number = entry.number().and_then(|(id, _)| u32::try_from(id).ok());
     match number {
         Some(id) => Ok(id.to_string()),
         None => match entry.text() {
             Ok(name) => Ok(name.to_owned()),
-            Err(_) => Err(entry.fault("expected a name, or a number")),
+            Err(_) => Err(entry.fault("expected a name or a number")),
         },
     }
 }
 
-/// A number without a base would be read in the wrong one: it has to be a text, or begin with 0o.
+/// Reads a umask: octal digits in quotes, or a number that begins with 0o. A bare 27 is refused,
+/// because TOML means the decimal number.
 fn read_umask(entry: Entry<'_>) -> Result<u32, Fault> {
     let umask = match (entry.number(), entry.text()) {
         (Some((umask, 8)), _) => u32::try_from(umask).ok(),
@@ -93,14 +94,15 @@ fn read_limits(entry: Entry<'_>, context: &str) -> Result<Vec<(Resource, u64)>, 
         if let Some(entry) = table.get(name) {
             let number = entry.number().map(|(number, _)| number);
             let limit = number.or_else(|| size(entry.text().ok()?));
-            let limit = limit.ok_or_else(|| entry.fault("expected a number, or such as \"64M\""));
+            let limit =
+                limit.ok_or_else(|| entry.fault("expected a number, or a size such as \"64M\""));
             limits.push((*resource, limit?));
         }
     }
     Ok(limits)
 }
 
-/// Numbers, and texts such as "0-3,6".
+/// Reads processors: numbers, and ranges in quotes such as "0-3,6".
 fn read_processors(entry: Entry<'_>) -> Result<Vec<usize>, Fault> {
     let mut processors = BTreeSet::new();
     for entry in entry.list() {
@@ -118,7 +120,7 @@ fn read_processors(entry: Entry<'_>) -> Result<Vec<usize>, Fault> {
         processors.extend(ranges.into_iter().flatten());
     }
     if processors.is_empty() {
-        return Err(entry.fault("a worker needs one processor at least"));
+        return Err(entry.fault("expected at least one processor"));
     }
     Ok(processors.into_iter().collect())
 }

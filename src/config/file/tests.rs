@@ -1,12 +1,13 @@
-//! Good files, bad files, and what is said of the bad ones.
+//! Files that are right, files that are wrong, and the messages about the wrong ones.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::{Confinement, PoolConfig, Resource};
 use super::*;
+use crate::config::confinement::{Confinement, Resource};
+use crate::config::server::PoolConfig;
 
 fn defaults() -> Settings {
     Settings::for_processors(2)
@@ -21,7 +22,7 @@ fn good(text: &str) -> Config {
     parse_with(text, &Flags::default()).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// What is wrong, after the name of the file.
+/// The message about a wrong file, after the name of the file.
 #[track_caller]
 fn bad_with(text: &str, flags: &Flags) -> String {
     let error = parse_with(text, flags).expect_err(text).to_string();
@@ -130,10 +131,10 @@ fn the_confinement_of_a_pool() {
 #[test]
 fn what_is_wrong_is_named_with_its_line() {
     for (text, expected) in [
-        ("", " pool: there is none; [[pool]] begins one"),
+        ("", " pool: no pool is configured; begin one with [[pool]]"),
         (
             "[log]\nfile = 'x'\n",
-            " pool: there is none; [[pool]] begins one",
+            " pool: no pool is configured; begin one with [[pool]]",
         ),
         ("x = 1\n", "1: x: unknown key"),
         ("\npools = 1\n", "2: pools: unknown key; did you mean pool?"),
@@ -143,22 +144,22 @@ fn what_is_wrong_is_named_with_its_line() {
         ("pool = 1\n", "1: pool: expected tables, [[pool]]"),
         (
             "[pool]\n",
-            "1: pool: write [[pool]], for there may be several",
+            "1: pool: write [[pool]] instead of [pool], because there may be several",
         ),
         ("log = 1\n", "1: log: expected a table, [log]"),
         ("pid-file = ''\n", "1: pid-file: the text is empty"),
-        ("pid-file = 7\n", "1: pid-file: expected a text, in quotes"),
+        ("pid-file = 7\n", "1: pid-file: expected text in quotes"),
         (
             "control = \"a\\u0000\"\n",
-            "1: control: the text holds a NUL character",
+            "1: control: the text contains a NUL character",
         ),
         (
             "[log]\nfilter = 'warn,batond=loud'\n",
-            "2: log: filter: \"loud\" is no level: off, error, warn, info, debug or trace",
+            "2: log: filter: \"loud\" is not a level: expected off, error, warn, info, debug or trace",
         ),
         (
             "\n\n[[pool]]\nlisten = ':80'\n",
-            "3: pool \"main\": service: missing; it is \"demo\", \"echo\" or \"http\"",
+            "3: pool \"main\": service: missing; expected \"demo\", \"echo\" or \"http\"",
         ),
     ] {
         let found = bad(text);
@@ -190,7 +191,7 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
         ),
         (
             "max-rss = '200 MB'",
-            "max-rss: expected a number of bytes, or such as 200M",
+            "max-rss: expected a number of bytes, or a size such as 200M",
         ),
         (
             "max-turns = 99999999999999999999",
@@ -212,9 +213,9 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
             "umask = 'rw'",
             "umask: expected octal digits in quotes, such as \"027\"",
         ),
-        ("user = true", "user: expected a name, or a number"),
-        ("user = -1", "user: expected a name, or a number"),
-        ("groups = ['']", "groups: expected a name, or a number"),
+        ("user = true", "user: expected a name or a number"),
+        ("user = -1", "user: expected a name or a number"),
+        ("groups = ['']", "groups: expected a name or a number"),
         ("no-new-privs = 1", "no-new-privs: expected true or false"),
         (
             "limits = 7",
@@ -226,11 +227,11 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
         ),
         (
             "limits = { core = -7 }",
-            "limits.core: expected a number, or such as \"64M\"",
+            "limits.core: expected a number, or a size such as \"64M\"",
         ),
         (
             "cpu-affinity = []",
-            "cpu-affinity: a worker needs one processor at least",
+            "cpu-affinity: expected at least one processor",
         ),
         (
             "cpu-affinity = '3-1'",
@@ -240,7 +241,7 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
             "cpu-affinity = [1024]",
             "cpu-affinity: expected processors from 0 to 1023, such as [0, 1] or \"0-3\"",
         ),
-        ("root = 'x'", "root: only the service \"http\" has one"),
+        ("root = 'x'", "root: only the service \"http\" takes a root"),
         ("chroot = ''", "chroot: the text is empty"),
     ] {
         let text = format!("[[pool]]\nname = 'site'\nservice = 'demo'\n{line}\n");
@@ -262,7 +263,7 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
         ),
         (
             "name = 'a b'",
-            "2: pool \"a b\": name: expected letters, digits, hyphens, underscores and dots, 64 at most",
+            "2: pool \"a b\": name: expected at most 64 letters, digits, hyphens, underscores and dots",
         ),
         (
             "service = 'demo'\nlisten = [\n':1',\n':x'\n]",
@@ -293,15 +294,15 @@ fn several_pools_each_have_a_name_and_addresses_of_their_own() {
     for (other, expected) in [
         (
             "service = 'demo'\nlisten = ':2'",
-            "5: pool 2: name: missing; of several pools each needs one",
+            "5: pool 2: name: missing; with several pools, each needs one",
         ),
         (
             "name = 'one'\nlisten = ':2'",
-            "6: pool \"one\": name: another pool has it",
+            "6: pool \"one\": name: another pool has the same name",
         ),
         (
             "name = 'two'\nservice = 'demo'",
-            "5: pool \"two\": listen: missing; of several pools each needs an address",
+            "5: pool \"two\": listen: missing; with several pools, each needs an address",
         ),
         (
             "name = 'two'\nlisten = ':1'",
@@ -317,7 +318,7 @@ fn several_pools_each_have_a_name_and_addresses_of_their_own() {
     let pool = |n| format!("[[pool]]\nname = '{n}'\nservice = 'demo'\nlisten = ':0'\n");
     let most: String = (0..128).map(pool).collect();
     assert_eq!(good(&most).pools.len(), 128);
-    let expected = "513: pool: there are more than 128";
+    let expected = "513: pool: there are more than 128 pools";
     assert_eq!(bad(&(most + &pool(128))), expected);
     let control = format!("control = '/s'\n{one}");
     assert_eq!(bad(&control), "1: control: a pool listens on this socket");
@@ -343,7 +344,7 @@ fn flags_win() {
     assert_eq!(pool.confinement.user.as_deref(), Some("b"));
     assert_eq!(pool.confinement.group.as_deref(), Some("g"));
 
-    // What the flags make of the file may be wrong too.
+    // A file that is right can become wrong by a flag.
     let flags = Flags {
         choices: vec![choice("max-workers", 7)],
         ..Flags::default()
@@ -367,13 +368,13 @@ fn flags_win() {
         listen: vec![":9".parse().unwrap()],
         ..Flags::default()
     };
-    let expected = " --listen goes with one pool, and the file has 2";
+    let expected = " --listen applies to a single pool, but the file has 2";
     assert_eq!(bad_with(&two, &flags), expected);
     let flags = Flags {
         service: Some(ServiceConfig::Echo),
         ..Flags::default()
     };
-    let expected = " a service on the command line goes with one pool, and the file has 2";
+    let expected = " a service on the command line applies to a single pool, but the file has 2";
     assert_eq!(bad_with(&two, &flags), expected);
 }
 
@@ -383,7 +384,7 @@ fn the_example_has_every_key() {
     let config = good(text);
     let names: Vec<_> = config.pools.iter().map(|pool| &pool.name).collect();
     assert_eq!(names, ["site", "echo"]);
-    // What is commented out is as right as the rest.
+    // The lines that are commented out have to be right too.
     let full: Vec<_> = text
         .lines()
         .map(|line| match line.strip_prefix('#') {
@@ -399,7 +400,7 @@ fn the_example_has_every_key() {
         };
         assert!(full.lines().any(said), "{key}");
     }
-    // A default that is shown as one is one.
+    // A line that is commented out shows the default.
     for line in text.lines().filter_map(|line| line.strip_prefix('#')) {
         let Some((name, value)) = line.split_once(" = ") else {
             continue;
@@ -442,7 +443,7 @@ fn the_document_has_every_key_and_default() {
     for name in others.chain(limits) {
         row(name);
     }
-    // And no other.
+    // The document has no other rows.
     assert_eq!(
         rows.len(),
         KEYS.len() + TOP.len() - tables.len()
@@ -453,7 +454,7 @@ fn the_document_has_every_key_and_default() {
     );
 }
 
-/// Lines that are almost right, for the parser to get further than the first one.
+/// Lines that are almost right, so that the parser gets further than the first one.
 fn line() -> impl Strategy<Value = String> {
     let names = pool_keys()
         .into_iter()

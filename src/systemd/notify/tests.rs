@@ -1,5 +1,5 @@
-//! The tests play the manager: a datagram socket that receives what the notifier sends. No variable
-//! is ever set, for the other tests' threads read the environment.
+//! The tests play the manager: a datagram socket receives what the notifier sends. No test sets a
+//! variable, because the threads of other tests read the environment.
 
 use super::*;
 use std::fs::File;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::fdpass::{Message, receive};
 
-/// The pid that the notifiers here take for their own.
+/// The pid that the notifiers in these tests take for their own.
 const PID: u32 = 4711;
 
 struct Manager {
@@ -33,7 +33,7 @@ impl Manager {
         notifier(self.path())
     }
 
-    /// The next message, which has been sent; `None` when there is none.
+    /// The next message that was sent; `None` when there is none.
     fn receive(&self) -> Option<(String, Message)> {
         let mut buffer = [0; 4096];
         match receive(&self.socket, &mut buffer, MAX_DESCRIPTORS, Wait::Dont) {
@@ -46,7 +46,7 @@ impl Manager {
         }
     }
 
-    /// All the texts that have been sent.
+    /// The texts of all messages that were sent and not yet received.
     fn texts(&self) -> Vec<String> {
         std::iter::from_fn(|| self.receive())
             .map(|(text, _)| text)
@@ -105,7 +105,7 @@ fn a_status_is_one_line_that_the_manager_takes() {
     let manager = Manager::new();
     let mut notifier = manager.notifier();
     notifier.status("one\nREADY=1\ttwo");
-    // One byte before, so that the cut would go through a character.
+    // One byte precedes, so that a cut at 1024 bytes would go through a character.
     notifier.status(&format!("x{}", "é".repeat(3000)));
     let texts = manager.texts();
     assert_eq!(texts[0], "STATUS=one READY=1 two");
@@ -115,7 +115,7 @@ fn a_status_is_one_line_that_the_manager_takes() {
 #[test]
 fn the_manager_may_be_at_a_path_or_have_an_abstract_name() {
     let manager = Manager::new();
-    // A name that is the only one of its kind: the path is.
+    // The path serves as the name, because it is unique.
     let name = manager.path();
     let address = SocketAddr::from_abstract_name(name.as_os_str().as_bytes()).unwrap();
     let elsewhere = UnixDatagram::bind_addr(&address).unwrap();
@@ -146,7 +146,7 @@ fn an_address_that_makes_no_sense_is_an_error() {
             ..Variables::default()
         };
         let error = Notifier::new(variables, PID).unwrap_err().to_string();
-        let start = format!("cannot notify {place}: ");
+        let start = format!("cannot notify the service manager at {place}: ");
         assert!(error.starts_with(&start), "{error}");
     }
 }
@@ -160,7 +160,7 @@ fn a_manager_that_is_gone_costs_the_messages_and_comes_back() {
     let Manager { socket, directory } = manager;
     drop(socket);
     let file = tempfile::tempfile().unwrap();
-    // The socket is dead, then its file is gone as well.
+    // In the first round the socket is dead, in the second its file is gone as well.
     for _ in 0..2 {
         notifier.status("lost");
         notifier.watchdog();
@@ -295,7 +295,7 @@ fn a_name_that_would_be_another_message_is_refused() {
 #[test]
 fn the_watchdog_is_for_the_process_that_it_names() {
     let interval = |usec: Option<&str>, pid: Option<&str>| {
-        let limit = watchdog(usec.map(Into::into), pid.map(Into::into), PID);
+        let limit = parse_watchdog(usec.map(Into::into), pid.map(Into::into), PID);
         limit.map_err(|error| error.to_string())
     };
     let own = PID.to_string();

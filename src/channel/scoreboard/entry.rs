@@ -1,0 +1,106 @@
+//! One report, and its form in shared memory.
+
+use std::time::Duration;
+
+use crate::wire::{Outcome, Traffic};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The report of one turn, or of several in a row on the same connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The connection's id, as the lend gave it.
+    pub id: u64,
+    /// What is to become of the connection.
+    pub outcome: Outcome,
+    /// How many turns the worker served before this report, at least one.
+    pub turns: u64,
+    /// The bytes that these turns moved.
+    pub traffic: Traffic,
+    /// How long the last of these turns took.
+    pub took: Duration,
+}
+
+/// An [`Entry`] in shared memory. A cell whose `turns` is 0 is empty.
+#[derive(Debug)]
+pub(super) struct Cell {
+    /// Stored last and loaded first, so that it publishes the other fields.
+    pub(super) id_and_outcome: AtomicU64,
+    turns: AtomicU64,
+    read: AtomicU64,
+    written: AtomicU64,
+    nanos: AtomicU64,
+}
+
+/// The id takes the bits below this one: the master gives no id of more than 60 bits.
+const OUTCOME_SHIFT: u32 = 60;
+
+/// An outcome is stored as its index in this list.
+pub(super) const OUTCOMES: [Outcome; 6] = [
+    Outcome::Park,
+    Outcome::ParkDrained,
+    Outcome::ParkWrite,
+    Outcome::Again,
+    Outcome::Close,
+    Outcome::Linger,
+];
+
+// Loom's atomics have no `Default`.
+impl Default for Cell {
+    fn default() -> Self {
+        Self {
+            id_and_outcome: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Cell {
+    pub(super) fn store(&self, entry: &Entry) {
+        let outcome = OUTCOMES
+            .iter()
+            .position(|outcome| *outcome == entry.outcome);
+        let outcome = outcome.unwrap_or_default() as u64;
+        self.turns.store(entry.turns, Ordering::Relaxed);
+        self.read.store(entry.traffic.read, Ordering::Relaxed);
+        self.written.store(entry.traffic.written, Ordering::Relaxed);
+        let nanos = u64::try_from(entry.took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.store(nanos, Ordering::Relaxed);
+        self.id_and_outcome
+            .store(entry.id | outcome << OUTCOME_SHIFT, Ordering::Release);
+    }
+
+    /// The entry, if there is one and it is about this connection.
+    pub(super) fn about(&self, id: u64) -> Option<Entry> {
+        let entry = self.load()?;
+        (entry.id == id && entry.turns > 0).then_some(entry)
+    }
+
+    pub(super) fn clear(&self) {
+        if self.turns.load(Ordering::Relaxed) != 0 {
+            self.turns.store(0, Ordering::Release);
+        }
+    }
+
+    /// The entry, or `None` if the bits of its outcome have no meaning.
+    pub(super) fn load(&self) -> Option<Entry> {
+        let word = self.id_and_outcome.load(Ordering::Acquire);
+        let outcome = OUTCOMES.get((word >> OUTCOME_SHIFT) as usize)?;
+        Some(Entry {
+            id: word & ((1 << OUTCOME_SHIFT) - 1),
+            outcome: *outcome,
+            turns: self.turns.load(Ordering::Relaxed),
+            traffic: Traffic {
+                read: self.read.load(Ordering::Relaxed),
+                written: self.written.load(Ordering::Relaxed),
+            },
+            took: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
+        })
+    }
+}

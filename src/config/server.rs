@@ -1,0 +1,69 @@
+//! The configuration of a server and of its pools, complete and consistent. Pure.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::config::address::Address;
+use crate::config::confinement::Confinement;
+use crate::config::settings::Settings;
+
+/// All that the command line and the file say about a server, with the defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What is logged, and where.
+    pub log: Log,
+    /// The file in which the master writes its process id.
+    pub pid_file: Option<PathBuf>,
+    /// The Unix socket on which the master takes commands, and over which a new master takes over.
+    pub control: Option<PathBuf>,
+    /// At least one pool. No two have the same name or the same address.
+    pub pools: Vec<PoolConfig>,
+}
+
+/// What is logged, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Log {
+    /// The levels to log, in the syntax of the variable `RUST_LOG`, which takes precedence.
+    pub filter: Option<String>,
+    /// The file to which lines are appended; `None` stands for stderr.
+    pub file: Option<PathBuf>,
+}
+
+/// A pool: the workers that run one service, and the addresses at which they are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// The pool's name in the log and on the control socket.
+    pub name: String,
+    /// At least one address to listen on.
+    pub listen: Vec<Address>,
+    /// The service that the workers run.
+    pub service: ServiceConfig,
+    /// How many workers there are, how long they live, and how much clients may ask of them.
+    pub settings: Settings,
+    /// What the workers give up before they serve.
+    pub confinement: Confinement,
+}
+
+/// One of the services that are built into batond.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceConfig {
+    /// Pages that show which worker has answered.
+    Demo,
+    /// Sends back what the client sends.
+    Echo,
+    /// Serves the files beneath a directory, over HTTP.
+    Http {
+        /// The directory to serve.
+        root: PathBuf,
+    },
+}
+
+impl fmt::Display for ServiceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Demo => f.write_str("demo"),
+            Self::Echo => f.write_str("echo"),
+            Self::Http { root } => write!(f, "http {}", root.display()),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The bytes that were read from a client and not yet consumed.
+
+/// The unconsumed bytes of a connection. The worker hands the memory on from one connection to the
+/// next, so that a turn need not allocate any.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// Initialized throughout; the bytes from `start` to `end` are the unconsumed ones.
+    memory: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory[self.start..self.end]
+    }
+
+    pub(super) fn set(&mut self, bytes: &[u8]) {
+        (self.start, self.end) = (0, 0);
+        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
+        self.end = bytes.len();
+    }
+
+    pub(super) fn consume(&mut self, count: usize) {
+        assert!(
+            count <= self.end - self.start,
+            "consumed more than the buffer holds"
+        );
+        self.start += count;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Makes room for `count` bytes after the unconsumed ones. What the caller stores there becomes
+    /// part of the buffer with [`Buffer::grow`].
+    pub(super) fn room(&mut self, count: usize) -> &mut [u8] {
+        if self.start > 0 {
+            self.memory.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.memory.len() < self.end + count {
+            self.memory.resize(self.end + count, 0);
+        }
+        &mut self.memory[self.end..self.end + count]
+    }
+
+    /// Adds the first `count` bytes of the last [`Buffer::room`] to the unconsumed ones.
+    pub(super) fn grow(&mut self, count: usize) {
+        self.end += count;
+    }
+}

@@ -1,0 +1,465 @@
+//! A client's connection, as a service sees it for one turn.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::writev;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+use crate::service::buffer::Buffer;
+use crate::service::turn::Turn;
+use crate::wire::{Lend, MAX_CARRY, Outcome, Peer, Traffic};
+
+/// How many bytes one [`Connection::fill`] asks the kernel for, at most.
+const READ_SIZE: usize = 16 * 1024;
+
+/// What a [`Connection::fill`] has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// This many bytes, at least one. They are in the buffer now.
+    Bytes(usize),
+    /// Nothing so far.
+    Empty,
+    /// The end: the client has shut down its sending side.
+    End,
+}
+
+/// Stores the report of a turn before the call that completes the turn, in case the worker dies
+/// before it can send the report.
+pub(crate) trait WriteAhead: Send + Sync + std::fmt::Debug {
+    /// Stores the report that would be right if the next call completed in full.
+    fn write_ahead(&self, id: u64, outcome: Outcome, traffic: Traffic);
+}
+
+/// A client's connection, borrowed from the master for one turn.
+///
+/// Reading goes through a buffer, [`Connection::buffer`], which holds what was read and not yet
+/// consumed, beginning with the carry of the previous turn. [`Read`] takes bytes from the buffer
+/// first, then from the client, and sleeps until the client sends; [`Connection::fill`] never
+/// sleeps. Writing is unbuffered and sleeps until the kernel has taken everything. A sleep that
+/// lasts longer than the connection's timeout ([`Connection::set_timeouts`]) fails with
+/// [`TimedOut`](io::ErrorKind::TimedOut).
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    id: u64,
+    turn: u64,
+    peer: Peer,
+    watched: bool,
+    slot: u32,
+    buffer: Buffer,
+    traffic: Traffic,
+    pending_report: Option<Arc<dyn WriteAhead>>,
+    /// Whether the last read got fewer bytes than it asked for, and so emptied the socket
+    /// (epoll(7), question 9).
+    drained: bool,
+}
+
+impl Connection {
+    /// A connection that a master has lent. It takes the memory of `buffer` over and discards the
+    /// contents.
+    pub(crate) fn lent(socket: OwnedFd, lend: &Lend<'_>, slot: u32, mut buffer: Buffer) -> Self {
+        buffer.set(lend.carry);
+        let Lend {
+            id,
+            turn,
+            peer,
+            watched,
+            ..
+        } = *lend;
+        Self {
+            socket,
+            id,
+            turn,
+            peer,
+            watched,
+            slot,
+            buffer,
+            traffic: Traffic::default(),
+            pending_report: None,
+            drained: false,
+        }
+    }
+
+    /// A connection outside of any server, in its first turn, to test a service with one end of a
+    /// socket pair.
+    pub fn adopt(socket: impl Into<OwnedFd>, peer: Peer) -> Self {
+        let lend = Lend {
+            id: 0,
+            turn: 1,
+            peer,
+            watched: false,
+            carry: b"",
+        };
+        Self::lent(socket.into(), &lend, 0, Buffer::default())
+    }
+
+    /// The client at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The number of this turn of the connection, from 1.
+    #[must_use]
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    /// The slot of the worker that serves this turn, from 0. A worker that replaces another one
+    /// gets its slot.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// The bytes that were read and not yet consumed.
+    #[must_use]
+    pub fn buffer(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    /// Removes the first `count` bytes from the buffer.
+    ///
+    /// # Panics
+    /// If the buffer holds fewer bytes.
+    pub fn consume(&mut self, count: usize) {
+        self.buffer.consume(count);
+    }
+
+    /// Adds to the buffer what the client has sent so far, without sleeping.
+    ///
+    /// # Errors
+    /// Any error of recv(2); [`OutOfMemory`](io::ErrorKind::OutOfMemory) when the buffer holds 64
+    /// KiB already, in which case the service has to consume some of it or close the connection.
+    pub fn fill(&mut self) -> io::Result<Fill> {
+        match self.receive(RecvFlags::DONTWAIT) {
+            Ok(0) => Ok(Fill::End),
+            Ok(count) => Ok(Fill::Bytes(count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Fill::Empty),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Like [`Connection::fill`], but sleeps until the client sends something or shuts down its
+    /// sending side. It never returns [`Fill::Empty`].
+    ///
+    /// # Errors
+    /// Those of [`Connection::fill`], and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn fill_wait(&mut self) -> io::Result<Fill> {
+        match self.receive(RecvFlags::empty()) {
+            Ok(0) => Ok(Fill::End),
+            Ok(count) => Ok(Fill::Bytes(count)),
+            Err(error) => Err(slept_too_long(error)),
+        }
+    }
+
+    fn receive(&mut self, flags: RecvFlags) -> io::Result<usize> {
+        let room = MAX_CARRY - self.buffer().len();
+        if room == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "the buffer is full: the service has left 64 KiB unconsumed",
+            ));
+        }
+        let room = self.buffer.room(READ_SIZE.min(room));
+        let count = loop {
+            match recv(&self.socket, &mut *room, flags) {
+                Ok((_, count)) => break count,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    self.drained = error == rustix::io::Errno::AGAIN;
+                    return Err(error.into());
+                }
+            }
+        };
+        self.drained = count < room.len();
+        self.buffer.grow(count);
+        self.traffic.read += count as u64;
+        Ok(count)
+    }
+
+    /// Sends as many of `bytes` as the kernel takes without sleeping, and returns how many these
+    /// were; 0 means that there is no room now.
+    ///
+    /// # Errors
+    /// Any error of send(2), most often `BrokenPipe`.
+    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.transmit(bytes, SendFlags::DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => result,
+        }
+    }
+
+    /// Sends all of `bytes`, as the last act of a turn: the service must then return `then` without
+    /// reading or writing any more.
+    ///
+    /// This is [`Write::write_all`], or [`Connection::write_more`] if the connection ends. In
+    /// addition, if the worker is killed before it can report, the master can tell whether
+    /// everything was sent, and if so the client notices nothing.
+    ///
+    /// # Errors
+    /// Any error of send(2), and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn write_last(&mut self, bytes: &[u8], then: Turn) -> io::Result<()> {
+        if let Some(pending_report) = &self.pending_report
+            && self.buffer().is_empty()
+        {
+            let mut traffic = self.traffic;
+            traffic.written += bytes.len() as u64;
+            pending_report.write_ahead(self.id, then.outcome(), traffic);
+        }
+        match then {
+            Turn::Close | Turn::Linger => self.write_more(bytes),
+            Turn::Park | Turn::ParkForWriting | Turn::Again => self.write_all(bytes),
+        }
+    }
+
+    /// Writes the report of the turn ahead, as the connection stands now.
+    pub(crate) fn write_ahead(&self, outcome: Outcome) {
+        if let Some(pending_report) = &self.pending_report {
+            pending_report.write_ahead(self.id, outcome, self.traffic);
+        }
+    }
+
+    /// Sets where reports are written ahead of the last call of a turn.
+    pub(crate) fn with_write_ahead(mut self, pending_report: Option<Arc<dyn WriteAhead>>) -> Self {
+        self.pending_report = pending_report;
+        self
+    }
+
+    /// Sends all of `bytes`, but lets the kernel hold back the last packet if it is short (send(2),
+    /// MSG_MORE). Use it when more follows at once: the file after a head
+    /// ([`Connection::send_file`]), or the end of the connection after its last bytes
+    /// ([`Turn::Close`], [`Turn::Linger`]).
+    ///
+    /// # Errors
+    /// Any error of send(2), and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn write_more(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self
+                .transmit(bytes, SendFlags::MORE)
+                .map_err(slept_too_long)?;
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+        self.transmit_with(|socket| send(socket, bytes, flags | SendFlags::NOSIGNAL))
+    }
+
+    fn transmit_with(
+        &mut self,
+        call: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            match call(&self.socket) {
+                Ok(count) => {
+                    self.traffic.written += count as u64;
+                    return Ok(count);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends `length` bytes of `file`, from `offset` on, without copying them through this process
+    /// (sendfile(2)).
+    ///
+    /// # Errors
+    /// Any error of sendfile(2); [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when the file is
+    /// shorter.
+    pub fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+        let mut at = offset;
+        let end = offset + length;
+        while at < end {
+            // One call transfers at most 0x7ffff000 bytes (sendfile(2)).
+            let chunk = usize::try_from(end - at)
+                .unwrap_or(usize::MAX)
+                .min(0x7fff_f000);
+            match rustix::fs::sendfile(&self.socket, &file, Some(&mut at), chunk) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.traffic.written += count as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(slept_too_long(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Limits how long a read or a write on this connection may sleep. `None` is no limit. The
+    /// limits stay with the connection in its later turns.
+    ///
+    /// # Errors
+    /// Any error of setsockopt(2).
+    pub fn set_timeouts(
+        &mut self,
+        read: Option<Duration>,
+        write: Option<Duration>,
+    ) -> io::Result<()> {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
+        set_socket_timeout(&self.socket, Timeout::Recv, read)?;
+        set_socket_timeout(&self.socket, Timeout::Send, write)?;
+        Ok(())
+    }
+
+    /// Begins the next turn without a report in between.
+    pub(crate) fn next_turn(&mut self) {
+        self.turn += 1;
+        self.drained = false;
+    }
+
+    /// Shuts down the sending side, so that the client sees the end. Closing the descriptor would
+    /// not do that, because the master has one of its own.
+    pub(crate) fn finish(&self) {
+        // An error means that the connection has ended already.
+        let _ = shutdown(&self.socket, Shutdown::Write);
+    }
+
+    /// The connection's id in the report.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether the master watches the connection while it is lent.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
+    }
+
+    /// Whether the last read took everything that the client had sent until then.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained
+    }
+
+    /// The bytes that were moved since the connection was lent.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Takes the connection apart. Dropping the socket ends the borrow, and the buffer serves the
+    /// next connection.
+    pub(crate) fn into_parts(self) -> (OwnedFd, Buffer) {
+        (self.socket, self.buffer)
+    }
+}
+
+/// Makes the error of a call that slept too long [`TimedOut`](io::ErrorKind::TimedOut). The kernel
+/// returns EAGAIN when a timeout of the socket ends the sleep (socket(7), SO_RCVTIMEO).
+fn slept_too_long(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, "the client took too long")
+        }
+        _ => error,
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.buffer().is_empty() && !into.is_empty() {
+            self.fill_wait()?;
+        }
+        let count = into.len().min(self.buffer().len());
+        into[..count].copy_from_slice(&self.buffer()[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.transmit(bytes, SendFlags::empty())
+            .map_err(slept_too_long)
+    }
+
+    /// Sends the parts as one piece, for example a head and a body in one packet, without copying
+    /// them together.
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        // writev(2) has no flag against SIGPIPE, but a Rust program ignores that signal.
+        self.transmit_with(|socket| writev(socket, parts))
+            .map_err(slept_too_long)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Connection, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("socketpair");
+        (Connection::adopt(ours, Peer::Unix), theirs)
+    }
+
+    #[test]
+    fn fill_adds_to_the_buffer_and_never_sleeps() {
+        let (mut connection, mut client) = pair();
+        assert_eq!(connection.fill().unwrap(), Fill::Empty);
+        client.write_all(b"abc").unwrap();
+        assert_eq!(connection.fill().unwrap(), Fill::Bytes(3));
+        client.write_all(b"de").unwrap();
+        assert_eq!(connection.fill().unwrap(), Fill::Bytes(2));
+        connection.consume(1);
+        assert_eq!(connection.buffer(), b"bcde");
+        drop(client);
+        assert_eq!(connection.fill().unwrap(), Fill::End);
+        assert_eq!(
+            connection.traffic(),
+            Traffic {
+                read: 5,
+                written: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_buffer_never_grows_past_what_the_wire_carries() {
+        let (mut connection, mut client) = pair();
+        let block = [b'x'; 8192];
+        let error = loop {
+            client.write_all(&block).unwrap();
+            match connection.fill() {
+                Ok(_) => assert!(connection.buffer().len() <= MAX_CARRY),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(connection.buffer().len(), MAX_CARRY);
+    }
+
+    #[test]
+    fn parts_and_pieces_arrive_in_order_and_are_counted() {
+        let (mut connection, mut client) = pair();
+        connection.write_more(b"head ").unwrap();
+        let parts = [IoSlice::new(b"and "), IoSlice::new(b"body")];
+        assert_eq!(connection.write_vectored(&parts).unwrap(), 8);
+        assert_eq!(connection.traffic().written, 13);
+        drop(connection);
+        let mut received = String::new();
+        client.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "head and body");
+    }
+
+    #[test]
+    fn a_sleep_past_the_timeout_says_that_the_client_took_too_long() {
+        let (mut connection, _client) = pair();
+        connection
+            .set_timeouts(Some(Duration::from_millis(10)), None)
+            .unwrap();
+        let error = connection.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

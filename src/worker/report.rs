@@ -1,0 +1,148 @@
+//! One turn of a service, and the report of it: over the scoreboard, or in a message what does not
+//! fit there.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::channel::inbox::WorkerEnd;
+use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
+use crate::service::{Buffer, Connection, Service, Turn, WriteAhead};
+use crate::wire::{FromWorker, Outcome, Report, Traffic};
+
+/// How long a worker that has nothing else to do waits at its connection for the client's next
+/// request before it gives the connection back.
+const STAY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+/// Runs the service once. An error of the service closes the connection.
+pub(super) fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
+    match service.turn(connection) {
+        Ok(turn) => turn.outcome(),
+        Err(error) => {
+            let (peer, number) = (connection.peer(), connection.turn());
+            log::debug!("closing {peer}: its turn {number} failed: {error}");
+            Turn::Close.outcome()
+        }
+    }
+}
+
+/// What a worker did with a connection while it had it.
+pub(super) struct Served {
+    pub(super) outcome: Outcome,
+    pub(super) turns: u64,
+    /// How long the last turn took.
+    pub(super) took: Duration,
+}
+
+impl WriteAhead for PendingReport {
+    fn write_ahead(&self, id: u64, outcome: Outcome, traffic: Traffic) {
+        self.store(&Entry {
+            id,
+            outcome,
+            turns: 1,
+            traffic,
+            took: Duration::ZERO,
+        });
+    }
+}
+
+/// The worker's two ways to report.
+pub(super) struct Reporter<'a> {
+    inbox: &'a WorkerEnd,
+    pub(super) board: Publisher<'a>,
+}
+
+impl<'a> Reporter<'a> {
+    pub(super) fn new(inbox: &'a WorkerEnd, board: Publisher<'a>) -> Self {
+        Self { inbox, board }
+    }
+
+    /// Sends a message and rings, because the master does not watch the socketpair.
+    pub(super) fn send(&mut self, message: &FromWorker<'_>) -> io::Result<()> {
+        self.inbox.send(message)?;
+        self.board.ring();
+        Ok(())
+    }
+
+    /// Waits at the connection for the client's next request, if the worker has nothing else to do.
+    /// Returns whether the request has come, in which case the next turn begins without the master.
+    pub(super) fn stay(&mut self, connection: &Connection, outcome: Outcome, turns: u64) -> bool {
+        let idle = outcome == Outcome::Park
+            && connection.is_drained()
+            && connection.buffer().is_empty()
+            && !connection.is_watched();
+        if !idle || !self.board.may_stay() {
+            return false;
+        }
+        self.board.begin_stay(&Entry {
+            id: connection.id(),
+            outcome: Outcome::Park,
+            turns,
+            traffic: connection.traffic(),
+            took: Duration::ZERO,
+        });
+        let mut waits = [
+            PollFd::new(connection, PollFlags::IN | PollFlags::RDHUP),
+            PollFd::new(self.inbox, PollFlags::IN),
+        ];
+        let woken = poll(&mut waits, Some(&STAY)).is_ok_and(|count| count > 0);
+        let comes = woken && waits[0].revents() == PollFlags::IN && waits[1].revents().is_empty();
+        self.board.end_stay();
+        comes
+    }
+
+    /// Closes this worker's descriptor of the connection, then reports. The order matters: the
+    /// master may close its own descriptor as soon as it has the report, and the client sees the
+    /// end of the connection only when the last descriptor is closed. Returns the buffer, so that
+    /// the next connection can use it.
+    pub(super) fn give_back(
+        &mut self,
+        connection: Connection,
+        served: &Served,
+    ) -> io::Result<Buffer> {
+        let (id, traffic) = (connection.id(), connection.traffic());
+        let outcome = match served.outcome {
+            Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
+            other => other,
+        };
+        let urgency = match outcome {
+            Outcome::ParkDrained if connection.is_watched() => Urgency::None,
+            // `finish` below ends the connection for the client, so the master's descriptor may
+            // stay open a little longer.
+            Outcome::Close => Urgency::None,
+            _ => Urgency::Urgent,
+        };
+        if connection.buffer().is_empty() {
+            connection.write_ahead(outcome);
+        }
+        if !outcome.keeps() {
+            connection.finish();
+        }
+        let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
+        drop(socket);
+        let carry = if outcome.keeps() { buffer.bytes() } else { &[] };
+        let entry = Entry {
+            id,
+            outcome,
+            turns: served.turns,
+            traffic,
+            took: served.took,
+        };
+        if !carry.is_empty() || !self.board.publish(&entry, urgency) {
+            let traffic = Some(traffic);
+            self.send(&FromWorker::Report(Report {
+                id,
+                outcome,
+                traffic,
+                carry,
+            }))?;
+        }
+        self.board.clear_unreported();
+        Ok(buffer)
+    }
+}

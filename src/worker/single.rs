@@ -1,0 +1,57 @@
+//! The loop of a worker that serves one turn at a time: receive a connection, serve, report.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::channel::inbox::{Assignment, MessageBuffer};
+use crate::channel::start::WorkerHandles;
+use crate::service::{Buffer, Connection, Service, WriteAhead};
+use crate::wire::FromWorker;
+use crate::worker::report::{Reporter, Served, turn};
+
+/// How long a worker may keep a connection without a report when it serves several turns of it in a
+/// row. The limit exists because other connections may have come to wait for this worker meanwhile.
+const KEEP: Duration = Duration::from_millis(20);
+
+/// Serves until the master asks this worker to exit or is gone.
+///
+/// # Errors
+/// An error of the inbox, after which this worker can serve no more.
+pub fn serve(handles: WorkerHandles<'_>, service: &mut dyn Service) -> io::Result<()> {
+    let WorkerHandles { slot, inbox, board } = handles;
+    let mut reporter = Reporter::new(&inbox, board);
+    let pending_report: Arc<dyn WriteAhead> = Arc::new(reporter.board.pending_report());
+    let mut messages = MessageBuffer::default();
+    let mut buffer = Buffer::default();
+    reporter.send(&FromWorker::Ready)?;
+    loop {
+        match inbox.receive(&mut messages)? {
+            Assignment::Serve(lend, socket) => {
+                reporter.board.count_taken();
+                let mut connection = Connection::lent(socket, &lend, slot, buffer)
+                    .with_write_ahead(Some(Arc::clone(&pending_report)));
+                let mut turns = 1;
+                let lent = Instant::now();
+                let mut begin = lent;
+                let (outcome, took) = loop {
+                    let outcome = turn(service, &mut connection);
+                    let took = begin.elapsed();
+                    if begin + took >= lent + KEEP || !reporter.stay(&connection, outcome, turns) {
+                        break (outcome, took);
+                    }
+                    connection.next_turn();
+                    turns += 1;
+                    begin = Instant::now();
+                };
+                let served = Served {
+                    outcome,
+                    turns,
+                    took,
+                };
+                buffer = reporter.give_back(connection, &served)?;
+            }
+            Assignment::Retire => return Ok(()),
+        }
+    }
+}
