@@ -3,6 +3,7 @@
 
 mod hold;
 mod output;
+mod page;
 mod pass;
 mod peers;
 mod socket;
