@@ -262,10 +262,20 @@ impl Reception {
     /// Deals with what the receivers have reported, and with those that have been at work for too
     /// long.
     fn hear_all(&mut self) -> Step {
+        /// So many reports of one receiver, then it is the next one's turn.
+        const ROUND: usize = 64;
         let mut at = 0;
+        let mut heard = 0;
         while at < self.senders.len() {
             match report::receive(&self.senders[at].reports) {
-                Received::Report(report) => self.heard(at, report)?,
+                Received::Report(report) => {
+                    self.heard(&mut at, report)?;
+                    heard += 1;
+                    if heard < ROUND {
+                        continue;
+                    }
+                    at += 1;
+                }
                 Received::End => {
                     let sender = self.senders.swap_remove(at);
                     self.is_over(&sender)?;
@@ -273,19 +283,22 @@ impl Reception {
                 Received::Nothing if self.senders[at].is_stuck() => self.give_up(at)?,
                 Received::Nothing => at += 1,
             }
+            heard = 0;
         }
         ControlFlow::Continue(())
     }
 
-    fn heard(&mut self, at: usize, report: Report) -> Step {
-        let sender = &mut self.senders[at];
+    /// Deals with one report of the sender at this place, which may change.
+    fn heard(&mut self, at: &mut usize, report: Report) -> Step {
+        let sender = &mut self.senders[*at];
         match report {
             Report::Busy => {
                 sender.busy_since = Some(Instant::now());
                 let first = self.once && !sender.spoke;
                 sender.spoke = true;
                 if first {
-                    self.dismiss_all_but(at);
+                    self.dismiss_all_but(*at);
+                    *at = 0;
                 }
             }
             Report::Text(text) => sender.text.extend_from_slice(&text),

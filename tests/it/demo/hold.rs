@@ -242,3 +242,21 @@ fn a_socket_that_lingers_when_it_is_closed_holds_nobody() {
     recv.wait_for_stderr("cannot close what came with a message: a call did not return");
     recv.wait_for_stdout("read 6 bytes: hello\n");
 }
+
+#[test]
+fn a_sender_that_never_stops_keeps_nobody_from_being_served() {
+    let dir = directory();
+    fs::write(dir.path().join("more"), "more\n").unwrap();
+    let recv = recv_fd(dir.path(), &[]);
+    let sender = UnixStream::connect(dir.path().join("fd.sock")).unwrap();
+    let file = File::open(dir.path().join("hello")).unwrap();
+    let flood = thread::spawn(move || {
+        let data = [IoSlice::new(b"flood")];
+        while fdpass::send(&sender, &data, &[file.as_fd()], Wait::Block).is_ok() {}
+    });
+    recv.wait_for_stdout("received 5 bytes: flood\n");
+    send_fd(dir.path(), &["more"]);
+    recv.wait_for_stdout("read 5 bytes: more\n");
+    recv.stop();
+    flood.join().unwrap();
+}

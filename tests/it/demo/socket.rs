@@ -59,7 +59,8 @@ fn what_is_in_use_or_no_socket_is_left_alone() {
     let error = failure(dir.path(), &["recv-fd", "-f", "hello"]);
     assert_eq!(
         error,
-        "batond: cannot listen on hello: something that is not a socket is in the way: a regular file\n"
+        "batond: cannot listen on hello: something that is not a socket is in the way: \
+         a regular file\n"
     );
     assert_eq!(fs::read(dir.path().join("hello")).unwrap(), b"hello\n");
     let error = failure(dir.path(), &["recv-fd", "-f", "no/such/place"]);
