@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use nix::unistd::{getpgrp, tcgetpgrp};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, read, retry_on_intr};
 use rustix::net::{RecvFlags, SocketType, recv, sockopt};
 
@@ -18,6 +18,9 @@ use crate::error::Plain;
 
 /// How many bytes to read from a descriptor.
 const MOST_CONTENT: usize = 1000;
+
+/// The device number of /dev/ptmx (pts(4)).
+const PSEUDO_TERMINAL_MASTER: (u32, u32) = (5, 2);
 
 /// What reading a descriptor gave.
 pub(super) enum Content {
@@ -43,9 +46,6 @@ pub(super) fn content(descriptor: &OwnedFd, deadline: Instant) -> Content {
         }
         _ => {}
     }
-    if let Some(reason) = terminal_of_others(descriptor) {
-        return Content::Failed(reason);
-    }
     match readable(descriptor, deadline) {
         Ok(true) => {}
         Ok(false) => return Content::NothingYet,
@@ -60,7 +60,7 @@ pub(super) fn content(descriptor: &OwnedFd, deadline: Instant) -> Content {
             Content::Bytes(buffer)
         }
         Err(Errno::AGAIN) => Content::NothingYet,
-        // The foreground may have changed since it was looked at.
+        // With SIGTTIN blocked, a terminal says this to a process in its background.
         Err(Errno::IO) => match terminal_of_others(descriptor) {
             Some(reason) => Content::Failed(reason),
             None => failed(Errno::IO),
@@ -69,10 +69,13 @@ pub(super) fn content(descriptor: &OwnedFd, deadline: Instant) -> Content {
     }
 }
 
-/// Says so if the descriptor is this session's terminal and this process is in the background of
-/// it: a read from there would stop the process (SIGTTIN), or fail with EIO if it is blocked.
+/// Says so if the descriptor is a terminal in whose background this process is.
 fn terminal_of_others(descriptor: &OwnedFd) -> Option<String> {
-    // It fails for everything but the controlling terminal, and no other terminal stops a reader.
+    // The other end of a pseudo-terminal tells the foreground of this one, and stops no reader.
+    let device = fstat(descriptor).ok()?.st_rdev;
+    if (major(device), minor(device)) == PSEUDO_TERMINAL_MASTER {
+        return None;
+    }
     let foreground = tcgetpgrp(descriptor).ok()?;
     (foreground != getpgrp()).then(|| {
         format!("it is a terminal whose foreground is process group {foreground}, not this one")

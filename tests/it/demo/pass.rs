@@ -201,3 +201,20 @@ fn every_kind_of_socket_has_its_name_and_an_empty_datagram_is_no_end() {
         "{text}"
     );
 }
+
+#[test]
+fn both_ends_of_a_pseudo_terminal_are_read() {
+    let dir = directory();
+    let recv = recv_fd(dir.path(), &[]);
+    let sender = UnixStream::connect(dir.path().join("fd.sock")).unwrap();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    rustix::io::write(&terminal.slave, b"shown").unwrap();
+    rustix::io::write(&terminal.master, b"typed\n").unwrap();
+    for (end, text) in [
+        (&terminal.master, "read 12 bytes: showntyped\r\n"),
+        (&terminal.slave, "read 6 bytes: typed\n"),
+    ] {
+        fdpass::send(&sender, &[IoSlice::new(b"*")], &[end.as_fd()], Wait::Block).unwrap();
+        recv.wait_for_stdout(text);
+    }
+}
