@@ -28,6 +28,8 @@
 //! # std::io::Result::Ok(())
 //! ```
 //!
+//! [`OwnedFd`]: std::os::fd::OwnedFd
+//!
 //! Not supported, because nothing here sets them: SO_PASSPIDFD, SO_PASSSEC and SO_TIMESTAMP on the
 //! receiving socket. SO_PASSCRED does no harm; the credentials are skipped.
 

@@ -117,7 +117,7 @@ fn read_now(descriptor: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
 }
 
 /// Whether a read of 0 bytes is a message rather than the end. (On a SEQPACKET socket it may be
-/// either, and nobody can tell.)
+/// either, and there is no telling which.)
 fn keeps_messages_apart(descriptor: &OwnedFd) -> bool {
     sockopt::socket_type(descriptor) == Ok(SocketType::DGRAM)
 }

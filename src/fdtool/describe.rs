@@ -214,7 +214,7 @@ mod tests {
                 "a netlink datagram socket",
             ),
         ] {
-            // Some kinds are not for everybody, or not in every kernel.
+            // Some kinds take a privilege, or are not in every kernel.
             let socket = socket_with(family, kind, SocketFlags::CLOEXEC, protocol);
             if let Ok(socket) = socket {
                 assert_eq!(socket_kind(&socket), expected);

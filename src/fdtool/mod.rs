@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! receive    recv-fd itself: signals, senders, the output; it never holds a received descriptor
+//! sender     what it knows of each sender
 //! receiver   a process for each sender, which takes its messages
 //! report     what a receiver tells recv-fd
 //! show       the text for one message
@@ -22,6 +23,7 @@ mod receive;
 mod receiver;
 mod report;
 mod send;
+mod sender;
 mod show;
 mod socket;
 

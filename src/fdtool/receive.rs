@@ -1,7 +1,7 @@
 //! `recv-fd`: waits for senders and prints what they pass, until a signal ends it.
 //!
 //! This process accepts, prints, and never has a received descriptor. Each sender has a receiver, a
-//! process of its own, so that one that is silent, or passes what cannot be read, keeps nobody else
+//! process of its own, so that one that is silent, or passes what cannot be read, keeps no other
 //! waiting. Datagrams come in one queue, in order, and have one receiver.
 
 use std::io::{self, IsTerminal, Read};
@@ -11,7 +11,6 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +22,7 @@ use signal_hook::low_level::pipe;
 
 use super::receiver;
 use super::report::{self, Received, Report};
+use super::sender::{LIMIT, Sender};
 use super::show::Style;
 use super::socket::{Bound, Kind, Socket};
 use crate::error::{Error, Plain, Result};
@@ -32,10 +32,6 @@ const MOST_SENDERS: usize = 256;
 
 /// How long to wait when no further sender can be accepted for want of descriptors.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// How long the descriptors of one message may take in all. Each waits for data for a second at
-/// most, so what takes longer is a call that does not return.
-const LIMIT: Duration = Duration::from_secs(5);
 
 /// How long to wait at the end for receivers that were killed.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -52,15 +48,15 @@ pub(crate) struct Receive {
     pub(crate) tlpi: bool,
 }
 
-/// Receives and prints until SIGINT, SIGTERM, the end of whoever reads the output, or the end of
-/// the first sender.
+/// Receives and prints until SIGINT, SIGTERM, the end of the output's reader, or with --once the
+/// end of the first sender.
 pub(crate) fn receive(settings: &Receive) -> Result<()> {
     let mut actions = Vec::new();
     let stop = signal_pipe(&[SIGINT, SIGTERM], &mut actions)?;
     let ended = signal_pipe(&[SIGCHLD], &mut actions)?;
     let bound = settings.socket.listen()?;
-    // This open file description is nobody else's. A sender that gives up between poll and accept
-    // must not hold this process.
+    // No other process has this open file description yet. A sender that gives up between poll and
+    // accept must not hold this one.
     ioctl_fionbio(bound.socket(), true).map_err(|errno| Error::new("prepare to accept", errno))?;
     let mut reception = Reception {
         once: settings.once,
@@ -119,22 +115,6 @@ struct Reception {
     senders: Vec<Sender>,
     /// Receivers that were started and not yet reaped.
     children: usize,
-}
-
-/// A connected sender, or everybody who sends datagrams.
-struct Sender {
-    /// Who it is, for the log: ` from process 123`.
-    from: String,
-    /// The process that receives from it; nothing once it was reaped.
-    receiver: Option<Pid>,
-    reports: OwnedFd,
-    /// The text of the current message, as far as it has come.
-    text: Vec<u8>,
-    /// Since when the receiver has been at work on a message.
-    busy_since: Option<Instant>,
-    silent_since: Instant,
-    /// Whether it has ever sent a message.
-    spoke: bool,
 }
 
 /// What a wait was ended by; several may be true.
@@ -231,15 +211,7 @@ impl Reception {
 
     fn add(&mut self, (receiver, reports): (Pid, OwnedFd), from: String) {
         self.children += 1;
-        self.senders.push(Sender {
-            from,
-            receiver: Some(receiver),
-            reports,
-            text: Vec::new(),
-            busy_since: None,
-            silent_since: Instant::now(),
-            spoke: false,
-        });
+        self.senders.push(Sender::new(receiver, reports, from));
     }
 
     /// Makes room for one more sender, if one of them has nothing under way.
@@ -459,24 +431,6 @@ impl Reception {
                 Ok(0) => return,
                 _ => self.reap(),
             }
-        }
-    }
-}
-
-impl Sender {
-    /// When its receiver has been at work for too long.
-    fn limit(&self) -> Option<Instant> {
-        self.busy_since.map(|since| since + LIMIT)
-    }
-
-    fn is_stuck(&self) -> bool {
-        self.limit().is_some_and(|limit| limit <= Instant::now())
-    }
-
-    fn kill(&self) {
-        if let Some(receiver) = self.receiver {
-            // It fails only for a process that is gone.
-            let _ = kill(receiver, Signal::SIGKILL);
         }
     }
 }

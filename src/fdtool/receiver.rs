@@ -1,9 +1,9 @@
 //! A receiver: the process that takes one sender's messages, or all datagrams.
 //!
-//! It is a process and not a thread because a call on a received descriptor may never return: a
-//! read or a close of a file whose file system has stopped (FUSE, NFS) cannot be ended even by
-//! SIGKILL before the file system answers. recv-fd can leave such a process behind, and a thread it
-//! could not. So the descriptors exist here only, and recv-fd is told of each step.
+//! It is a process and not a thread because a call on a received descriptor may never return: not
+//! even SIGKILL ends a read or a close that waits for a FUSE file system, before that answers.
+//! recv-fd can leave such a process behind when it ends, and could not leave a thread. So received
+//! descriptors exist here only, and each step is reported to recv-fd.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -44,13 +44,14 @@ pub(super) fn start(
         .map_err(failed)?;
     let keep = [0, 1, 2, socket.as_raw_fd(), theirs.as_raw_fd()];
     let detach = || {
-        // They write to descriptors whose numbers will soon stand for something else. A Ctrl-C is
-        // meant for recv-fd, which ends this process in its turn.
+        // These actions write to descriptors, and those numbers will soon stand for something else.
+        // A Ctrl-C is meant for recv-fd, which ends this process in its turn.
         for action in actions {
             unregister(*action);
         }
-        // The standard descriptors stay occupied, lest a received one take the place of one. If it
-        // lives on, nobody who reads recv-fd's output to its end is to wait for it.
+        // The numbers of the standard descriptors stay occupied, lest a received descriptor get
+        // one. The output itself must not stay open here: a receiver that cannot be killed would
+        // keep a reader of recv-fd's output waiting for the end.
         let replaced = dup2_stdin(&null)
             .and(dup2_stdout(&null))
             .and(dup2_stderr(&null));
@@ -65,7 +66,7 @@ pub(super) fn start(
             kind,
             style,
         };
-        // An error here means that recv-fd is gone, and nobody is left to tell.
+        // An error means that recv-fd is gone, and there is nothing left to report to.
         u8::from(receiver.run().is_err())
     };
     let pid = process::spawn(&keep, detach, main).map_err(failed)?;
@@ -75,7 +76,8 @@ pub(super) fn start(
 /// The process id of a stream's sender, for the log.
 pub(super) fn sender_of(connection: &OwnedFd) -> Option<i32> {
     let peer = getsockopt(&connection.as_fd(), PeerCredentials).ok()?;
-    Some(peer.pid())
+    // A process of a pid namespace that is not seen from here has 0.
+    Some(peer.pid()).filter(|pid| *pid > 0)
 }
 
 struct Receiver<'a> {

@@ -115,8 +115,8 @@ impl Source {
             return Ok(None);
         };
         let open = || -> Result<OwnedFd, Errno> {
-            // Without O_NONBLOCK, to open a FIFO that nobody writes to would wait for a writer for
-            // ever (fifo(7)). It is taken back before anyone shares the open file.
+            // Without O_NONBLOCK, the open of a FIFO that has no writer would wait for one for ever
+            // (fifo(7)). The flag is taken back before another process shares the open file.
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let file = retry_on_intr(|| open(path, flags, Mode::empty()))?;
             let flags = fcntl_getfl(&file)?;
