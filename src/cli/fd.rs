@@ -28,7 +28,7 @@ struct SocketArgs {
 pub(super) struct RecvArgs {
     #[command(flatten)]
     socket: SocketArgs,
-    /// Stop after the first sender, or with -d after the first message.
+    /// Stop after the first sender that sends something, or with -d after the first message.
     #[arg(long)]
     once: bool,
     /// Say what each descriptor is: its kind, its path, how it was opened, its offset.

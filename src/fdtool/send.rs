@@ -2,14 +2,23 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{SEND_TIMEOUT, Socket};
+use super::connect::connect;
+use super::socket::Socket;
 use crate::error::{Error, Result};
 use crate::fdpass::{self, Wait};
+
+/// What scm_rights_send sends along with its descriptor, as a native int.
+pub(crate) const TLPI_NUMBER: i32 = 12345;
+
+/// How long to wait for a receiver that takes nothing at all.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What send-fd was asked to do.
 #[derive(Debug)]
@@ -37,35 +46,58 @@ pub(crate) fn send(settings: &Send) -> Result<()> {
         .map(Source::open)
         .collect::<Result<_>>()?;
     let stdin = std::io::stdin();
-    let socket = settings.socket.connect()?;
+    let socket = connect(&settings.socket, PATIENCE)?;
     for (file, source) in opened.iter().zip(&settings.files) {
         let descriptor = file.as_ref().map_or(stdin.as_fd(), AsFd::as_fd);
-        pass(&socket, &settings.payload, descriptor).map_err(|error| {
-            let attempt = format!(
-                "pass {} on {}",
-                source.name(),
-                settings.socket.path.display()
-            );
-            let reason = if error.would_block() {
-                format!(
-                    "the receiver took nothing for {} seconds",
-                    SEND_TIMEOUT.as_secs()
-                )
-            } else {
-                error.to_string()
-            };
-            Error::because(attempt, reason)
+        pass(&socket, &settings.payload, descriptor).map_err(|reason| {
+            let socket = settings.socket.path.display();
+            Error::because(format!("pass {} on {socket}", source.name()), reason)
         })?;
     }
     Ok(())
 }
 
-fn pass(socket: &OwnedFd, payload: &[u8], file: BorrowedFd<'_>) -> Result<(), fdpass::Error> {
-    let mut sent = fdpass::send(socket, &[IoSlice::new(payload)], &[file], Wait::Block)?;
-    // A stream may take a long payload in pieces. The descriptor went with the first.
+/// Passes one descriptor with the payload. An error says why not.
+fn pass(socket: &OwnedFd, payload: &[u8], file: BorrowedFd<'_>) -> Result<(), String> {
+    // A stream may take a long payload in pieces. The descriptor goes with the first.
+    let mut sent = 0;
+    let mut progress = Instant::now();
     while sent < payload.len() {
-        sent += fdpass::send(socket, &[IoSlice::new(&payload[sent..])], &[], Wait::Block)?;
+        let descriptors = if sent == 0 { &[file][..] } else { &[] };
+        let data = [IoSlice::new(&payload[sent..])];
+        match fdpass::send(socket, &data, descriptors, Wait::Dont) {
+            Ok(count) => {
+                sent += count;
+                progress = Instant::now();
+            }
+            Err(error) if error.would_block() => {
+                let waited = progress.elapsed();
+                if waited >= PATIENCE {
+                    let (seconds, all) = (waited.as_secs(), payload.len());
+                    return Err(match sent {
+                        0 => format!("the receiver took nothing for {seconds} seconds"),
+                        _ => format!(
+                            "{sent} of {all} bytes were sent, and the receiver took nothing for \
+                             {seconds} seconds"
+                        ),
+                    });
+                }
+                wait_for_room(socket, PATIENCE - waited).map_err(|errno| errno.to_string())?;
+            }
+            Err(error) => return Err(error.to_string()),
+        }
     }
+    Ok(())
+}
+
+/// Waits until the socket may take more, or for this long.
+fn wait_for_room(socket: &OwnedFd, time: Duration) -> Result<(), Errno> {
+    let timeout = Timespec {
+        tv_sec: time.as_secs().cast_signed(),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    let mut descriptors = [PollFd::new(socket, PollFlags::OUT)];
+    retry_on_intr(|| poll(&mut descriptors, Some(&timeout)))?;
     Ok(())
 }
 
@@ -73,7 +105,7 @@ impl Source {
     fn name(&self) -> std::path::Display<'_> {
         match self {
             Self::File(path) => path.display(),
-            Self::Stdin => std::path::Path::new("standard input").display(),
+            Self::Stdin => Path::new("standard input").display(),
         }
     }
 
@@ -83,8 +115,8 @@ impl Source {
             return Ok(None);
         };
         let open = || -> Result<OwnedFd, Errno> {
-            // Without O_NONBLOCK, to open a FIFO that nobody writes to would wait for a writer for
-            // ever (fifo(7)). It is taken back before anyone shares the open file.
+            // Without O_NONBLOCK, the open of a FIFO that has no writer would wait for one for ever
+            // (fifo(7)). The flag is taken back before another process shares the open file.
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let file = retry_on_intr(|| open(path, flags, Mode::empty()))?;
             let flags = fcntl_getfl(&file)?;
