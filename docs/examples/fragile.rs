@@ -4,8 +4,9 @@
 //! cargo run --example fragile -- --mood /tmp/mood --max-turns 100 --max-rss 100000000
 //! ```
 //!
-//! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger by 100 MiB, and
-//! `echo exit > /tmp/mood` so that each worker exits when it is started; `hang` makes it hang, and anything else is well.
+//! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger
+//! by 100 MiB, and `echo exit > /tmp/mood` so that each worker exits when it is started; `hang`
+//! makes it hang, and anything else is well.
 
 use std::fs;
 use std::path::{Path, PathBuf};

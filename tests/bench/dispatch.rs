@@ -1,6 +1,8 @@
-//! What a decision of the dispatcher costs: it must not depend on the number of workers or connections.
+//! What a decision of the dispatcher costs: it must not depend on the number of workers or
+//! connections.
 //!
-//! The time is for 32 requests, each readable, lent, reported and parked again, or accepted, lent, reported and closed.
+//! The time is for 32 requests, each readable, lent, reported and parked again, or accepted, lent,
+//! reported and closed.
 
 use std::collections::VecDeque;
 use std::hint::black_box;

@@ -1,5 +1,6 @@
-//! Workers that give up privileges: what the kernel says that they are, what they try in vain, and that they serve all
-//! the same. docs/examples/confined.rs is the program. To give root up takes root: without it, the refusals are tested.
+//! Workers that give up privileges: what the kernel says that they are, what they try in vain, and
+//! that they serve all the same. docs/examples/confined.rs is the program. To give root up takes
+//! root: without it, the refusals are tested.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -57,7 +58,8 @@ fn link(pid: Pid, name: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/{name}")).expect("root may look")
 }
 
-/// That a process, and each of its threads, is of one user and of these groups, and has no capability.
+/// That a process, and each of its threads, is of one user and of these groups, and has no
+/// capability.
 #[track_caller]
 fn assert_dropped(worker: Worker, uid: u32, gid: u32, groups: &[u32]) {
     let directory = format!("/proc/{}/task", worker.pid);
@@ -333,7 +335,8 @@ fn few_descriptors_are_enough_for_many_clients() {
     clients.stop().assert_all_ok_so_far();
 }
 
-/// Runs the example with these arguments to its end, which must be an error with these words, before any worker.
+/// Runs the example with these arguments to its end, which must be an error with these words,
+/// before any worker.
 #[track_caller]
 fn refused(arguments: &[&str], message: &str) {
     let mut command = command(example("confined"));
@@ -387,7 +390,8 @@ fn what_takes_root_is_refused_to_others() {
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("it is ours");
     // Where the program was built, others may have no way.
     let program = place.path().join("confined");
-    // Not by this process: what another test forks meanwhile could keep it open for writing, and then it can't be run.
+    // Not by this process: what another test forks meanwhile could keep it open for writing, and
+    // then it can't be run.
     let mut copy = command("cp");
     copy.arg(example("confined")).arg(&program);
     assert!(finish(copy).status.success());

@@ -267,8 +267,8 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
     assert_eq!(server.get("/").status, 200);
 }
 
-/// Ends the sending side of a worker's inbox and rings the master, as a worker gone wild could; false when that is not
-/// permitted (ptrace(2), Yama).
+/// Ends the sending side of a worker's inbox and rings the master, as a worker gone wild could;
+/// false when that is not permitted (ptrace(2), Yama).
 fn shut_inbox_and_ring(worker: nix::unistd::Pid) -> bool {
     let script = "
 import ctypes, os, socket, sys

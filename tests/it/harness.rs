@@ -246,7 +246,8 @@ impl Setup {
         self
     }
 
-    /// Starts the server under another program, which must run it as its only child and end with it.
+    /// Starts the server under another program, which must run it as its only child and end with
+    /// it.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(OsString::from).collect();
         self
@@ -352,8 +353,8 @@ impl Worker {
     }
 }
 
-/// Sends a request that takes `milliseconds`, and returns the worker that sleeps in it. No other one
-/// may.
+/// Sends a request that takes `milliseconds`, and returns the worker that sleeps in it. No other
+/// one may.
 #[track_caller]
 pub fn begin_sleep(client: &mut Client, milliseconds: u32, workers: &[Worker]) -> Worker {
     client.send_get(&format!("/sleep/{milliseconds}"));
@@ -452,7 +453,8 @@ impl Server {
         assert!(line.contains("killed by SIGKILL"), "{line}");
     }
 
-    /// Waits for a log line with these words about this worker. (Its generation may stand there too.)
+    /// Waits for a log line with these words about this worker. (Its generation may stand there
+    /// too.)
     #[track_caller]
     pub fn wait_for_word(&self, pattern: &str, worker: Worker) -> String {
         let line = self.stderr.wait(|output| {
