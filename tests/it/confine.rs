@@ -13,19 +13,11 @@ use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
 
 use crate::harness::process::status;
+use crate::harness::skip::lacks_root;
 use crate::harness::{Clients, Habit, Server, Setup, Worker, command, example, finish};
 
 /// A user and a group that no database knows.
 const STRANGER: u32 = 54321;
-
-/// Whether this test can be run at all.
-fn is_root(test: &str) -> bool {
-    let root = geteuid().is_root();
-    if !root {
-        eprintln!("{test}: not run, for only root can give root up");
-    }
-    root
-}
 
 fn setup(arguments: &[&str]) -> Setup {
     Setup::example("confined", arguments)
@@ -112,7 +104,7 @@ fn shared_directory(within: &Path, name: &str) -> PathBuf {
 
 #[test]
 fn workers_are_what_they_were_told_to_be() {
-    if !is_root("workers_are_what_they_were_told_to_be") {
+    if lacks_root() {
         return;
     }
     let own = sched_getaffinity(Pid::from_raw(0)).expect("it can be asked");
@@ -144,7 +136,7 @@ fn workers_are_what_they_were_told_to_be() {
 
 #[test]
 fn a_user_brings_its_groups_along() {
-    if !is_root("a_user_brings_its_groups_along") {
+    if lacks_root() {
         return;
     }
     let nobody = nobody();
@@ -165,7 +157,7 @@ fn a_user_brings_its_groups_along() {
 
 #[test]
 fn who_has_given_root_up_does_not_get_it_back() {
-    if !is_root("who_has_given_root_up_does_not_get_it_back") {
+    if lacks_root() {
         return;
     }
     // Whatever root tries succeeds: else the rest would prove nothing.
@@ -186,7 +178,7 @@ fn who_has_given_root_up_does_not_get_it_back() {
 
 #[test]
 fn a_master_needs_no_more_than_some_capabilities() {
-    if !is_root("a_master_needs_no_more_than_some_capabilities") {
+    if lacks_root() {
         return;
     }
     // The last is for the way to the program.
@@ -211,7 +203,7 @@ fn a_master_needs_no_more_than_some_capabilities() {
 
 #[test]
 fn a_chroot_is_all_that_is_seen() {
-    if !is_root("a_chroot_is_all_that_is_seen") {
+    if lacks_root() {
         return;
     }
     let place = TempDir::new().expect("a temporary directory");
@@ -246,7 +238,7 @@ fn a_chroot_is_all_that_is_seen() {
 
 #[test]
 fn a_worker_that_dies_is_replaced_by_one_that_is_confined_too() {
-    if !is_root("a_worker_that_dies_is_replaced_by_one_that_is_confined_too") {
+    if lacks_root() {
         return;
     }
     let arguments = ["--user", "nobody", "--group", "54321", "-w", "1"];
@@ -271,7 +263,7 @@ fn a_worker_that_dies_is_replaced_by_one_that_is_confined_too() {
 
 #[test]
 fn a_worker_that_cannot_be_confined_serves_nobody() {
-    if !is_root("a_worker_that_cannot_be_confined_serves_nobody") {
+    if lacks_root() {
         return;
     }
     let place = TempDir::new().expect("a temporary directory");
@@ -297,7 +289,7 @@ fn a_worker_that_cannot_be_confined_serves_nobody() {
 
 #[test]
 fn what_is_no_protection_is_said_once() {
-    if !is_root("what_is_no_protection_is_said_once") {
+    if lacks_root() {
         return;
     }
     let place = TempDir::new().expect("a temporary directory");

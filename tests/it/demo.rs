@@ -18,6 +18,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
+use crate::harness::skip::lacks;
+
 /// No wait is longer than this. It is far above what is needed, for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -322,6 +324,9 @@ fn standard_input_is_passed_as_it_is() {
 
 #[test]
 fn a_python_sender_may_pass_several_at_once() {
+    if lacks("python3") {
+        return;
+    }
     const SCRIPT: &str = "
 import os, socket, sys
 kind, path, *files = sys.argv[1:]
@@ -360,6 +365,9 @@ socket.send_fds(s, [b'to', b'ken'], fds)
 
 #[test]
 fn a_python_receiver_gets_what_send_fd_passes() {
+    if lacks("python3") {
+        return;
+    }
     const SCRIPT: &str = "
 import os, socket, sys
 kind = sys.argv[1]
@@ -456,6 +464,9 @@ int main(int argc, char **argv)
 
 #[test]
 fn c_programs_on_either_side() {
+    if lacks("cc") {
+        return;
+    }
     let dir = directory();
     let source = dir.path().join("peer.c");
     fs::write(&source, C_PEER).unwrap();
@@ -772,6 +783,9 @@ fn output_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn a_terminal_is_shown_no_control_characters_and_a_pipe_gets_all_bytes() {
+    if lacks("python3") {
+        return;
+    }
     // Runs recv-fd with a pseudo-terminal as its output, and copies that to a pipe, byte for byte.
     const SCRIPT: &str = "
 import os, subprocess, sys, tty

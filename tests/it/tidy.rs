@@ -4,12 +4,14 @@
 //!
 //! By what they look at: `layers` and `floors` at the directions of imports, `owners` at what one
 //! file alone may do, `pure` at what has no effects, `text` at lines and lengths, `documents` at
-//! what docs/architecture.md says of the tree. `source` parses, `references` resolves paths.
+//! what docs/architecture.md says of the tree, `programs` at what tests start. `source` parses,
+//! `references` resolves paths.
 
 mod documents;
 mod floors;
 mod layers;
 mod owners;
+mod programs;
 mod pure;
 mod references;
 mod source;

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::harness::client::Served;
+use crate::harness::skip::lacks;
 use crate::harness::upgrade::{STARTED, TOOK_OVER, install, install_script, master_in};
 use crate::harness::{
     Client, DEADLINE, Server, Setup, Watched, Worker, begin_sleep, eventually, field, process,
@@ -148,6 +149,9 @@ fn a_program_that_says_nothing() {
 
 #[test]
 fn a_program_that_closes_its_descriptors_and_stays() {
+    if lacks("python3") {
+        return;
+    }
     let script = "exec python3 -c 'import os,time; os.closerange(3, 1000); time.sleep(1000)'";
     let replace = |program: &Path| install_script(program, script);
     fails(&[], replace, "takeover failed", "the new master is gone");
