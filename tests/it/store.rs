@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
+use rustix::fs::fstat;
 
 use crate::harness::client::Served;
 use crate::harness::systemd::Manager;
@@ -45,6 +46,14 @@ fn wait_for_connections(manager: &Manager, connections: usize) {
             .all(|(name, wanted)| count(manager, name) == *wanted)
             && manager.stored().len() == connections + 3
     });
+}
+
+/// The inodes of the stored listeners.
+fn listeners(manager: &Manager) -> Vec<u64> {
+    let stored = manager.stored().into_iter();
+    let listeners = stored.filter(|(name, _)| name.starts_with(LISTENER));
+    let inodes = listeners.map(|(_, socket)| fstat(socket).expect("it is open").st_ino);
+    inodes.collect()
 }
 
 fn ledgers(manager: &Manager) -> Vec<std::fs::File> {
@@ -392,10 +401,13 @@ fn a_unix_listener_whose_file_is_gone_is_made_anew() {
     wait_for_connections(&manager, 0);
     kill_all(&mut first, &workers);
     std::fs::remove_file(&path).expect("it is there");
-    let second = manager.manage(setup().expect("is of no use")).start();
+    let of_first = listeners(&manager);
+    let mut second = manager.manage(setup().expect("is of no use")).start();
     assert_eq!(second.get("/").status, 200);
+    eventually("the new listener is stored instead of the old one", || {
+        listeners(&manager) != of_first
+    });
     wait_for_connections(&manager, 0);
-    let mut second = second;
     let workers = second.workers(1);
     kill_all(&mut second, &workers);
     let third = manager.manage(setup()).start();
@@ -435,9 +447,9 @@ fn a_new_master_is_responsible_for_what_the_old_one_stored() {
     let old = server.master();
     server.signal(Signal::SIGUSR2);
     assert!(server.wait_for_master().success());
-    let line = manager.wait_for_messages("READY=1", 2);
-    assert_eq!(line.len(), 2);
-    let ready = server.log_lines("worker ready");
+    assert_eq!(manager.wait_for_messages("READY=1", 2).len(), 2);
+    // The manager may know it before the test has read the log that far.
+    let ready = server.wait_for_lines("worker ready", 2);
     let (new, worker) = successor(&ready);
     assert_ne!(new.pid(), old);
     // The state of the old one is gone, and the names of its connections are the new one's.
