@@ -33,6 +33,22 @@ fn every_invariant_names_a_test_that_exists() {
     settle("invariants name their tests", &report(&wrong));
 }
 
+/// (What the changelog names was there at its time.)
+#[test]
+fn each_path_that_a_document_names_exists() {
+    let mut report = String::new();
+    let documents = source::files("docs", &["md"]).into_iter();
+    let documents = documents.filter(|path| path != "docs/CHANGELOG.md");
+    for document in documents.chain(["README.md".to_owned()]) {
+        let text = source::text(&document);
+        let paths = quoted(&text).into_iter().filter(|name| is_path(name));
+        for path in paths.filter(|path| !source::root().join(path).exists()) {
+            let _ = writeln!(report, "{document}: {path} does not exist");
+        }
+    }
+    settle("paths in documents", &report);
+}
+
 fn report(wrong: &[String]) -> String {
     wrong.iter().fold(String::new(), |mut report, one| {
         let _ = writeln!(report, "{DOCUMENT}: {one}");
@@ -116,7 +132,8 @@ fn wrong_invariants(
 
 fn is_path(name: &str) -> bool {
     let folders = ["src/", "tests/", "docs/", "scripts/"];
-    folders.iter().any(|folder| name.starts_with(folder))
+    let is_pattern = name.contains(['*', ' ', '…']);
+    !is_pattern && folders.iter().any(|folder| name.starts_with(folder))
 }
 
 fn is_function(name: &str) -> bool {
