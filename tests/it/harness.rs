@@ -6,6 +6,7 @@
 //! a test ends by asserting that the server logged no warning that the test did not expect.
 
 pub mod client;
+pub mod examples;
 pub mod ledger;
 pub mod load;
 pub mod process;
@@ -14,13 +15,13 @@ pub mod skip;
 pub mod systemd;
 pub mod upgrade;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
+pub use examples::example;
 pub use ledger::{Counting, Ledger};
 pub use load::{Clients, Habit, Tally, load};
 pub use process::{
@@ -38,64 +40,8 @@ pub use process::{
 /// The program under test.
 pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");
 
-/// The program of docs/examples that has this name.
-#[track_caller]
-pub fn example(name: &str) -> PathBuf {
-    let programs = Path::new(BATOND).parent().expect("it is in a directory");
-    build_examples(programs);
-    let path = programs.join("examples").join(name);
-    assert!(path.is_file(), "{} is not there", path.display());
-    path
-}
-
-/// Builds the examples as the program under test was built, once: cargo builds them for `cargo
-/// test`, but not for `cargo test --test it`. Without cargo they must be there.
-#[track_caller]
-fn build_examples(programs: &Path) {
-    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let Some(cargo) = std::env::var_os("CARGO") else {
-            return Ok(());
-        };
-        let name = |path: Option<&Path>| path?.file_name()?.to_str().map(str::to_owned);
-        let profile = name(Some(programs)).expect("it has the name of the profile");
-        let profile = if profile == "debug" { "dev" } else { &profile };
-        // Below the target directory, or below the folder there of a build for a named target.
-        let above = programs.parent().expect("it is in the target directory");
-        let mut command = Command::new(cargo);
-        command.args([
-            "build",
-            "--quiet",
-            "--offline",
-            "--examples",
-            "--profile",
-            profile,
-        ]);
-        let target = match above.join("CACHEDIR.TAG").is_file() {
-            true => above,
-            false => {
-                let triple = name(Some(above)).expect("it has the name of the target");
-                command.args(["--target", &triple]);
-                above.parent().expect("it is in the target directory")
-            }
-        };
-        command.arg("--target-dir").arg(target);
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        command.stdin(Stdio::null());
-        match command.output() {
-            Ok(output) if output.status.success() => Ok(()),
-            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-        .map_err(|why| format!("{command:?} failed: {why}"))
-    });
-    if let Err(why) = built {
-        panic!("{why}");
-    }
-}
-
 /// A command that finds nothing of the caller's environment that would change what the server does.
-pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn command(program: impl AsRef<OsStr>) -> Command {
     process::prepare();
     let mut command = Command::new(program);
     for name in [
