@@ -26,6 +26,7 @@ use source::{Broken, Source, Tree};
 /// fails until it is taken off. `cargo test --test it tidy -- --nocapture` says what is left to do.
 const UNFINISHED: &[&str] = &[
     "the floors of the master",
+    "the rooms of the master",
     "no circles in the master",
     "epoll has one owner",
     "kill has one owner",

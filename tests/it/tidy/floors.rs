@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::source::{Source, Tree};
+use super::source::{self, Source, Tree};
 use super::{check, settle};
 
 /// From the bottom to the top, below src/master: a room may use those of the lines before its own,
@@ -53,6 +53,18 @@ fn imports_inside_the_master_point_downwards_only() {
     check("the floors of the master", tree, |source| {
         upward(source, tree, FLOORS)
     });
+}
+
+#[test]
+fn each_room_of_the_list_exists() {
+    let mut report = String::new();
+    for room in FLOORS.iter().copied().flatten() {
+        let path = format!("{MASTER}{room}");
+        if !source::root().join(&path).exists() {
+            let _ = writeln!(report, "{path} does not exist: amend the list FLOORS");
+        }
+    }
+    settle("the rooms of the master", &report);
 }
 
 #[test]
