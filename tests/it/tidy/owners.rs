@@ -15,7 +15,7 @@ struct Call {
 const CALLS: &[Call] = &[
     Call {
         rule: "epoll has one owner",
-        within: "src/master",
+        within: "src",
         owner: "src/master/events/epoll.rs",
         paths: &[
             "rustix::event::epoll::add",
