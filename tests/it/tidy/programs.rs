@@ -11,7 +11,7 @@ use super::source;
 const LIST: &str = "tests/programs.txt";
 
 /// What every system has, and what a test makes itself.
-const EVERYWHERE: &[&str] = &["./peer", "cp", "ls", "mkfifo", "sh", "true"];
+const EVERYWHERE: &[&str] = &["./peer", "cat", "cp", "ls", "mkfifo", "sh", "true"];
 
 #[test]
 fn each_program_that_tests_start_is_listed() {
