@@ -13,6 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["dispatch/"],
     &["child.rs"],
     &["events/"],
+    &["master_only.rs"],
     &["snapshot.rs", "plan.rs"],
     &["listen/"],
     &["office/"],
@@ -21,7 +22,8 @@ const FLOORS: &[&[&str]] = &[
     &["workers/"],
     &["pool/"],
     &["pools.rs"],
-    &["reload.rs", "succession/", "orders.rs"],
+    &["reload.rs", "succession/"],
+    &["transition.rs"],
     &["mod.rs"],
 ];
 
