@@ -1,4 +1,5 @@
-//! The configuration file: what is right in it is obeyed, what is wrong is said in one line, and flags win over it.
+//! The configuration file: what is right in it is obeyed, what is wrong is said in one line, and
+//! flags win over it.
 
 use std::fs;
 use std::io::Read;
@@ -19,7 +20,8 @@ fn with_file(text: impl AsRef<[u8]>) -> TempDir {
     directory
 }
 
-/// Runs `check` or `serve`, which must fail with `code`, and say `reason` in a line that is the only one.
+/// Runs `check` or `serve`, which must fail with `code`, and say `reason` in a line that is the
+/// only one.
 #[track_caller]
 fn refuses(directory: &Path, arguments: &[&str], code: i32, reason: &str) {
     let finished = run(directory, arguments);

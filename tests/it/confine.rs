@@ -1,5 +1,6 @@
-//! Workers that give up privileges: what the kernel says that they are, what they try in vain, and that they serve all
-//! the same. docs/examples/confined.rs is the program. To give root up takes root: without it, the refusals are tested.
+//! Workers that give up privileges: what the kernel says that they are, what they try in vain, and
+//! that they serve all the same. docs/examples/confined.rs is the program. To give root up takes
+//! root: without it, the refusals are tested.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -12,19 +13,11 @@ use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
 
 use crate::harness::process::status;
+use crate::harness::skip::lacks_root;
 use crate::harness::{Clients, Habit, Server, Setup, Worker, command, example, finish};
 
 /// A user and a group that no database knows.
 const STRANGER: u32 = 54321;
-
-/// Whether this test can be run at all.
-fn is_root(test: &str) -> bool {
-    let root = geteuid().is_root();
-    if !root {
-        eprintln!("{test}: not run, for only root can give root up");
-    }
-    root
-}
 
 fn setup(arguments: &[&str]) -> Setup {
     Setup::example("confined", arguments)
@@ -57,7 +50,8 @@ fn link(pid: Pid, name: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/{name}")).expect("root may look")
 }
 
-/// That a process, and each of its threads, is of one user and of these groups, and has no capability.
+/// That a process, and each of its threads, is of one user and of these groups, and has no
+/// capability.
 #[track_caller]
 fn assert_dropped(worker: Worker, uid: u32, gid: u32, groups: &[u32]) {
     let directory = format!("/proc/{}/task", worker.pid);
@@ -110,7 +104,7 @@ fn shared_directory(within: &Path, name: &str) -> PathBuf {
 
 #[test]
 fn workers_are_what_they_were_told_to_be() {
-    if !is_root("workers_are_what_they_were_told_to_be") {
+    if lacks_root() {
         return;
     }
     let own = sched_getaffinity(Pid::from_raw(0)).expect("it can be asked");
@@ -142,7 +136,7 @@ fn workers_are_what_they_were_told_to_be() {
 
 #[test]
 fn a_user_brings_its_groups_along() {
-    if !is_root("a_user_brings_its_groups_along") {
+    if lacks_root() {
         return;
     }
     let nobody = nobody();
@@ -163,7 +157,7 @@ fn a_user_brings_its_groups_along() {
 
 #[test]
 fn who_has_given_root_up_does_not_get_it_back() {
-    if !is_root("who_has_given_root_up_does_not_get_it_back") {
+    if lacks_root() {
         return;
     }
     // Whatever root tries succeeds: else the rest would prove nothing.
@@ -184,7 +178,7 @@ fn who_has_given_root_up_does_not_get_it_back() {
 
 #[test]
 fn a_master_needs_no_more_than_some_capabilities() {
-    if !is_root("a_master_needs_no_more_than_some_capabilities") {
+    if lacks_root() {
         return;
     }
     // The last is for the way to the program.
@@ -209,7 +203,7 @@ fn a_master_needs_no_more_than_some_capabilities() {
 
 #[test]
 fn a_chroot_is_all_that_is_seen() {
-    if !is_root("a_chroot_is_all_that_is_seen") {
+    if lacks_root() {
         return;
     }
     let place = TempDir::new().expect("a temporary directory");
@@ -244,7 +238,7 @@ fn a_chroot_is_all_that_is_seen() {
 
 #[test]
 fn a_worker_that_dies_is_replaced_by_one_that_is_confined_too() {
-    if !is_root("a_worker_that_dies_is_replaced_by_one_that_is_confined_too") {
+    if lacks_root() {
         return;
     }
     let arguments = ["--user", "nobody", "--group", "54321", "-w", "1"];
@@ -269,7 +263,7 @@ fn a_worker_that_dies_is_replaced_by_one_that_is_confined_too() {
 
 #[test]
 fn a_worker_that_cannot_be_confined_serves_nobody() {
-    if !is_root("a_worker_that_cannot_be_confined_serves_nobody") {
+    if lacks_root() {
         return;
     }
     let place = TempDir::new().expect("a temporary directory");
@@ -295,7 +289,7 @@ fn a_worker_that_cannot_be_confined_serves_nobody() {
 
 #[test]
 fn what_is_no_protection_is_said_once() {
-    if !is_root("what_is_no_protection_is_said_once") {
+    if lacks_root() {
         return;
     }
     let place = TempDir::new().expect("a temporary directory");
@@ -333,7 +327,8 @@ fn few_descriptors_are_enough_for_many_clients() {
     clients.stop().assert_all_ok_so_far();
 }
 
-/// Runs the example with these arguments to its end, which must be an error with these words, before any worker.
+/// Runs the example with these arguments to its end, which must be an error with these words,
+/// before any worker.
 #[track_caller]
 fn refused(arguments: &[&str], message: &str) {
     let mut command = command(example("confined"));
@@ -387,7 +382,8 @@ fn what_takes_root_is_refused_to_others() {
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("it is ours");
     // Where the program was built, others may have no way.
     let program = place.path().join("confined");
-    // Not by this process: what another test forks meanwhile could keep it open for writing, and then it can't be run.
+    // Not by this process: what another test forks meanwhile could keep it open for writing, and
+    // then it can't be run.
     let mut copy = command("cp");
     copy.arg(example("confined")).arg(&program);
     assert!(finish(copy).status.success());

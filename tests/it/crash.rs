@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
 use crate::harness::process;
+use crate::harness::skip::{lacks, skip};
 use crate::harness::{
     Client, Clients, Server, Setup, Worker, begin_sleep, wait_until_asleep, wait_until_idle,
 };
@@ -248,6 +249,9 @@ fn the_master_outlives_many_crashes() {
 
 #[test]
 fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
+    if lacks("python3") {
+        return;
+    }
     let server = Setup::new(&["demo", "-w", "2"])
         .expect("broke the protocol")
         .expect(" died ")
@@ -255,7 +259,7 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
     let rogue = server.workers(2)[0];
     // When it is rung, the master reads the end of a stream that has none, as often as it looks.
     if !shut_inbox_and_ring(rogue.pid) {
-        eprintln!("skipped: this user may not take a descriptor of another process");
+        skip("this user may not take a descriptor of another process (ptrace(2), Yama)");
         return;
     }
     server.wait_for_log(&format!(
@@ -267,8 +271,8 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_heard_no_more() {
     assert_eq!(server.get("/").status, 200);
 }
 
-/// Ends the sending side of a worker's inbox and rings the master, as a worker gone wild could; false when that is not
-/// permitted (ptrace(2), Yama).
+/// Ends the sending side of a worker's inbox and rings the master, as a worker gone wild could;
+/// false when that is not permitted (ptrace(2), Yama).
 fn shut_inbox_and_ring(worker: nix::unistd::Pid) -> bool {
     let script = "
 import ctypes, os, socket, sys

@@ -26,6 +26,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
+use crate::harness::skip::{lacks, lacks_root, skip};
+
 /// No wait is longer than this. It is far above what is needed, for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -6,14 +6,16 @@
 //! a test ends by asserting that the server logged no warning that the test did not expect.
 
 pub mod client;
+pub mod examples;
 pub mod ledger;
 pub mod load;
 pub mod process;
 pub mod session;
+pub mod skip;
 pub mod systemd;
 pub mod upgrade;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -28,6 +30,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use client::{Client, Endpoint, Reply};
+pub use examples::example;
 pub use ledger::{Counting, Ledger};
 pub use load::{Clients, Habit, Tally, load};
 pub use process::{
@@ -37,21 +40,8 @@ pub use process::{
 /// The program under test.
 pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");
 
-/// The program of docs/examples that has this name.
-#[track_caller]
-pub fn example(name: &str) -> PathBuf {
-    let programs = Path::new(BATOND).parent().expect("it is in a directory");
-    let path = programs.join("examples").join(name);
-    assert!(
-        path.is_file(),
-        "{} is not there: cargo build --examples",
-        path.display()
-    );
-    path
-}
-
 /// A command that finds nothing of the caller's environment that would change what the server does.
-pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn command(program: impl AsRef<OsStr>) -> Command {
     process::prepare();
     let mut command = Command::new(program);
     for name in [
@@ -246,7 +236,8 @@ impl Setup {
         self
     }
 
-    /// Starts the server under another program, which must run it as its only child and end with it.
+    /// Starts the server under another program, which must run it as its only child and end with
+    /// it.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(OsString::from).collect();
         self
@@ -352,8 +343,8 @@ impl Worker {
     }
 }
 
-/// Sends a request that takes `milliseconds`, and returns the worker that sleeps in it. No other one
-/// may.
+/// Sends a request that takes `milliseconds`, and returns the worker that sleeps in it. No other
+/// one may.
 #[track_caller]
 pub fn begin_sleep(client: &mut Client, milliseconds: u32, workers: &[Worker]) -> Worker {
     client.send_get(&format!("/sleep/{milliseconds}"));
@@ -452,7 +443,8 @@ impl Server {
         assert!(line.contains("killed by SIGKILL"), "{line}");
     }
 
-    /// Waits for a log line with these words about this worker. (Its generation may stand there too.)
+    /// Waits for a log line with these words about this worker. (Its generation may stand there
+    /// too.)
     #[track_caller]
     pub fn wait_for_word(&self, pattern: &str, worker: Worker) -> String {
         let line = self.stderr.wait(|output| {

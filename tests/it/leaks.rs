@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use nix::unistd::Pid;
 
 use crate::harness::process::{eventually_within, is_nonblocking};
+use crate::harness::skip::lacks;
 use crate::harness::{DEADLINE, Server, Setup, load, open_descriptors};
 
 type Open = BTreeMap<Pid, BTreeMap<i32, String>>;
@@ -106,6 +107,9 @@ fn the_master_keeps_one_blocking_descriptor_for_each_connection() {
 
 #[test]
 fn a_master_without_a_free_descriptor_takes_connections_back() {
+    if lacks("prlimit") {
+        return;
+    }
     let server = Setup::new(&["demo", "-w", "1"]).start();
     let mut clients = server.connect_all(8);
     // Many short turns side by side, so that connections are lent ahead.
@@ -127,6 +131,9 @@ fn a_master_without_a_free_descriptor_takes_connections_back() {
 
 #[test]
 fn workers_are_replaced_when_clients_have_all_descriptors() {
+    if lacks("prlimit") {
+        return;
+    }
     let server = Setup::new(&["demo", "-w", "2"])
         .expect("cannot accept")
         .expect(" died ")

@@ -1,5 +1,6 @@
-//! A life without downtime: what clients may expect while a server goes over to new workers, in whatever way it does
-//! that. The tests are in the modules of those ways; here is what they have in common.
+//! A life without downtime: what clients may expect while a server goes over to new workers, in
+//! whatever way it does that. The tests are in the modules of those ways; here is what they have in
+//! common.
 
 use std::time::{Duration, Instant};
 
@@ -154,7 +155,8 @@ pub fn a_slow_request_ends_in_its_old_worker(way: &impl ChangeOver) {
     assert!(seen.iter().all(|worker| !last.contains(worker)));
 }
 
-/// A head of which one half came before the change, and a small body likewise: the master has the first half.
+/// A head of which one half came before the change, and a small body likewise: the master has the
+/// first half.
 pub fn half_a_request_goes_along(way: &impl ChangeOver) {
     let mut server = way.start(&["demo", "-w", "1"]);
     let old = server.workers(1);
@@ -198,7 +200,8 @@ pub fn pipelined_requests_are_answered_in_order(way: &impl ChangeOver) {
         .map(|_| ledger.enter(&client.reply()))
         .collect();
     let (first, last) = (served[0], served[REQUESTS - 1]);
-    // The turn that had begun answers what it had read, up to a bound, and the others are no business of that worker.
+    // The turn that had begun answers what it had read, up to a bound, and the others are no
+    // business of that worker.
     assert!(pids(&old).contains(&first.worker));
     assert!(!pids(&old).contains(&last.worker));
     assert!(served.is_sorted_by_key(|served| (served.turn, served.request)));
@@ -229,7 +232,8 @@ pub fn a_slow_body_is_read_by_its_old_worker(way: &impl ChangeOver) {
     new_workers(&server, &old);
 }
 
-/// Who waits for a worker while all of them are busy gets a new one, without waiting for the old ones.
+/// Who waits for a worker while all of them are busy gets a new one, without waiting for the old
+/// ones.
 pub fn the_ready_go_to_new_workers(way: &impl ChangeOver) {
     let mut server = way.start(&["demo", "-w", "2"]);
     let old = server.workers(2);

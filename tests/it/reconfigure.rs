@@ -248,7 +248,8 @@ fn nothing_is_left_of_a_new_pool_that_does_not_come_to_serve() {
     answers(&server, "b");
 }
 
-/// Changes the file until the first of the new workers is stopped before it can say that it is ready.
+/// Changes the file until the first of the new workers is stopped before it can say that it is
+/// ready.
 #[track_caller]
 fn hold_up(server: &Server, text: &str) -> Pid {
     let mut held = None;

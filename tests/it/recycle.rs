@@ -1,5 +1,6 @@
-//! Workers that are followed by others, of which nobody notices anything: because they have served, aged or grown
-//! enough, or because they died at their start. docs/examples/fragile.rs is the program whose workers do that.
+//! Workers that are followed by others, of which nobody notices anything: because they have served,
+//! aged or grown enough, or because they died at their start. docs/examples/fragile.rs is the
+//! program whose workers do that.
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ fn fragile(arguments: &[&str]) -> (Server, Mood) {
     (server, mood)
 }
 
-/// How many workers were recycled so far, each when another was ready in its slot, and no two at a time.
+/// How many workers were recycled so far, each when another was ready in its slot, and no two at a
+/// time.
 #[track_caller]
 fn recycled_one_by_one(server: &Server) -> usize {
     let log = server.log();

@@ -1,5 +1,5 @@
-//! `kill -9` of the master of a server whose service manager keeps descriptors: what the next master finds, and what
-//! clients see of it.
+//! `kill -9` of the master of a server whose service manager keeps descriptors: what the next
+//! master finds, and what clients see of it.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
+use rustix::fs::fstat;
 
 use crate::harness::client::Served;
 use crate::harness::systemd::Manager;
@@ -19,7 +20,8 @@ const CONNECTION: &str = "baton";
 const LISTENER: &str = "baton-listen-";
 const STATE: &str = "baton-state-";
 
-/// Where the version stands in the ledger, and how an entry begins there (`src/master/store/ledger.rs`).
+/// Where the version stands in the ledger, and how an entry begins there
+/// (`src/master/store/ledger.rs`).
 const VERSION_AT: u64 = 8;
 const ENTRY: usize = 128;
 const PARKED: u64 = 2;
@@ -33,7 +35,8 @@ fn count(manager: &Manager, beginning: &str) -> usize {
     named.count()
 }
 
-/// Waits until so many connections are stored, and nothing else but one listener and the state of one master.
+/// Waits until so many connections are stored, and nothing else but one listener and the state of
+/// one master.
 #[track_caller]
 fn wait_for_connections(manager: &Manager, connections: usize) {
     eventually(&format!("{connections} connections are stored"), || {
@@ -43,6 +46,14 @@ fn wait_for_connections(manager: &Manager, connections: usize) {
             .all(|(name, wanted)| count(manager, name) == *wanted)
             && manager.stored().len() == connections + 3
     });
+}
+
+/// The inodes of the stored listeners.
+fn listeners(manager: &Manager) -> Vec<u64> {
+    let stored = manager.stored().into_iter();
+    let listeners = stored.filter(|(name, _)| name.starts_with(LISTENER));
+    let inodes = listeners.map(|(_, socket)| fstat(socket).expect("it is open").st_ino);
+    inodes.collect()
 }
 
 fn ledgers(manager: &Manager) -> Vec<std::fs::File> {
@@ -390,12 +401,15 @@ fn a_unix_listener_whose_file_is_gone_is_made_anew() {
     wait_for_connections(&manager, 0);
     kill_all(&mut first, &workers);
     std::fs::remove_file(&path).expect("it is there");
-    let second = manager
+    let of_first = listeners(&manager);
+    let mut second = manager
         .manage(setup().expect("dropping the stored listener"))
         .start();
     assert_eq!(second.get("/").status, 200);
+    eventually("the new listener is stored instead of the old one", || {
+        listeners(&manager) != of_first
+    });
     wait_for_connections(&manager, 0);
-    let mut second = second;
     let workers = second.workers(1);
     kill_all(&mut second, &workers);
     let third = manager.manage(setup()).start();
@@ -435,9 +449,9 @@ fn a_new_master_is_responsible_for_what_the_old_one_stored() {
     let old = server.master();
     server.signal(Signal::SIGUSR2);
     assert!(server.wait_for_master().success());
-    let line = manager.wait_for_messages("READY=1", 2);
-    assert_eq!(line.len(), 2);
-    let ready = server.log_lines("worker ready");
+    assert_eq!(manager.wait_for_messages("READY=1", 2).len(), 2);
+    // The manager may know it before the test has read the log that far.
+    let ready = server.wait_for_lines("worker ready", 2);
     let (new, worker) = successor(&ready);
     assert_ne!(new.pid(), old);
     // The state of the old one is gone, and the names of its connections are the new one's.

@@ -50,6 +50,9 @@ fn output_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn a_terminal_is_shown_no_control_characters_and_a_pipe_gets_all_bytes() {
+    if lacks("python3") {
+        return;
+    }
     // Runs recv-fd with a pseudo-terminal as its output, and copies that to a pipe, byte for byte.
     const SCRIPT: &str = "
 import os, subprocess, sys, tty

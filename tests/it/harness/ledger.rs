@@ -1,9 +1,10 @@
 //! Clients that keep every answer, and the proof that each request was served exactly once.
 //!
-//! The demo says which request of its worker it answers. So all the answers of one worker, whoever got them, are the
-//! numbers from 1 on without a hole or a double: a request that was served twice, or whose answer was lost, shows. This
-//! holds if nobody else asks that server for anything, if each worker serves one turn at a time, and as long as no pid
-//! is used again for a later worker, which would look like doubles; the kernel hands out all others first.
+//! The demo says which request of its worker it answers. So all the answers of one worker, whoever
+//! got them, are the numbers from 1 on without a hole or a double: a request that was served twice,
+//! or whose answer was lost, shows. This holds if nobody else asks that server for anything, if
+//! each worker serves one turn at a time, and as long as no pid is used again for a later worker,
+//! which would look like doubles; the kernel hands out all others first.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -96,8 +97,8 @@ impl Ledger {
     }
 }
 
-/// Clients that ask `GET /` again and again, and keep all their answers. Half of them stay on one connection, half make
-/// a new one for each request.
+/// Clients that ask `GET /` again and again, and keep all their answers. Half of them stay on one
+/// connection, half make a new one for each request.
 pub struct Counting {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Ledger>>,

@@ -143,8 +143,8 @@ impl Births {
         Self { parent, seen }
     }
 
-    /// The next one; nothing if there is none within this time. It looks without a pause, for a child that is to be
-    /// caught at its birth does not wait.
+    /// The next one; nothing if there is none within this time. It looks without a pause, for a
+    /// child that is to be caught at its birth does not wait.
     pub fn next_within(&mut self, limit: Duration) -> Option<Pid> {
         let end = Instant::now() + limit;
         while Instant::now() < end {
@@ -260,8 +260,8 @@ pub fn wait_until_asleep(pid: Pid) {
     eventually(&format!("process {pid} sleeps in a turn"), || sleeps(pid));
 }
 
-/// Waits until a worker waits for its next turn, having reported the one before. That the client has
-/// its answer does not say so yet, nor that the worker sleeps: it may stay with its connection.
+/// Waits until a worker waits for its next turn, having reported the one before. That the client
+/// has its answer does not say so yet, nor that the worker sleeps: it may stay with its connection.
 #[track_caller]
 pub fn wait_until_idle(pid: Pid) {
     eventually(&format!("process {pid} waits for a turn"), || {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -61,7 +62,12 @@ pub struct Manager {
 struct Received {
     messages: Vec<String>,
     store: Vec<Stored>,
+    /// The number of the last barrier.
+    barrier: u64,
 }
+
+/// What the manager says to itself, to see how far it has come with what it was told.
+const BARRIER: &str = "BARRIER=";
 
 struct Stored {
     name: String,
@@ -111,8 +117,9 @@ impl Manager {
             .fold(setup, |setup, (name, fd)| setup.inherit(&name, fd))
     }
 
-    /// All messages so far.
+    /// All messages that have been sent so far.
     pub fn messages(&self) -> Vec<String> {
+        self.catch_up();
         self.shared.0.lock().unwrap().messages.clone()
     }
 
@@ -136,8 +143,10 @@ impl Manager {
         })
     }
 
-    /// What is stored: copies, with their names.
+    /// What is stored: copies, with their names. Whatever has been sent so far counts, as it does
+    /// with systemd, which reads its queue to the end before it sees that a service has died.
     pub fn stored(&self) -> Vec<(String, OwnedFd)> {
+        self.catch_up();
         let mut received = self.shared.0.lock().unwrap();
         received.drop_hung_up();
         let copy = |stored: &Stored| {
@@ -163,6 +172,15 @@ impl Manager {
         );
         let named = stored.into_iter().filter(|(other, _)| other == name);
         named.map(|(_, descriptor)| descriptor).collect()
+    }
+
+    /// Waits until all is received that has been sent so far.
+    fn catch_up(&self) {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        tell(&self.path, &format!("{BARRIER}{number}"), &[]);
+        let passed = self.wait(|received| (received.barrier >= number).then_some(()));
+        assert!(passed.is_some(), "the manager hears nothing any more");
     }
 
     /// Waits until `found` finds something in what was received; nothing at the deadline.
@@ -197,6 +215,11 @@ fn identity(descriptor: &OwnedFd) -> (u64, u64) {
 
 impl Received {
     fn take(&mut self, message: String, descriptors: Vec<OwnedFd>, store_limit: usize) {
+        if let Some(number) = message.strip_prefix(BARRIER) {
+            let number = number.parse().expect("it is a number");
+            self.barrier = self.barrier.max(number);
+            return;
+        }
         let has = |line: &str| message.lines().any(|one| one == line);
         let name = message
             .lines()

@@ -54,8 +54,8 @@ impl Former {
     }
 }
 
-/// The exit status of a process that has ended. One that has ended before its parent was reaped there, and not even that
-/// parent said anything of it: that counts as success.
+/// The exit status of a process that has ended. One that has ended before its parent was reaped
+/// there, and not even that parent said anything of it: that counts as success.
 pub fn reap(process: &Watched) -> ExitStatus {
     ExitStatus::from_raw(match waitpid(process.pid(), None) {
         Ok(WaitStatus::Exited(_, code)) => code << 8,
@@ -65,8 +65,8 @@ pub fn reap(process: &Watched) -> ExitStatus {
 }
 
 impl Server {
-    /// Has the master start its program anew, once it has nothing more to do with the master before; returns how many
-    /// will have taken over then.
+    /// Has the master start its program anew, once it has nothing more to do with the master
+    /// before; returns how many will have taken over then.
     #[track_caller]
     pub fn begin_upgrade(&mut self) -> usize {
         let before = self.log_lines(TOOK_OVER).len();
@@ -75,7 +75,8 @@ impl Server {
         before + 1
     }
 
-    /// Waits until that many have taken over, and goes on with the last one. The old one may still have turns to finish.
+    /// Waits until that many have taken over, and goes on with the last one. The old one may still
+    /// have turns to finish.
     #[track_caller]
     pub fn finish_upgrade(&mut self, count: usize) {
         self.wait_for_lines(TOOK_OVER, count);
@@ -116,7 +117,8 @@ impl Server {
         child
     }
 
-    /// Waits until all masters before this one have ended, and reaps them. They must have ended in order.
+    /// Waits until all masters before this one have ended, and reaps them. They must have ended in
+    /// order.
     #[track_caller]
     pub fn wait_for_former(&mut self) {
         for mut former in self.former.drain(..) {
@@ -124,7 +126,8 @@ impl Server {
         }
     }
 
-    /// Waits for the end of a new master that has failed; the one that had started it has reaped it.
+    /// Waits for the end of a new master that has failed; the one that had started it has reaped
+    /// it.
     #[track_caller]
     pub fn wait_for_failed_master(&self, count: usize) {
         for line in self.wait_for_lines(STARTED, count) {
@@ -150,8 +153,8 @@ impl Setup {
     }
 }
 
-/// Moves a copy of the program under test to this path. (By another process: while one has a file open to write it,
-/// nobody can execute it, and forks of this one may have it for a moment.)
+/// Moves a copy of the program under test to this path. (By another process: while one has a file
+/// open to write it, nobody can execute it, and forks of this one may have it for a moment.)
 #[track_caller]
 pub fn install(path: &Path) {
     shell(

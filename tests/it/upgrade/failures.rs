@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::harness::client::Served;
+use crate::harness::skip::lacks;
 use crate::harness::upgrade::{STARTED, TOOK_OVER, install, install_script, master_in};
 use crate::harness::{
     Client, DEADLINE, Server, Setup, Watched, Worker, begin_sleep, eventually, field, process,
@@ -90,7 +91,8 @@ fn replaceable(arguments: &[&str]) -> (Setup, PathBuf) {
     (setup.program(&program).expect("takeover failed"), program)
 }
 
-/// An upgrade to what `replace` puts in place of the program fails for this reason, and one to the program works.
+/// An upgrade to what `replace` puts in place of the program fails for this reason, and one to the
+/// program works.
 #[track_caller]
 fn fails(arguments: &[&str], replace: impl FnOnce(&Path), expected: &str, why: &str) {
     let (setup, program) = replaceable(&[&["demo", "-w", "2"], arguments].concat());
@@ -147,6 +149,9 @@ fn a_program_that_says_nothing() {
 
 #[test]
 fn a_program_that_closes_its_descriptors_and_stays() {
+    if lacks("python3") {
+        return;
+    }
     let script = "exec python3 -c 'import os,time; os.closerange(3, 1000); time.sleep(1000)'";
     let replace = |program: &Path| install_script(program, script);
     fails(&[], replace, "takeover failed", "the new master is gone");
@@ -316,8 +321,8 @@ fn only_one_change_at_a_time() {
     assert!(new.wait(DEADLINE));
 }
 
-/// An upgrade of a server with this limit of its last turn; the new master, and a client that is still served by the
-/// old one.
+/// An upgrade of a server with this limit of its last turn; the new master, and a client that is
+/// still served by the old one.
 #[track_caller]
 fn upgrade_with_a_sleeper(server: &mut Server, milliseconds: u32) -> (Client, Watched) {
     let workers = server.workers(2);

@@ -1,4 +1,5 @@
-//! Where a master is found: the control socket and the pid file, before, through and after a change of masters.
+//! Where a master is found: the control socket and the pid file, before, through and after a change
+//! of masters.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -6,9 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 
 use crate::harness::client::Served;
+use crate::harness::skip::{lacks, lacks_root};
 use crate::harness::upgrade::TOOK_OVER;
 use crate::harness::{BATOND, DEADLINE, Server, Setup, Watched, command, finish};
 
@@ -150,7 +152,7 @@ fn a_place_that_cannot_be_had_is_an_error_at_the_start() {
 
 #[test]
 fn nobody_else_may_ask() {
-    if !geteuid().is_root() {
+    if lacks_root() || lacks("python3") {
         return;
     }
     let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
