@@ -15,7 +15,7 @@ use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValuePa
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fdtool;
 use crate::logging::{self, Role};
 
@@ -57,6 +57,11 @@ pub fn run(cli: Cli) -> Result<()> {
             fdtool::send(&args.check())
         }
     }
+}
+
+/// Says on stderr what went wrong, in one piece, because another process may be writing there too.
+pub fn complain(error: &Error) {
+    logging::write_last(&format!("batond: {error}\n"));
 }
 
 /// A usage error that clap cannot see by itself: one clear line, the usage, exit code 2.

@@ -18,6 +18,7 @@ use crate::master::succession::inherited::Heritage;
 use crate::master::workers::process::MAIN;
 use crate::master::{self, Beginning, Offices, Source};
 use crate::service::Service;
+use crate::sys::signals;
 use crate::worker::{self, confine};
 
 /// A server that is bound to its addresses and not running yet.
@@ -181,7 +182,8 @@ impl Server {
     /// a process with threads is not safe.
     ///
     /// The signals that a server obeys (SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGTTIN, SIGTTOU) are its own from now on,
-    /// and so are the process's children. Descriptors that are open now stay open in the workers.
+    /// and so are the process's children; all signals are unblocked. Descriptors that are open now stay open in the
+    /// workers.
     ///
     /// # Errors
     /// When the master can't be set up, or the workers can't be confined. Once it serves, it reports trouble in the log
@@ -234,6 +236,7 @@ pub(crate) fn serve_pools<'a>(
     offices: Offices,
     plans: &'a Source<'a>,
 ) -> Result<()> {
+    signals::reset_inherited().map_err(|error| Error::new("set up signals", error))?;
     raise_descriptor_limit();
     let beginning = Beginning {
         plans: plans()?,

@@ -11,13 +11,14 @@ use super::source::Source;
 use super::{path, refuse};
 use crate::config::flags::Flags;
 use crate::config::{Address, PoolConfig, ServiceConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::master::Offices;
 use crate::master::pool::Plan;
 use crate::master::succession::inherited::Heritage;
 use crate::server::{self, serve_pools};
 use crate::services::{Echo, http};
+use crate::sys::signals;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -120,6 +121,7 @@ impl ServeArgs {
 
 /// Serves until it is told to stop.
 pub(super) fn serve(source: &Source) -> Result<()> {
+    signals::reset_inherited().map_err(|error| Error::new("set up signals", error))?;
     let config = source.load()?;
     let log = &config.log;
     logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;

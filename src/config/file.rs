@@ -5,7 +5,6 @@ mod confinement;
 
 use std::path::Path;
 
-use log::LevelFilter;
 use toml::de::DeTable;
 
 use super::draft::{Draft, PoolDraft};
@@ -14,6 +13,7 @@ use super::keys::{Choice, KEYS, Key, Unit};
 use super::table::{Entry, Fault, Table};
 use super::{Address, Config, Log, ServiceConfig, Settings};
 use crate::error::{Error, Result};
+use crate::logging::filter;
 
 /// The keys outside of any table, and the names of the tables.
 const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
@@ -99,18 +99,10 @@ fn read_log(log: Entry<'_>, directory: &Path) -> Result<Log, Fault> {
     })
 }
 
-/// A wrong level would only be ignored later. (A wrong name of a module cannot be told from a right one.)
+/// What makes no sense would silence the log later.
 fn read_filter(entry: Entry<'_>) -> Result<&str, Fault> {
     let text = entry.text()?;
-    let directives = text.split('/').next().unwrap_or_default();
-    for directive in directives.split(',') {
-        if let Some((_, level)) = directive.rsplit_once('=')
-            && level.trim().parse::<LevelFilter>().is_err()
-        {
-            let levels = "off, error, warn, info, debug or trace";
-            return Err(entry.fault(format_args!("{level:?} is no level: {levels}")));
-        }
-    }
+    filter::check(text).map_err(|reason| entry.fault(reason))?;
     Ok(text)
 }
 

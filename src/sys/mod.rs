@@ -4,6 +4,8 @@
 //! descriptor safety is checked or documented at each function.
 #![allow(unsafe_code)]
 
+pub mod bounded;
+mod descriptors;
 pub mod environment;
 pub mod memfile;
 pub mod process;

@@ -14,6 +14,7 @@ mod idle;
 mod leaks;
 mod limits;
 mod lives;
+mod logging;
 mod overload;
 mod reconfigure;
 mod recycle;
