@@ -26,9 +26,10 @@ pub(super) fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
     if closed.is_ok() && witness.is_some_and(|witness| !is_open(witness)) {
         return Ok(());
     }
+    let unwanted = |fd: &RawFd| keep.binary_search(fd).is_err();
     match listed()? {
-        Some(open) => close_each(open.into_iter().filter(|fd| !keep.contains(fd))),
-        None => close_each((0..tried()?).filter(|fd| !keep.contains(fd))),
+        Some(open) => close_each(open.into_iter().filter(unwanted)),
+        None => close_each((0..tried()?).filter(unwanted)),
     }
 }
 
@@ -65,15 +66,11 @@ fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
 fn close_each(unwanted: impl Iterator<Item = RawFd>) -> io::Result<()> {
     for fd in unwanted {
         // SAFETY: as in `close_range`.
-        let closed = unsafe { libc::close(fd) };
+        let closed = Errno::result(unsafe { libc::close(fd) });
         // Most errors come after the descriptor is gone (close(2)), so it is asked whether it is.
-        if closed == -1 && is_open(fd) {
-            let error = io::Error::last_os_error();
-            return Err(io::Error::other(format!("descriptor {fd}: {error}")));
-        }
         if is_open(fd) {
-            let reason = format!("descriptor {fd} is open after close(2)");
-            return Err(io::Error::other(reason));
+            let reason = closed.map_or_else(Errno::desc, |_| "it is open after close(2)");
+            return Err(io::Error::other(format!("descriptor {fd}: {reason}")));
         }
     }
     Ok(())

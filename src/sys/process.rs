@@ -9,6 +9,8 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{ForkResult, Pid, fork};
 
+use crate::error::Plain;
+
 use super::descriptors::{close_all_but, is_surely_open};
 
 pub use super::descriptors::open_descriptors;
@@ -49,7 +51,8 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
                 if let Err(error) = close_all_but(&keep) {
                     log::error!(
                         "cannot start a process: close the descriptors that it must not have: \
-                         {error}"
+                         {}",
+                        Plain(&error)
                     );
                     return UNCONFINED;
                 }

@@ -12,7 +12,10 @@ use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
 
 use crate::harness::process::status;
-use crate::harness::{Clients, Habit, Server, Setup, Worker, command, example, finish};
+use crate::harness::{
+    Clients, Habit, Server, Setup, Worker, command, example, finish, open_descriptors,
+};
+use crate::logging::{Bare, Sink};
 
 /// A user and a group that no database knows.
 const STRANGER: u32 = 54321;
@@ -425,4 +428,114 @@ fn to_be_who_one_is_takes_no_root() {
         assert_eq!(status(workers[0].pid, key), status(master, key));
     }
     assert_eq!(server.get("/").status, 200);
+}
+
+/// Runs a server under a sandbox that makes this system call come to nothing, in this way.
+fn sandboxed(injections: &[&str], script: &str) -> Vec<String> {
+    let mut words = vec!["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"];
+    for injection in injections {
+        words.extend(["-e", injection]);
+    }
+    // There is something behind the server, so that no shell runs it in its own place.
+    let script = format!("{script} exec {} \"$@\"", words.join(" "));
+    ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+}
+
+/// Whether a sandbox of that kind can be had here.
+fn has_strace(test: &str) -> bool {
+    let mut strace = command("strace");
+    strace.args(["-o", "/dev/null", "true"]);
+    let works = strace.status().is_ok_and(|status| status.success());
+    assert!(
+        works || std::env::var_os("CI").is_none(),
+        "strace is not there"
+    );
+    if !works {
+        eprintln!("{test}: not run, because strace does not work here");
+    }
+    works
+}
+
+/// That a worker has the descriptors that it needs, the one that the server was started with, and
+/// none of the master's.
+#[track_caller]
+fn assert_has_its_own_only(server: &Server, inherited: i32) {
+    let master: Vec<_> = open_descriptors(server.master()).into_iter().collect();
+    for worker in server.workers(2) {
+        let open = open_descriptors(worker.pid);
+        assert_eq!(open[&inherited], "/dev/null", "{open:?}");
+        let sockets = open.values().filter(|what| what.starts_with("socket:"));
+        let sockets: Vec<_> = sockets.collect();
+        // The inbox, and the copy for the handler of SIGTERM.
+        assert_eq!(sockets.len(), 2, "{open:?}");
+        assert_eq!(sockets[0], sockets[1], "{open:?}");
+        // One of the master's has no epoll set, no pipe of the signals, no listener.
+        assert!(
+            !open.values().any(|what| what.contains("eventpoll")),
+            "{open:?}"
+        );
+        assert!(open.len() < master.len(), "{open:?}\n{master:?}");
+    }
+}
+
+#[test]
+fn a_worker_has_nothing_of_its_master_s_whatever_a_sandbox_forbids() {
+    if !has_strace("a_worker_has_nothing_of_its_master_s_whatever_a_sandbox_forbids") {
+        return;
+    }
+    let no_proc = "mount -t tmpfs none /proc;";
+    for (injection, script) in [
+        ("inject=close_range:error=EPERM", ""),
+        ("inject=close_range:error=ENOSYS", ""),
+        // It says that it has done it.
+        ("inject=close_range:retval=0", ""),
+        ("inject=close_range:error=EPERM", no_proc),
+        ("inject=mremap:error=ENOSYS", no_proc),
+    ] {
+        if !script.is_empty() && !geteuid().is_root() {
+            continue;
+        }
+        let script = format!("{script} ulimit -n 1000; exec 9</dev/null;");
+        let mut wrapper = sandboxed(&["trace=close_range", injection], &script);
+        if geteuid().is_root() {
+            wrapper.splice(0..0, ["unshare", "-m"].map(str::to_owned));
+        }
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        let server = Setup::new(&["demo", "-w", "2"])
+            .under(&wrapper)
+            .expect(" died ")
+            .start();
+        assert_has_its_own_only(&server, 9);
+        assert_eq!(server.get("/").status, 200);
+        let worker = server.workers(2)[0];
+        server.kill(worker);
+        server.replacement(worker);
+        assert_has_its_own_only(&server, 9);
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_rid_of_its_master_s_descriptors_does_not_start() {
+    if !has_strace("a_worker_that_cannot_be_rid_of_its_master_s_descriptors_does_not_start") {
+        return;
+    }
+    if !geteuid().is_root() {
+        return eprintln!("not run: it takes root to have no /proc");
+    }
+    // Neither the call, nor a list of what is open, nor the number at which a list would end.
+    let injections = [
+        "trace=close_range,prlimit64",
+        "inject=close_range:error=EPERM",
+        "inject=prlimit64:error=EPERM",
+    ];
+    let mut wrapper = sandboxed(&injections, "mount -t tmpfs none /proc;");
+    wrapper.splice(0..0, ["unshare", "-m"].map(str::to_owned));
+    let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    let mut sink = Sink::pipe();
+    let server = Bare::start(&wrapper, &["demo", "-w", "1"], sink.writer());
+    let failure = "cannot start a process: close the descriptors that it must not have: ";
+    assert!(sink.read_until(failure).contains("Operation not permitted"));
+    sink.read_until(": exited with status 1");
+    server.signal(Signal::SIGQUIT);
+    assert!(!sink.read_to_end().contains("worker ready"));
 }

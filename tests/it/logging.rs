@@ -25,7 +25,7 @@ use crate::harness::process::{children, cpu_time, signal};
 use crate::harness::{BATOND, Client, DEADLINE, Endpoint, Setup, Watched, command, eventually};
 
 /// A server whose stderr is not the harness's. It listens on a Unix socket in its directory.
-struct Bare {
+pub struct Bare {
     child: Child,
     master: Watched,
     endpoint: Endpoint,
@@ -36,7 +36,7 @@ impl Bare {
     /// `batond serve` with these arguments, once it serves. `wrapper` is what it runs under: the
     /// server takes its place, or is its only child.
     #[track_caller]
-    fn start(wrapper: &[&str], arguments: &[&str], stderr: impl Into<Stdio>) -> Self {
+    pub fn start(wrapper: &[&str], arguments: &[&str], stderr: impl Into<Stdio>) -> Self {
         let directory = TempDir::with_prefix("batond-test-").expect("a temporary directory");
         let words = [wrapper, &[BATOND, "serve"], arguments, &["-l", "unix:s"]].concat();
         let mut command = command(words[0]);
@@ -72,7 +72,7 @@ impl Bare {
         self.endpoint.connect()
     }
 
-    fn signal(&self, which: Signal) {
+    pub fn signal(&self, which: Signal) {
         signal(self.master.pid(), which);
     }
 
@@ -120,14 +120,14 @@ impl Drop for Bare {
 }
 
 /// What a log goes into, and the other end of it.
-struct Sink {
+pub struct Sink {
     write: OwnedFd,
     read: OwnedFd,
     text: String,
 }
 
 impl Sink {
-    fn pipe() -> Self {
+    pub fn pipe() -> Self {
         let (read, write) = io::pipe().expect("a pipe");
         Self::new(write.into(), read.into())
     }
@@ -165,7 +165,7 @@ impl Sink {
         }
     }
 
-    fn writer(&self) -> OwnedFd {
+    pub fn writer(&self) -> OwnedFd {
         self.write.try_clone().expect("a descriptor")
     }
 
@@ -189,7 +189,7 @@ impl Sink {
 
     /// Reads until these words have come, and returns the line that has them.
     #[track_caller]
-    fn read_until(&mut self, words: &str) -> String {
+    pub fn read_until(&mut self, words: &str) -> String {
         let end = Instant::now() + DEADLINE;
         loop {
             let mut lines = self.text.split_inclusive('\n');
@@ -199,6 +199,15 @@ impl Sink {
             let left = end.saturating_duration_since(Instant::now());
             assert!(self.read_within(left), "no {words:?} in {}", self.text);
         }
+    }
+
+    /// Reads until nobody can write any more, and returns all that came.
+    #[track_caller]
+    pub fn read_to_end(mut self) -> String {
+        let unused = io::pipe().expect("a pipe").1;
+        self.write = unused.into();
+        while self.read_within(DEADLINE) {}
+        self.text
     }
 
     /// Reads what is there, or comes within a time; false if nothing does.
