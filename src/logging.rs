@@ -6,10 +6,10 @@
 //! 2026-11-22T17:45:00.130Z WARN  worker 3[456]: no answer from the upstream
 //! ```
 //!
-//! The level is info unless RUST_LOG says otherwise. No line makes a process wait: one that can't be
-//! written at once (a pipe that nobody reads, a terminal that is stopped, a full disk) is dropped
-//! and counted, and the log says how many there were as soon as it can. A panic is a line too,
-//! because what the standard library writes of it would wait.
+//! The level is info unless RUST_LOG says otherwise. No line makes a process wait: one that can't
+//! be written at once (a pipe that nobody reads, a terminal that is stopped, a full disk) is
+//! dropped and counted, and the log says how many there were as soon as it can. A panic is a line
+//! too, because what the standard library writes of it would wait.
 
 mod destination;
 mod file;
@@ -38,8 +38,8 @@ pub(crate) fn start(role: Role) {
     }
 }
 
-/// Starts logging of what `filter` lets pass (as in RUST_LOG, which wins over it), to the end of this
-/// file if there is one. Workers inherit it.
+/// Starts logging of what `filter` lets pass (as in RUST_LOG, which wins over it), to the end of
+/// this file if there is one. Workers inherit it.
 ///
 /// # Errors
 /// When the file cannot be opened.
@@ -60,7 +60,8 @@ pub(crate) fn reopen() -> Result<()> {
 
 /// Says how many lines were lost, of all processes of this server, if some were and it can be said
 /// now; when to call this again, if it can't. The next line says it in any case: this is for a
-/// process that may not have one for a long time. It costs a look into memory while nothing is lost.
+/// process that may not have one for a long time. It costs a look into memory while nothing is
+/// lost.
 #[expect(dead_code, reason = "the master's loop is to call it")]
 pub(crate) fn report_losses(now: Instant) -> Option<Duration> {
     destination::report_losses(now)

@@ -1,9 +1,9 @@
 //! The file that log lines go to, and how it is exchanged for another one under the same name.
 //!
-//! The master opens it before it forks, so each worker has it, whatever it gives up later. To rotate it, move it away
-//! and tell the master, which then makes a new one. A worker that was there before looks for another file at the path
-//! now and then, before it writes, and goes on there. One that cannot open the path any more, because of its user or
-//! its chroot, keeps to the old file.
+//! The master opens it before it forks, so each worker has it, whatever it gives up later. To
+//! rotate it, move it away and tell the master, which then makes a new one. A worker that was there
+//! before looks for another file at the path now and then, before it writes, and goes on there. One
+//! that cannot open the path any more, because of its user or its chroot, keeps to the old file.
 //!
 //! The descriptor has the same number all its life: it is on the list of those that workers keep.
 
@@ -91,8 +91,8 @@ fn failed(path: &Path, error: &io::Error, consequence: &str) -> Error {
     Error::because(attempt, format!("{}{consequence}", Plain(error)))
 }
 
-/// Appending, so that the lines of several processes do not overwrite each other. It does not sleep,
-/// whatever is at the path, unless the file system does.
+/// Appending, so that the lines of several processes do not overwrite each other. It does not
+/// sleep, whatever is at the path, unless the file system does.
 fn append_to(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
     // To open some things already does something to them, so it is looked at first.
     if let Ok(there) = stat(path) {

@@ -1,8 +1,8 @@
 //! Which records are logged: what a configuration or the variable RUST_LOG says of it, and whether
 //! that makes sense. Pure.
 //!
-//! To the library that reads it, a word that is no level is the name of a module, and all others are
-//! silent then. So a level that is misspelt would silence the log.
+//! To the library that reads it, a word that is no level is the name of a module, and all others
+//! are silent then. So a level that is misspelt would silence the log.
 
 use env_filter::{Builder, Filter};
 use log::LevelFilter;

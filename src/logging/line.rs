@@ -6,9 +6,9 @@ use log::Level;
 
 use super::role::Role;
 
-/// One record, one line: control characters (a newline in a path, an escape from a peer) are written
-/// as `\n`, `\u{1b}`. `most` is how many bytes a line may have; a message that is too long for one
-/// goes on in the next, under a head of its own.
+/// One record, one line: control characters (a newline in a path, an escape from a peer) are
+/// written as `\n`, `\u{1b}`. `most` is how many bytes a line may have; a message that is too long
+/// for one goes on in the next, under a head of its own.
 pub(super) fn format(
     time: &impl Display,
     level: Level,

@@ -1,15 +1,15 @@
 //! Where lines go, and writing one there without sleeping.
 //!
-//! What is written to may be shared with anybody: stderr is the shell's, and that of every child. So
-//! O_NONBLOCK must not be set on it, because it belongs to the open file description (fcntl(2)). And
-//! poll(2) is no promise: another process may fill the pipe between the answer and the write, and
-//! the rest of a terminal's buffer may be too small for the line. What there is instead:
+//! What is written to may be shared with anybody: stderr is the shell's, and that of every child.
+//! So O_NONBLOCK must not be set on it, because it belongs to the open file description (fcntl(2)).
+//! And poll(2) is no promise: another process may fill the pipe between the answer and the write,
+//! and the rest of a terminal's buffer may be too small for the line. What there is instead:
 //!
 //! | what it is | how it is written to |
 //! | --- | --- |
 //! | a file | as it is: it makes nobody wait but for its disk |
 //! | a socket | MSG_DONTWAIT |
-//! | a pipe, a terminal | through a description of this server's own with O_NONBLOCK: /proc/self/fd/N, opened |
+//! | a pipe, a terminal | with O_NONBLOCK, by a description of our own from /proc/self/fd |
 //! | a pipe that can't be opened so: no /proc, another user's | RWF_NOWAIT, since Linux 6.4 |
 //! | whatever is left | a timer interrupts the write |
 
@@ -157,8 +157,8 @@ impl Output {
     fn write_once(&mut self, descriptor: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
         let descriptor = self.reopened.as_ref().map_or(descriptor, AsFd::as_fd);
         // A terminal that wants it so (stty tostop) stops a process of the background that writes,
-        // by SIGTTOU. The master has a handler for it, so the write would begin anew for ever. While
-        // it is blocked, the write goes on (tcsetpgrp(3) says the same of itself).
+        // by SIGTTOU. The master has a handler for it, so the write would begin anew for ever.
+        // While it is blocked, the write goes on (tcsetpgrp(3) says the same of itself).
         let _blocked = self.is_terminal.then(Blocked::by_terminal);
         loop {
             match self.way.write(descriptor, bytes) {

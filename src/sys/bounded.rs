@@ -2,8 +2,8 @@
 //!
 //! A timer signals the calling thread at the bound, and again after each further bound, until the
 //! call has returned. The handler does nothing; it is there because a call that a signal interrupts
-//! fails with EINTR, or returns what it has done so far (signal(7)). One signal would not be enough:
-//! it could come before the call has begun to sleep.
+//! fails with EINTR, or returns what it has done so far (signal(7)). One signal would not be
+//! enough: it could come before the call has begun to sleep.
 
 use std::io;
 use std::mem;

@@ -105,6 +105,19 @@ pub fn open_descriptors() -> Vec<RawFd> {
     }
 }
 
+/// Whether a descriptor is that of a directory, as far as the kernel lets it be known: when it does
+/// not say what it is, it may be one.
+#[must_use]
+pub fn is_directory(fd: RawFd) -> bool {
+    // SAFETY: a zeroed `stat` is a valid one, for the kernel to fill.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: it only asks; a number that is not open gives EBADF.
+    match Errno::result(unsafe { libc::fstat(fd, &raw mut stat) }) {
+        Ok(_) => stat.st_mode & libc::S_IFMT == libc::S_IFDIR,
+        Err(errno) => errno != Errno::EBADF,
+    }
+}
+
 const LISTING: &CStr = c"/proc/self/fd";
 
 /// What /proc lists; `None` where that is not there, or is no list of this process's descriptors.
@@ -126,8 +139,8 @@ fn listed() -> io::Result<Option<BTreeSet<RawFd>>> {
     Ok(numbers.contains(&directory.as_raw_fd()).then_some(numbers))
 }
 
-/// Whether a descriptor has this number, as far as the kernel lets it be known: an answer other than
-/// "there is none" counts as one that is open.
+/// Whether a descriptor has this number, as far as the kernel lets it be known: an answer other
+/// than "there is none" counts as one that is open.
 fn is_open(fd: RawFd) -> bool {
     flags(fd) != Err(Errno::EBADF)
 }

@@ -15,7 +15,8 @@ use super::descriptors::{close_all_but, is_surely_open};
 
 pub use super::descriptors::open_descriptors;
 
-/// The exit status of a process whose main function panicked; the one that Rust gives a panicking program.
+/// The exit status of a process whose main function panicked; the one that Rust gives a panicking
+/// program.
 pub const PANICKED: u8 = 101;
 
 /// The exit status of a process that could not give up what it was not to have.
@@ -23,14 +24,14 @@ const UNCONFINED: u8 = 1;
 
 /// Forks a process that runs `main` and exits with what it returns, or with 101 if it panics.
 ///
-/// The child runs `detach` first, with all that it inherited still open, to undo what must not live on in it. Then it
-/// closes every descriptor but those in `keep`. No destructor of the parent runs in it: the
-/// frames below `main` are never returned to, so that a connection which the parent holds is closed in the child, but
-/// not shut down, unlinked or otherwise ended.
+/// The child runs `detach` first, with all that it inherited still open, to undo what must not live
+/// on in it. Then it closes every descriptor but those in `keep`. No destructor of the parent runs
+/// in it: the frames below `main` are never returned to, so that a connection which the parent
+/// holds is closed in the child, but not shut down, unlinked or otherwise ended.
 ///
 /// # Errors
-/// What fork(2) fails with, and `Unsupported` if this process has more than one thread: after a fork, a lock that
-/// another thread held would stay locked forever (fork(2), NOTES).
+/// What fork(2) fails with, and `Unsupported` if this process has more than one thread: after a
+/// fork, a lock that another thread held would stay locked forever (fork(2), NOTES).
 pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -> io::Result<Pid> {
     if has_threads() {
         return Err(io::Error::new(
@@ -40,8 +41,8 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
     }
     let mut keep = keep.to_vec();
     keep.sort_unstable();
-    // SAFETY: this is the only thread, so the child may do whatever the parent might (fork(2)); it never returns from
-    // this function.
+    // SAFETY: this is the only thread, so the child may do whatever the parent might (fork(2)); it
+    // never returns from this function.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
@@ -64,7 +65,8 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
     }
 }
 
-/// Ends this process without running destructors or flushing the buffers that it shares with its parent.
+/// Ends this process without running destructors or flushing the buffers that it shares with its
+/// parent.
 pub fn exit_now(status: u8) -> ! {
     // SAFETY: _exit(2) is always safe to call.
     unsafe { libc::_exit(i32::from(status)) }
@@ -81,9 +83,11 @@ pub(super) fn has_threads() -> bool {
     }
 }
 
-/// Takes a descriptor over that this process was started with, by its number; `None` when it is not open.
+/// Takes a descriptor over that this process was started with, by its number; `None` when it is not
+/// open.
 ///
-/// Only for a descriptor that nothing else in this process owns: it is closed when the result is dropped.
+/// Only for a descriptor that nothing else in this process owns: it is closed when the result is
+/// dropped.
 #[must_use]
 pub fn claim(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: it is open, and whoever started this process gave it away by naming it.

@@ -1,5 +1,5 @@
-//! What neither nix nor signal-hook offers safely: actions of our own in a handler, and dispositions
-//! that a process was started with.
+//! What neither nix nor signal-hook offers safely: actions of our own in a handler, and
+//! dispositions that a process was started with.
 
 use std::io;
 use std::net::Shutdown;
@@ -42,8 +42,8 @@ pub fn shut_on(signal: Signal, socket: OwnedFd, how: Shutdown) -> io::Result<()>
 ///   The default is set again.
 /// - SIGPIPE and SIGXFSZ end a process by default. For a server they are a client that has gone and
 ///   a file that has reached its limit (RLIMIT_FSIZE), so the call is to fail with EPIPE or EFBIG
-///   instead. They get a handler that does nothing, and are not ignored, because a handler ends with
-///   execve(2): programs that a worker starts, and the next master, begin as this one did.
+///   instead. They get a handler that does nothing, and are not ignored, because a handler ends
+///   with execve(2): programs that a worker starts, and the next master, begin as this one did.
 ///
 /// # Errors
 /// What sigprocmask(2) and sigaction(2) fail with: nothing on a sane kernel, EPERM in a sandbox.

@@ -1,5 +1,6 @@
-//! Workers that give up privileges: what the kernel says that they are, what they try in vain, and that they serve all
-//! the same. docs/examples/confined.rs is the program. To give root up takes root: without it, the refusals are tested.
+//! Workers that give up privileges: what the kernel says that they are, what they try in vain, and
+//! that they serve all the same. docs/examples/confined.rs is the program. To give root up takes
+//! root: without it, the refusals are tested.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +61,8 @@ fn link(pid: Pid, name: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/{name}")).expect("root may look")
 }
 
-/// That a process, and each of its threads, is of one user and of these groups, and has no capability.
+/// That a process, and each of its threads, is of one user and of these groups, and has no
+/// capability.
 #[track_caller]
 fn assert_dropped(worker: Worker, uid: u32, gid: u32, groups: &[u32]) {
     let directory = format!("/proc/{}/task", worker.pid);
@@ -336,7 +338,8 @@ fn few_descriptors_are_enough_for_many_clients() {
     clients.stop().assert_all_ok_so_far();
 }
 
-/// Runs the example with these arguments to its end, which must be an error with these words, before any worker.
+/// Runs the example with these arguments to its end, which must be an error with these words,
+/// before any worker.
 #[track_caller]
 fn refused(arguments: &[&str], message: &str) {
     let mut command = command(example("confined"));
@@ -390,7 +393,8 @@ fn what_takes_root_is_refused_to_others() {
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).expect("it is ours");
     // Where the program was built, others may have no way.
     let program = place.path().join("confined");
-    // Not by this process: what another test forks meanwhile could keep it open for writing, and then it can't be run.
+    // Not by this process: what another test forks meanwhile could keep it open for writing, and
+    // then it can't be run.
     let mut copy = command("cp");
     copy.arg(example("confined")).arg(&program);
     assert!(finish(copy).status.success());
@@ -538,4 +542,37 @@ fn a_worker_that_cannot_be_rid_of_its_master_s_descriptors_does_not_start() {
     sink.read_until(": exited with status 1");
     server.signal(Signal::SIGQUIT);
     assert!(!sink.read_to_end().contains("worker ready"));
+}
+
+#[test]
+fn a_worker_that_a_sandbox_only_pretends_to_confine_does_not_serve() {
+    if !has_strace("a_worker_that_a_sandbox_only_pretends_to_confine_does_not_serve") {
+        return;
+    }
+    let place = TempDir::new().expect("a temporary directory");
+    let jail = shared_directory(place.path(), "jail");
+    let file = place.path().join("batond.toml");
+    let chroot = format!("chroot = '{}'", jail.display());
+    let mut cases = vec![("prctl", "no-new-privs = true", "do without new privileges")];
+    if geteuid().is_root() {
+        cases.push(("chroot", &chroot, "confine workers to "));
+        cases.push(("setresuid", "user = 'nobody'", "become user "));
+        cases.push(("setresgid", "group = '54321'", "become user "));
+        cases.push(("setgroups", "groups = ['54321']", "become user "));
+    }
+    for (call, key, attempt) in cases {
+        let text = format!("[[pool]]\nservice = 'demo'\n{key}\n");
+        fs::write(&file, text).expect("a file");
+        let trace = format!("trace={call}");
+        let wrapper = sandboxed(&[&trace, &format!("inject={call}:retval=0")], "");
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        let file = file.to_str().expect("it is plain");
+        let mut sink = Sink::pipe();
+        let server = Bare::start(&wrapper, &["-w", "1", "-c", file], sink.writer());
+        let line = sink.read_until(&format!("cannot {attempt}"));
+        assert!(line.contains(": the call succeeded, and") || line.contains(": the kernel says"));
+        sink.read_until(": exited with status 1");
+        server.signal(Signal::SIGQUIT);
+        assert!(!sink.read_to_end().contains("worker ready"));
+    }
 }

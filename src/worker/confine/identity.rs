@@ -9,7 +9,7 @@ use nix::unistd::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use super::{Means, ordered};
+use super::means::{Means, ordered};
 use crate::config::Confinement;
 use crate::error::{Error, Result};
 
@@ -24,14 +24,14 @@ const NO_CAPABILITIES: CapabilitySets = CapabilitySets {
 
 /// The user and the groups of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(super) struct Identity {
     pub(super) uid: Uid,
     pub(super) gid: Gid,
     /// The supplementary groups, in order.
     pub(super) groups: Vec<Gid>,
 }
 
-/// A user, who may be one that only the kernel knows.
+/// A user, perhaps one that only the kernel knows.
 struct Account {
     uid: Uid,
     entry: Option<User>,
@@ -42,7 +42,7 @@ impl Identity {
     ///
     /// # Errors
     /// When there is no such user or group, and when the master can't make its workers theirs.
-    pub fn resolve(wanted: &Confinement, means: &Means) -> Result<Option<Self>> {
+    pub(super) fn resolve(wanted: &Confinement, means: &Means) -> Result<Option<Self>> {
         let Confinement {
             user,
             group,
@@ -103,7 +103,7 @@ impl Identity {
     }
 
     /// Whether it is one that may do anything.
-    pub fn is_root(&self) -> bool {
+    pub(super) fn is_root(&self) -> bool {
         self.uid.is_root()
     }
 
@@ -111,9 +111,9 @@ impl Identity {
     ///
     /// # Errors
     /// What the calls fail with, and when there would be a way back.
-    pub fn assume(&self) -> Result<()> {
-        // The groups first: once the user has changed, nobody may change them. And all three of each kind: the saved one
-        // would be the way back.
+    pub(super) fn assume(&self) -> Result<()> {
+        // The groups first: once the user has changed, nobody may change them. And all three of
+        // each kind: the saved one would be the way back.
         let changed = ordered(getgroups().map_err(|errno| self.failed(errno))?) != self.groups;
         if changed {
             setgroups(&self.groups).map_err(|errno| self.failed(errno))?;
@@ -121,8 +121,9 @@ impl Identity {
         setresgid(self.gid, self.gid, self.gid).map_err(|errno| self.failed(errno))?;
         setresuid(self.uid, self.uid, self.uid).map_err(|errno| self.failed(errno))?;
         if !self.is_root() {
-            // The kernel takes them from a process that was root, unless its securebits say otherwise, and not from one
-            // that only had capabilities. The ambient ones go with the others (capabilities(7)).
+            // The kernel takes them from a process that was root, unless its securebits say
+            // otherwise, and not from one that only had capabilities. The ambient ones go with the
+            // others (capabilities(7)).
             set_capabilities(None, NO_CAPABILITIES)
                 .map_err(|errno| Error::new("give up capabilities", errno))?;
         }
@@ -227,7 +228,8 @@ fn group_named(name: &str, attempt: impl Fn() -> String) -> Result<Gid> {
         .ok_or_else(|| Error::because(attempt(), "there is no such group"))
 }
 
-/// A user or group by number. The largest one is none: to setresuid(2) it means "leave it as it is".
+/// A user or group by number. The largest one is none: to setresuid(2) it means "leave it as it
+/// is".
 fn number(text: &str) -> Option<u32> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()

@@ -1,4 +1,7 @@
-//! What is looked up and checked before there is a worker. tests/it/confine.rs has what comes of it.
+//! What is looked up and checked before there is a worker. tests/it/confine.rs has what comes of
+//! it.
+
+use nix::unistd::{Gid, Uid};
 
 use super::*;
 
@@ -191,13 +194,12 @@ fn a_directory_that_is_open_outside_is_found() {
     let theirs = fs::File::open(outside.path()).unwrap();
     let found: Vec<_> = directories_outside(&root)
         .into_iter()
-        .map(|(_, path)| path)
+        .map(|(_, directory)| directory)
         .collect();
-    assert!(
-        found.contains(&outside.path().canonicalize().unwrap()),
-        "{found:?}"
-    );
-    assert!(!found.contains(&root), "{found:?}");
+    let named = |path: &Path| format!("the directory {}", path.display());
+    let outside = outside.path().canonicalize().unwrap();
+    assert!(found.contains(&named(&outside)), "{found:?}");
+    assert!(!found.contains(&named(&root)), "{found:?}");
     drop((ours, theirs));
 }
 
