@@ -27,7 +27,7 @@ use super::losses::Losses;
 use crate::sys::bounded::interrupted_after;
 
 /// How long a write may sleep where nothing but a timer can end it.
-const LONGEST_SLEEP: Duration = Duration::from_millis(10);
+const LONGEST_SLEEP: Duration = Duration::from_millis(2);
 
 /// For how long nothing is written there after a write had to be interrupted: it must not cost
 /// [`LONGEST_SLEEP`] for each line.
@@ -161,7 +161,7 @@ impl Output {
         // While it is blocked, the write goes on (tcsetpgrp(3) says the same of itself).
         let _blocked = self.is_terminal.then(Blocked::by_terminal);
         loop {
-            match self.way.write(descriptor, bytes) {
+            match self.way.write(descriptor, bytes, self.is_terminal) {
                 Err(Errno::INTR) if !matches!(self.way, Way::Timer(_)) => {}
                 // This kernel, or this pipe, does not know how.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) if self.way == Way::NoWait => {
@@ -174,7 +174,12 @@ impl Output {
 }
 
 impl Way {
-    fn write(&mut self, descriptor: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    fn write(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        bytes: &[u8],
+        is_terminal: bool,
+    ) -> Result<usize, Errno> {
         match self {
             Self::Plain => rustix::io::write(descriptor, bytes),
             Self::Socket => send(descriptor, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
@@ -185,8 +190,15 @@ impl Way {
             }
             Self::Timer(until) => {
                 let now = Instant::now();
-                if until.is_some_and(|until| now < until) || !takes_more(descriptor, Duration::ZERO)
-                {
+                let pauses = until.is_some_and(|until| now < until);
+                let ready = || takes_more(descriptor, Duration::ZERO);
+                // A pipe that is ready has room for a whole line, and one that is not may have
+                // some. A terminal that is ready may have too little, and one that is not has none.
+                let try_it = match is_terminal {
+                    true => !pauses && ready(),
+                    false => !pauses || ready(),
+                };
+                if !try_it {
                     return Err(Errno::AGAIN);
                 }
                 *until = None;

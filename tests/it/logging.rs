@@ -302,6 +302,9 @@ fn without_proc_a_log_that_is_stuck_holds_no_one_either() {
         return eprintln!("not run: it takes root to have no /proc");
     }
     talks_to_nobody(Sink::pipe(), Sink::fill, |_| (), WITHOUT_PROC);
+    // Nothing but a timer ends a write into a FIFO there.
+    let place = TempDir::new().expect("a temporary directory");
+    talks_to_nobody(Sink::fifo(place.path()), Sink::fill, |_| (), WITHOUT_PROC);
     talks_to_nobody(
         Sink::terminal(),
         |sink| tcflow(sink.write.as_fd(), FlowArg::TCOOFF).expect("a terminal"),
