@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, stat};
 use rustix::io::{DupFlags, Errno, dup3};
 
 use crate::error::{Error, Plain, Result};
+use crate::sys::descriptors::out_of_the_way;
 
 /// How long a worker may go on in a file that was moved away. It looks at most that often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,7 +38,7 @@ impl LogFile {
         let descriptor = append_to(path, OFlags::CREATE).map_err(|e| failed(path, &e, ""))?;
         Ok(Self {
             path: path.to_owned(),
-            descriptor,
+            descriptor: out_of_the_way(descriptor),
             looked: Instant::now(),
         })
     }

@@ -25,6 +25,7 @@ use rustix::net::{SendFlags, send};
 
 use super::losses::Losses;
 use crate::sys::bounded::interrupted_after;
+use crate::sys::descriptors::out_of_the_way;
 
 /// How long a write may sleep where nothing but a timer can end it.
 const LONGEST_SLEEP: Duration = Duration::from_millis(2);
@@ -240,7 +241,7 @@ fn reopen(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     {
         return Err(Errno::NXIO);
     }
-    Ok(opened)
+    Ok(out_of_the_way(opened))
 }
 
 /// Whether more can be written, now or within a time.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::io::fcntl_dupfd_cloexec;
 
 /// Without /proc, each number below this one is tried. It is what the kernel allows unless the
 /// system is told otherwise (proc_sys_fs(5), nr_open).
@@ -116,6 +117,17 @@ pub fn is_directory(fd: RawFd) -> bool {
         Ok(_) => stat.st_mode & libc::S_IFMT == libc::S_IFDIR,
         Err(errno) => errno != Errno::EBADF,
     }
+}
+
+/// Gives a descriptor a number that nobody expects. The low ones are those that a process is told
+/// of when it is started (LISTEN_FDS), and a wrong word of one must not mean this descriptor.
+#[must_use]
+pub fn out_of_the_way(descriptor: OwnedFd) -> OwnedFd {
+    // The limit of open files may leave no room there.
+    let raised = [100, 10]
+        .into_iter()
+        .find_map(|least| fcntl_dupfd_cloexec(&descriptor, least).ok());
+    raised.unwrap_or(descriptor)
 }
 
 const LISTING: &CStr = c"/proc/self/fd";

@@ -152,7 +152,7 @@ fn directory(path: &Path, means: &Means) -> Result<PathBuf> {
         return Err(failed(Errno::ENOTDIR.into()));
     }
     if !means.may(CapabilitySet::SYS_CHROOT) {
-        let reason = "only root may do that, or who has CAP_SYS_CHROOT";
+        let reason = "it takes root, or CAP_SYS_CHROOT";
         return Err(Error::because(confining(path), reason));
     }
     Ok(root)

@@ -1,4 +1,4 @@
-//! As whom a worker runs: names to numbers, the change, and the proof that there is no way back.
+//! The user that a worker runs as: names to numbers, the change, and the proof that there is no way back.
 
 use std::ffi::CString;
 use std::fmt::Display;
@@ -38,7 +38,7 @@ struct Account {
 }
 
 impl Identity {
-    /// As whom the workers are to run; `None` is as their master.
+    /// The user that the workers are to run as; `None` is the master's.
     ///
     /// # Errors
     /// When there is no such user or group, and when the master can't make its workers theirs.
@@ -67,7 +67,8 @@ impl Identity {
                 .iter()
                 .map(|name| group_named(name, || format!("give workers the group {name:?}")))
                 .collect::<Result<_>>()?,
-            // Who stays as he is, and could not have others, has the right ones.
+            // A master that stays the same user, and could not set other groups, has the right
+            // ones.
             None if stays && !means.may(CapabilitySet::SETGID) => means.groups.clone(),
             None => account.groups(gid)?,
         };
@@ -80,13 +81,13 @@ impl Identity {
         Ok(Some(identity))
     }
 
-    /// Whether the master has what it takes.
+    /// Refuses what the master lacks the privileges for.
     fn check(&self, means: &Means) -> Result<()> {
         if !is_only(&means.uids, self.uid) {
             let refused =
                 |reason| Error::because(format!("run workers as user {}", self.uid), reason);
             if !means.may(CapabilitySet::SETUID) {
-                return Err(refused("only root may do that, or who has CAP_SETUID"));
+                return Err(refused("it takes root, or CAP_SETUID"));
             }
             if !means.may(CapabilitySet::KILL) {
                 return Err(refused("without CAP_KILL the master could not end them"));
@@ -96,13 +97,13 @@ impl Identity {
         if !same && !means.may(CapabilitySet::SETGID) {
             return Err(Error::because(
                 format!("give workers the groups {self}"),
-                "only root may do that, or who has CAP_SETGID",
+                "it takes root, or CAP_SETGID",
             ));
         }
         Ok(())
     }
 
-    /// Whether it is one that may do anything.
+    /// Whether it is root, which may do anything.
     pub(super) fn is_root(&self) -> bool {
         self.uid.is_root()
     }

@@ -117,7 +117,7 @@ fn who_is_not_there_is_named() {
 
 #[test]
 fn another_user_takes_root() {
-    let message = "cannot run workers as user 0: only root may do that, or who has CAP_SETUID";
+    let message = "cannot run workers as user 0: it takes root, or CAP_SETUID";
     refused(&user("root"), &stranger(), message);
     let means = master(54321, CapabilitySet::SETUID);
     let message = "cannot run workers as user 0: without CAP_KILL the master could not end them";
@@ -127,7 +127,7 @@ fn another_user_takes_root() {
         groups: Some(Vec::new()),
         ..Confinement::default()
     };
-    let message = "cannot give workers the groups 0: only root may do that, or who has CAP_SETGID";
+    let message = "cannot give workers the groups 0: it takes root, or CAP_SETGID";
     refused(&wanted, &stranger(), message);
 }
 
@@ -180,7 +180,7 @@ fn a_root_is_a_directory_that_is_there() {
         refused(&at(path), &root(), &message);
     }
     let message = format!(
-        "cannot confine workers to {}: only root may do that, or who has CAP_SYS_CHROOT",
+        "cannot confine workers to {}: it takes root, or CAP_SYS_CHROOT",
         place.path().display()
     );
     refused(&at(place.path()), &stranger(), &message);
