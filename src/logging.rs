@@ -1,183 +1,126 @@
-//! Log lines on stderr or in a file: when, how bad, which process, what. Owns the line format, the
-//! process's role, and the file; what is worth a line is each caller's business.
+//! Log lines on stderr or in a file: when, how bad, which process, what. What is worth a line is
+//! each caller's business.
 //!
 //! ```text
 //! 2026-11-22T17:45:00.123Z INFO  master[123]: listening on 127.0.0.1:8080
 //! 2026-11-22T17:45:00.130Z WARN  worker 3[456]: no answer from the upstream
 //! ```
 //!
-//! The level is info unless RUST_LOG says otherwise. A line that cannot be written is dropped: a
-//! full disk or a closed terminal must not take a server down.
+//! The level is info unless RUST_LOG says otherwise. No line makes a process wait: one that can't
+//! be written at once (a pipe that nobody reads, a terminal that is stopped, a full disk) is
+//! dropped and counted, and the log says how many there were as soon as it can. A panic is a line
+//! too, because what the standard library writes of it would wait.
 
+mod destination;
 mod file;
+pub(crate) mod filter;
+mod line;
+mod losses;
+mod output;
+mod role;
 
-use std::fmt::{self, Write as _};
-use std::io::{self, Write};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::env::{self, VarError};
+use std::panic::{self, PanicHookInfo};
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use env_logger::{Builder, Env, Target, WriteStyle};
-use log::Level;
+use env_filter::Filter;
+use log::{Level, Log, Metadata, Record};
 
 use crate::error::Result;
-
-/// What this process is, at the head of each of its lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Owns the listeners and the connections.
-    Master,
-    /// Serves turns.
-    Worker {
-        /// Its place in the pool, from 0. A replacement gets the slot of the worker it replaces.
-        slot: u32,
-    },
-    /// A command that is neither, by its name: `recv-fd`.
-    Command(&'static str),
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Master => f.write_str("master"),
-            Self::Worker { slot } => write!(f, "worker {slot}"),
-            Self::Command(name) => f.write_str(name),
-        }
-    }
-}
-
-static ROLE: RwLock<Role> = RwLock::new(Role::Master);
+pub(crate) use role::{Role, set_role};
 
 /// Starts logging to stderr, for a process of this role. Again is the same as [`set_role`].
 pub(crate) fn start(role: Role) {
-    install(role, None, Target::Stderr);
+    if destination::open(None).is_ok() {
+        install(role, None);
+    }
 }
 
-/// Starts logging of what `filter` lets pass (as in RUST_LOG, which wins over it), to the end of this file if there is
-/// one. Workers inherit it.
+/// Starts logging of what `filter` lets pass (as in RUST_LOG, which wins over it), to the end of
+/// this file if there is one. Workers inherit it.
 ///
 /// # Errors
 /// When the file cannot be opened.
 pub(crate) fn open(role: Role, filter: Option<&str>, file: Option<&Path>) -> Result<()> {
-    let target = match file {
-        None => Target::Stderr,
-        Some(path) => {
-            file::open(path)?;
-            Target::Pipe(Box::new(file::Writer))
-        }
-    };
-    install(role, filter, target);
+    destination::open(file)?;
+    install(role, filter);
     Ok(())
 }
 
-/// Goes on in a new file if the old one was moved away: for the master, when it is told so. Workers see it by
-/// themselves.
+/// Goes on in a new file if the old one was moved away: for the master, when it is told so. Workers
+/// see it by themselves.
 ///
 /// # Errors
 /// When the file cannot be opened. Lines go on to the old one.
 pub(crate) fn reopen() -> Result<()> {
-    file::reopen()
+    destination::reopen()
 }
 
-fn install(role: Role, filter: Option<&str>, target: Target) {
+/// Says how many lines were lost, of all processes of this server, if some were and it can be said
+/// now; when to call this again, if it can't. The next line says it in any case: this is for a
+/// process that may not have one for a long time. It costs a look into memory while nothing is
+/// lost.
+pub(crate) fn report_losses(now: Instant) -> Option<Duration> {
+    destination::report_losses(now)
+}
+
+/// Writes the last line of a process, why it failed, to stderr, and does not wait for ever for
+/// somebody to read it.
+pub(crate) fn write_last(text: &str) {
+    destination::write_last(text);
+}
+
+struct Logger(Filter);
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.0.matches(record) {
+            destination::write(record.level(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn install(role: Role, filter: Option<&str>) {
     set_role(role);
+    let variable = match env::var("RUST_LOG") {
+        Ok(text) => Some(Some(text)),
+        Err(VarError::NotUnicode(_)) => Some(None),
+        Err(VarError::NotPresent) => None,
+    };
+    let variable = variable.as_ref().map(Option::as_deref);
+    let (filter, complaint) = filter::choose(variable, filter);
+    let most = filter.filter();
     // An error says that a logger is installed already, which is what is wanted.
-    let _ = Builder::from_env(Env::default().default_filter_or(filter.unwrap_or("info")))
-        .target(target)
-        .write_style(WriteStyle::Never)
-        .format(|out, record| {
-            let time = out.timestamp_millis();
-            write_line(out, &time, record.level(), role_now(), record.args())
-        })
-        .try_init();
-}
-
-/// What this process has become: for the child, after a fork.
-pub(crate) fn set_role(role: Role) {
-    *ROLE.write().unwrap_or_else(PoisonError::into_inner) = role;
-}
-
-fn role_now() -> Role {
-    *ROLE.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One record, one line: control characters (a newline in a path, an escape from a peer) are
-/// written as `\n`, `\u{1b}`.
-fn write_line(
-    out: &mut impl Write,
-    time: &dyn fmt::Display,
-    level: Level,
-    role: Role,
-    message: &fmt::Arguments<'_>,
-) -> io::Result<()> {
-    // The pid is asked for anew each time: a fork changes it.
-    let pid = std::process::id();
-    let mut line = String::new();
-    let mut escaped = Escaping(&mut line);
-    write!(escaped, "{time} {level:<5} {role}[{pid}]: {message}").map_err(io::Error::other)?;
-    line.push('\n');
-    out.write_all(line.as_bytes())
-}
-
-/// Passes text on with its control characters escaped.
-struct Escaping<'a>(&'a mut String);
-
-impl fmt::Write for Escaping<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for char in text.chars() {
-            if char.is_control() {
-                self.0.extend(char.escape_default());
-            } else {
-                self.0.push(char);
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(level: Level, role: Role, message: fmt::Arguments<'_>) -> String {
-        let mut out = Vec::new();
-        write_line(&mut out, &"2026-11-22T17:45:00.123Z", level, role, &message).unwrap();
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn a_line_says_when_how_bad_who_and_what() {
-        let pid = std::process::id();
-        for (level, role, expected) in [
-            (Level::Info, Role::Master, format!("INFO  master[{pid}]")),
-            (
-                Level::Error,
-                Role::Worker { slot: 3 },
-                format!("ERROR worker 3[{pid}]"),
-            ),
-            (
-                Level::Warn,
-                Role::Command("recv-fd"),
-                format!("WARN  recv-fd[{pid}]"),
-            ),
-        ] {
-            assert_eq!(
-                line(level, role, format_args!("listening on {}", "fd.sock")),
-                format!("2026-11-22T17:45:00.123Z {expected}: listening on fd.sock\n")
-            );
+    if log::set_boxed_logger(Box::new(Logger(filter))).is_ok() {
+        log::set_max_level(most);
+        panic::set_hook(Box::new(log_panic));
+        if let Some(complaint) = complaint {
+            log::warn!("{complaint}");
         }
     }
+}
 
-    #[test]
-    fn a_record_is_one_line_without_control_characters() {
-        let line = line(
-            Level::Info,
-            Role::Master,
-            format_args!("{}", "größe\nfake\x1b[2J\u{9b}1m"),
-        );
-        assert!(
-            line.ends_with(": größe\\nfake\\u{1b}[2J\\u{9b}1m\n"),
-            "{line:?}"
-        );
-        assert_eq!(line.matches(char::is_control).count(), 1);
+/// A panic is said whatever the filter: it is an error of the program.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let reason = panic.payload_as_str().unwrap_or("it has no message");
+    match panic.location() {
+        Some(place) => {
+            destination::write(Level::Error, &format_args!("panicked at {place}: {reason}"));
+        }
+        None => destination::write(Level::Error, &format_args!("panicked: {reason}")),
+    }
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        for line in backtrace.to_string().lines() {
+            destination::write(Level::Error, &format_args!("{line}"));
+        }
     }
 }

@@ -10,7 +10,6 @@ mod serve;
 mod settings;
 mod usage;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -47,9 +46,8 @@ pub(crate) fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell when stderr is closed; the exit code still says it. In one
-            // piece, because another process may be writing there too.
-            let _ = io::stderr().write_all(format!("batond: {error}\n").as_bytes());
+            // In one piece, because another process may be writing there too.
+            logging::write_last(&format!("batond: {error}\n"));
             ExitCode::FAILURE
         }
     }

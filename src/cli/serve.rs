@@ -11,10 +11,11 @@ use super::settings::SettingArgs;
 use super::usage::{UsageError, path};
 use crate::config::flags::Flags;
 use crate::config::{Address, PoolConfig, ServiceConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::server::{Pool, Server};
 use crate::services::{Echo, http};
+use crate::sys::signals;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -136,6 +137,7 @@ impl ServeArgs {
 /// # Errors
 /// When the configuration is wrong, or the server can't start.
 pub(super) fn serve(request: Request) -> Result<()> {
+    signals::reset_inherited().map_err(|error| Error::new("set up signals", error))?;
     let config = request.config.load()?;
     let log = &config.log;
     logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;

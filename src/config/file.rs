@@ -5,7 +5,6 @@ mod confinement;
 
 use std::path::Path;
 
-use log::LevelFilter;
 use toml::de::DeTable;
 
 use crate::config::address::Address;
@@ -16,6 +15,7 @@ use crate::config::server::{Config, Log, ServiceConfig};
 use crate::config::settings::Settings;
 use crate::config::table::{Entry, Fault, Table};
 use crate::error::{Error, Result};
+use crate::logging::filter;
 
 /// The keys at the top of the file, the names of its tables included.
 const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
@@ -102,19 +102,10 @@ fn read_log(log: Entry<'_>, directory: &Path) -> Result<Log, Fault> {
     })
 }
 
-/// Reads the filter of the log, and refuses a level that does not exist, because the logger would
-/// silently ignore it. (Any name of a module is accepted, because there is no list of them.)
+/// Reads the filter of the log, and refuses one that makes no sense: it would silence the log.
 fn read_filter(entry: Entry<'_>) -> Result<&str, Fault> {
     let text = entry.text()?;
-    let directives = text.split('/').next().unwrap_or_default();
-    for directive in directives.split(',') {
-        if let Some((_, level)) = directive.rsplit_once('=')
-            && level.trim().parse::<LevelFilter>().is_err()
-        {
-            let levels = "off, error, warn, info, debug or trace";
-            return Err(entry.fault(format_args!("{level:?} is not a level: expected {levels}")));
-        }
-    }
+    filter::check(text).map_err(|reason| entry.fault(reason))?;
     Ok(text)
 }
 

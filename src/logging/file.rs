@@ -1,125 +1,129 @@
 //! The file that log lines go to, and how it is exchanged for another one under the same name.
 //!
-//! The master opens it before it forks, so each worker has it, whatever it gives up later. To rotate it, move it away
-//! and tell the master, which then makes a new one. A worker that was there before looks for another file at the path
-//! now and then, before it writes, and goes on there. One that cannot open the path any more, because of its user or
-//! its chroot, keeps to the old file.
+//! The master opens it before it forks, so each worker has it, whatever it gives up later. To
+//! rotate it, move it away and tell the master, which then makes a new one. A worker that was there
+//! before looks for another file at the path now and then, before it writes, and goes on there. One
+//! that cannot open the path any more, because of its user or its chroot, keeps to the old file.
 //!
 //! The descriptor has the same number all its life: it is on the list of those that workers keep.
 
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, stat};
-use rustix::io::{DupFlags, dup3};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, stat};
+use rustix::io::{DupFlags, Errno, dup3};
 
-use super::{Role, role_now};
-use crate::error::{Error, Result};
+use crate::error::{Error, Plain, Result};
+use crate::sys::descriptors::out_of_the_way;
 
 /// How long a worker may go on in a file that was moved away. It looks at most that often.
 const LOOK: Duration = Duration::from_secs(1);
 
-static FILE: Mutex<Option<LogFile>> = Mutex::new(None);
-
-fn file() -> MutexGuard<'static, Option<LogFile>> {
-    FILE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Opens the file that [`Writer`] writes to from now on.
-pub(super) fn open(path: &Path) -> Result<()> {
-    let opened = LogFile::open(path)?;
-    *file() = Some(opened);
-    Ok(())
-}
-
-/// Opens the file at the same path again; nothing if there is no file.
-pub(super) fn reopen() -> Result<()> {
-    file().as_mut().map_or(Ok(()), LogFile::reopen)
-}
-
-/// Writes to the file.
-pub(super) struct Writer;
-
-impl Write for Writer {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut file = file();
-        let Some(file) = file.as_mut() else {
-            return Ok(line.len());
-        };
-        if matches!(role_now(), Role::Worker { .. }) {
-            file.follow(Instant::now());
-        }
-        file.write(line)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
+/// A file that is open for lines to be appended.
 #[derive(Debug)]
-struct LogFile {
+pub(super) struct LogFile {
     path: PathBuf,
     descriptor: OwnedFd,
     looked: Instant,
 }
 
 impl LogFile {
-    fn open(path: &Path) -> Result<Self> {
+    /// Opens the file at this path, or makes one.
+    ///
+    /// # Errors
+    /// When there can be none, or what is there is no place for a log.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let descriptor = append_to(path, OFlags::CREATE).map_err(|e| failed(path, &e, ""))?;
         Ok(Self {
             path: path.to_owned(),
-            descriptor: append_to(path, OFlags::CREATE)?,
+            descriptor: out_of_the_way(descriptor),
             looked: Instant::now(),
         })
     }
 
-    fn reopen(&mut self) -> Result<()> {
-        let new = append_to(&self.path, OFlags::CREATE)?;
-        self.replace(&new)
+    /// Goes on in the file that is at the path now.
+    ///
+    /// # Errors
+    /// As [`LogFile::open`]. The old file is still open then.
+    pub(super) fn reopen(&mut self) -> Result<()> {
+        append_to(&self.path, OFlags::CREATE)
+            .and_then(|new| self.replace(&new))
+            .map_err(|error| failed(&self.path, &error, "; lines go on to what was open before"))
     }
 
-    /// Goes on in another file, if there is one at the path. Only the master makes one: a worker's would be its
-    /// user's.
-    fn follow(&mut self, now: Instant) {
+    /// Goes on in another file, if there is one at the path: true then. Only the master makes one,
+    /// because a worker's would be its user's.
+    pub(super) fn follow(&mut self, now: Instant) -> bool {
         if now.duration_since(self.looked) < LOOK {
-            return;
+            return false;
         }
         self.looked = now;
         let (Ok(ours), Ok(there)) = (fstat(&self.descriptor), stat(&self.path)) else {
-            return;
+            return false;
         };
         let moved = (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino);
-        if moved
-            && FileType::from_raw_mode(there.st_mode) == FileType::RegularFile
-            && let Ok(new) = append_to(&self.path, OFlags::empty())
-        {
-            // If it fails, lines go on to the old file.
-            let _ = self.replace(&new);
+        moved
+            && is_regular(&there)
+            && append_to(&self.path, OFlags::empty()).is_ok_and(|new| {
+                // If it fails, lines go on to the old file.
+                fstat(&new).is_ok_and(|new| is_regular(&new)) && self.replace(&new).is_ok()
+            })
+    }
+
+    fn replace(&mut self, new: &OwnedFd) -> io::Result<()> {
+        Ok(dup3(new, &mut self.descriptor, DupFlags::CLOEXEC)?)
+    }
+}
+
+impl AsFd for LogFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn failed(path: &Path, error: &io::Error, consequence: &str) -> Error {
+    let attempt = format!("log to {}", path.display());
+    Error::because(attempt, format!("{}{consequence}", Plain(error)))
+}
+
+/// Appending, so that the lines of several processes do not overwrite each other. It does not
+/// sleep, whatever is at the path, unless the file system does.
+fn append_to(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
+    // To open some things already does something to them, so it is looked at first.
+    if let Ok(there) = stat(path) {
+        check_kind(&there)?;
+    }
+    // A FIFO would wait for a reader, a serial line for a carrier. And a terminal is not to become
+    // the one that controls this process.
+    let waits_for_nothing = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | waits_for_nothing | extra;
+    let opened = rustix::fs::open(path, flags, Mode::from_raw_mode(0o640)).map_err(|error| {
+        match stat(path).map(|there| FileType::from_raw_mode(there.st_mode)) {
+            Ok(FileType::Fifo) if error == Errno::NXIO => {
+                io::Error::other("it is a FIFO that nobody reads")
+            }
+            _ => error.into(),
         }
-    }
-
-    fn replace(&mut self, new: &OwnedFd) -> Result<()> {
-        dup3(new, &mut self.descriptor, DupFlags::CLOEXEC)
-            .map_err(|error| Error::new(attempt(&self.path), error))
-    }
-
-    fn write(&self, line: &[u8]) -> io::Result<usize> {
-        Ok(rustix::io::write(&self.descriptor, line)?)
-    }
+    })?;
+    // Something else may have come to the path meanwhile.
+    check_kind(&fstat(&opened)?)?;
+    Ok(opened)
 }
 
-fn attempt(path: &Path) -> String {
-    format!("log to {}", path.display())
-}
-
-/// Appending, so that the lines of several processes do not overwrite each other.
-fn append_to(path: &Path, extra: OFlags) -> Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY | extra;
-    rustix::fs::open(path, flags, Mode::from_raw_mode(0o640))
-        .map_err(|error| Error::new(attempt(path), error))
+/// A log can be a file, a FIFO, or a device that takes characters, such as a terminal or /dev/null.
+fn check_kind(stat: &Stat) -> io::Result<()> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Err(Errno::ISDIR.into()),
+        FileType::BlockDevice => Err(io::Error::other("it is a block device")),
+        FileType::Socket => Err(io::Error::other("it is a socket")),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +133,10 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+
+    fn write(file: &LogFile, line: &[u8]) {
+        assert_eq!(rustix::io::write(file, line), Ok(line.len()));
+    }
 
     fn text(path: &Path) -> String {
         fs::read_to_string(path).unwrap()
@@ -141,11 +149,11 @@ mod tests {
         fs::write(&path, "before\n").unwrap();
         let mut file = LogFile::open(&path).unwrap();
         let number = file.descriptor.as_raw_fd();
-        file.write(b"one\n").unwrap();
+        write(&file, b"one\n");
         fs::rename(&path, &old).unwrap();
-        file.write(b"two\n").unwrap();
+        write(&file, b"two\n");
         file.reopen().unwrap();
-        file.write(b"three\n").unwrap();
+        write(&file, b"three\n");
         assert_eq!(text(&old), "before\none\ntwo\n");
         assert_eq!(text(&path), "three\n");
         let mode = fs::metadata(&path).unwrap().permissions().mode();
@@ -163,19 +171,19 @@ mod tests {
         let later = |file: &LogFile| file.looked + LOOK;
         fs::rename(&path, &old).unwrap();
         file.follow(later(&file));
-        file.write(b"one\n").unwrap();
+        write(&file, b"one\n");
         assert!(!path.exists());
         // What is no file is no log.
         symlink("/dev/null", &path).unwrap();
         file.follow(later(&file));
-        file.write(b"two\n").unwrap();
+        write(&file, b"two\n");
         fs::remove_file(&path).unwrap();
         fs::write(&path, "").unwrap();
         file.follow(file.looked);
-        file.write(b"three\n").unwrap();
+        write(&file, b"three\n");
         assert_eq!(text(&old), "one\ntwo\nthree\n");
         file.follow(later(&file));
-        file.write(b"four\n").unwrap();
+        write(&file, b"four\n");
         assert_eq!(text(&path), "four\n");
         assert_eq!(text(&old), "one\ntwo\nthree\n");
     }
@@ -188,8 +196,9 @@ mod tests {
         fs::rename(&path, &old).unwrap();
         fs::create_dir(&path).unwrap();
         let error = file.reopen().unwrap_err().to_string();
-        assert!(error.ends_with("log: Is a directory"), "{error}");
-        file.write(b"on\n").unwrap();
+        let reason = "log: Is a directory; lines go on to what was open before";
+        assert!(error.ends_with(reason), "{error}");
+        write(&file, b"on\n");
         assert_eq!(text(&old), "on\n");
     }
 }

@@ -178,9 +178,14 @@ impl<'a> Master<'a> {
                 self.end_takeover();
                 return Ok(());
             }
+            let losses = logging::report_losses(self.begin + now.since(BEGIN));
+            let losses = losses.map(|wait| now.after(wait));
             let may_sleep = self.pools.fall_asleep();
             let timeout = match may_sleep {
-                true => self.next_due().map(|due| due.since(now)),
+                true => {
+                    let due = self.next_due().into_iter().chain(losses).min();
+                    due.map(|due| due.since(now))
+                }
                 false => Some(Duration::ZERO),
             };
             if let Err(error) = self.pools.epoll().wait(&mut events, timeout) {
@@ -554,10 +559,11 @@ impl<'a> Master<'a> {
     }
 }
 
-/// The time by the master's clock. It begins at one hour, so that nothing that was never set seems to
-/// lie in the future.
+/// The time when the master's clock begins. Nothing that was never set lies in its future.
+const BEGIN: Time = Time(3600 * 1_000_000_000);
+
 fn time_since(begin: Instant) -> Time {
-    Time::default().after(begin.elapsed() + Duration::from_secs(3600))
+    BEGIN.after(begin.elapsed())
 }
 
 /// SIGUSR1: somebody has moved the log file away.

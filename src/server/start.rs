@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::Address;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::master::office::Endpoints;
 use crate::master::plan::PlanSource;
 use crate::master::succession::inherited::Inherited;
 use crate::master::{self, Start};
+use crate::sys::signals;
 
 pub(super) use crate::master::plan::{MAIN, MAX_POOLS, Plan};
 
@@ -80,6 +81,7 @@ impl Prepared {
         plans: Vec<Plan<'a>>,
         plan_again: &'a PlanSource<'a>,
     ) -> Result<()> {
+        signals::reset_inherited().map_err(|error| Error::new("set up signals", error))?;
         raise_descriptor_limit();
         let start = Start {
             plans,

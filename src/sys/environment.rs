@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::process::threads;
+use super::process::has_threads;
 
 /// Descriptors that are passed to a process begin here, after the standard streams
 /// (sd_listen_fds(3), SD_LISTEN_FDS_START).
@@ -22,7 +22,7 @@ pub fn take<const N: usize>(names: [&str; N]) -> io::Result<[Option<OsString>; N
     if values.iter().all(Option::is_none) {
         return Ok(values);
     }
-    if threads() > 1 {
+    if has_threads() {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "this process has other threads, which may be reading it",

@@ -20,8 +20,8 @@ const WORD: usize = size_of::<u64>();
 /// A file whose size can change no more, so that no access to its memory can fail.
 const SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
-/// A memory file, mapped. Pages that were never written take no memory. Processes that are forked from this one do not
-/// have the mapping.
+/// A memory file, mapped. Pages that were never written take no memory. Processes that are forked
+/// from this one do not have the mapping.
 #[derive(Debug)]
 pub struct MemoryFile {
     file: OwnedFd,
@@ -35,7 +35,8 @@ impl MemoryFile {
     /// # Errors
     /// What memfd_create(2), ftruncate(2), fcntl(2) and mmap(2) fail with.
     pub fn create(name: &str, count: usize) -> io::Result<Self> {
-        // The kernel may insist on files without the right to be executed (vm.memfd_noexec), or not know of that right.
+        // The kernel may insist on files without the right to be executed (vm.memfd_noexec), or not
+        // know of that right.
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
             Err(Errno::INVAL) => memfd_create(name, flags)?,
@@ -68,13 +69,14 @@ impl MemoryFile {
             place: place.cast(),
             count: size / WORD,
         };
-        // SAFETY: the range is this value's mapping; a child that has no such mapping never uses this value, for it
-        // is the parent's.
+        // SAFETY: the range is this value's mapping; a child that has no such mapping never uses
+        // this value, for it is the parent's.
         unsafe { madvise(place, size, MmapAdvise::MADV_DONTFORK) }?;
         Ok(mapped)
     }
 
-    /// Gives the memory of some words back, which are zero then: of the whole pages among them at least.
+    /// Gives the memory of some words back, which are zero then: of the whole pages among them at
+    /// least.
     ///
     /// # Errors
     /// What fallocate(2) fails with.
@@ -89,9 +91,9 @@ impl Deref for MemoryFile {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, holds at least `count` words, lives as long as `self`, and can't lose its
-        // pages, for the size of the file is sealed. Any bits are an AtomicU64, and other processes that change them
-        // do it no other way.
+        // SAFETY: the mapping is page-aligned, holds at least `count` words, lives as long as
+        // `self`, and can't lose its pages, for the size of the file is sealed. Any bits are an
+        // AtomicU64, and other processes that change them do it no other way.
         unsafe { std::slice::from_raw_parts(self.place.as_ptr(), self.count) }
     }
 }
@@ -105,8 +107,8 @@ impl AsFd for MemoryFile {
 impl Drop for MemoryFile {
     fn drop(&mut self) {
         let place: NonNull<c_void> = self.place.cast();
-        // SAFETY: the mapping is this value's own, and no reference to it outlives `self`. It can't fail; the kernel
-        // rounds the length up to the whole page.
+        // SAFETY: the mapping is this value's own, and no reference to it outlives `self`. It can't
+        // fail; the kernel rounds the length up to the whole page.
         let _ = unsafe { munmap(place, self.count * WORD) };
     }
 }

@@ -1,9 +1,11 @@
 //! The only unsafe code: the few calls for which no safe crate exists, each behind a safe function.
 //!
-//! Everything here is mechanism. Who may call what, and when, is decided by the callers; what must hold for memory and
-//! descriptor safety is checked or documented at each function.
+//! Everything here is mechanism. Who may call what, and when, is decided by the callers; what must
+//! hold for memory and descriptor safety is checked or documented at each function.
 #![allow(unsafe_code)]
 
+pub mod bounded;
+pub mod descriptors;
 pub mod environment;
 pub mod memfile;
 pub mod process;

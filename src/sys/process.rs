@@ -5,23 +5,35 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{ForkResult, Pid, fork};
 
-/// The exit status of a process whose main function panicked; the one that Rust gives a panicking program.
+use crate::error::Plain;
+
+use super::descriptors::{close_all_but, is_surely_open};
+
+pub use super::descriptors::open_descriptors;
+
+/// The exit status of a process whose main function panicked; the one that Rust gives a panicking
+/// program.
 pub const PANICKED: u8 = 101;
+
+/// The exit status of a process that could not give up what it was not to have.
+const UNCONFINED: u8 = 1;
 
 /// Forks a process that runs `main` and exits with what it returns, or with 101 if it panics.
 ///
-/// The child runs `detach` first, with all that it inherited still open, to undo what must not live on in it. Then it
-/// closes every descriptor but those in `keep`. No destructor of the parent runs in it: the
-/// frames below `main` are never returned to, so that a connection which the parent holds is closed in the child, but
-/// not shut down, unlinked or otherwise ended.
+/// The child runs `detach` first, with all that it inherited still open, to undo what must not live
+/// on in it. Then it closes every descriptor but those in `keep`. No destructor of the parent runs
+/// in it: the frames below `main` are never returned to, so that a connection which the parent
+/// holds is closed in the child, but not shut down, unlinked or otherwise ended.
 ///
 /// # Errors
-/// What fork(2) fails with, and `Unsupported` if this process has more than one thread: after a fork, a lock that
-/// another thread held would stay locked forever (fork(2), NOTES).
+/// What fork(2) fails with, and `Unsupported` if this process has more than one thread: after a
+/// fork, a lock that another thread held would stay locked forever (fork(2), NOTES).
 pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -> io::Result<Pid> {
-    if threads() > 1 {
+    if has_threads() {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "this process has other threads, and a fork with threads is not safe",
@@ -29,14 +41,22 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
     }
     let mut keep = keep.to_vec();
     keep.sort_unstable();
-    // SAFETY: this is the only thread, so the child may do whatever the parent might (fork(2)); it never returns from
-    // this function.
+    // SAFETY: this is the only thread, so the child may do whatever the parent might (fork(2)); it
+    // never returns from this function.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             let main = || {
                 detach();
-                close_all_but(&keep);
+                // A process that keeps what it must not have is worse than none.
+                if let Err(error) = close_all_but(&keep) {
+                    log::error!(
+                        "cannot start a process: close the descriptors that it must not have: \
+                         {}",
+                        Plain(&error)
+                    );
+                    return UNCONFINED;
+                }
                 main()
             };
             let status = catch_unwind(AssertUnwindSafe(main)).unwrap_or(PANICKED);
@@ -45,59 +65,31 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
     }
 }
 
-/// Ends this process without running destructors or flushing the buffers that it shares with its parent.
+/// Ends this process without running destructors or flushing the buffers that it shares with its
+/// parent.
 pub fn exit_now(status: u8) -> ! {
     // SAFETY: _exit(2) is always safe to call.
     unsafe { libc::_exit(i32::from(status)) }
 }
 
-/// How many threads this process has; 1 where /proc is not there to ask.
-pub(super) fn threads() -> u64 {
+/// Whether another thread runs in this process.
+pub(super) fn has_threads() -> bool {
     // A directory's link count is 2 plus one per subdirectory, and each thread has one.
-    std::fs::metadata("/proc/self/task").map_or(1, |tasks| tasks.nlink().saturating_sub(2))
-}
-
-/// Closes every descriptor but those in `keep`, which is sorted.
-fn close_all_but(keep: &[RawFd]) {
-    let mut next: libc::c_uint = 0;
-    for fd in keep {
-        let fd = fd.cast_unsigned();
-        if fd > next {
-            close_range(next, fd - 1);
-        }
-        next = next.max(fd + 1);
+    match std::fs::metadata("/proc/self/task") {
+        Ok(tasks) => tasks.nlink() > 3,
+        // Without /proc: only a process without threads may leave the group of its threads
+        // (unshare(2), CLONE_THREAD), and then it changes nothing.
+        Err(_) => unshare(CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL),
     }
-    close_range(next, libc::c_uint::MAX);
 }
 
-fn close_range(first: libc::c_uint, last: libc::c_uint) {
-    // SAFETY: only called in a fresh child, which owns all its descriptors and uses none but those it was given.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-}
-
-/// The numbers of all descriptors that are open in this process; just the standard ones where /proc is not there.
-#[must_use]
-pub fn open_descriptors() -> Vec<RawFd> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
-        return vec![0, 1, 2];
-    };
-    let numbers: Vec<RawFd> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    // The one that the directory itself was read through is closed by now.
-    numbers.into_iter().filter(|fd| is_open(*fd)).collect()
-}
-
-fn is_open(fd: RawFd) -> bool {
-    // SAFETY: F_GETFD only asks; a number that is not open gives EBADF.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
-}
-
-/// Takes a descriptor over that this process was started with, by its number; `None` when it is not open.
+/// Takes a descriptor over that this process was started with, by its number; `None` when it is not
+/// open.
 ///
-/// Only for a descriptor that nothing else in this process owns: it is closed when the result is dropped.
+/// Only for a descriptor that nothing else in this process owns: it is closed when the result is
+/// dropped.
 #[must_use]
 pub fn claim(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: it is open, and whoever started this process gave it away by naming it.
-    is_open(fd).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    is_surely_open(fd).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,13 +1,17 @@
-//! What a worker gives up before it serves: looked up and checked in the master, carried out in the child.
+//! What a worker gives up before it serves: looked up and checked in the master, carried out in the
+//! child.
 //!
 //! Owns the order of the calls. docs/privileges.md says why it is this one, and what it protects.
 
 mod identity;
+mod means;
 #[cfg(test)]
 mod tests;
 
 use std::fs;
 use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -15,23 +19,29 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource as Rlimit, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getgroups, getresgid, getresuid};
-use rustix::thread::{CapabilitySet, capabilities};
+use nix::unistd::{Pid, chdir, chroot};
+use rustix::thread::CapabilitySet;
 
 use crate::config::{Confinement, Resource};
 use crate::error::{Error, Result};
-use crate::sys::process::open_descriptors;
+use crate::sys::descriptors::{is_directory, open_descriptors};
 use identity::Identity;
+use means::Means;
 
-/// How many descriptors a worker has for itself: the standard streams, its inbox and a copy for the signal handler, its
-/// doorbell, a log, a directory to serve.
+/// How many descriptors a worker has for itself: the standard streams, its inbox and a copy for the
+/// signal handler, its doorbell, a log, a directory to serve.
 const OWN_DESCRIPTORS: usize = 8;
 
 /// How many descriptors each of its threads opens: the connection, and a file to send.
 const TURN_DESCRIPTORS: usize = 2;
 
-/// A confinement of which everything is known: no name has to be looked up any more, so that it can be carried out
-/// where there is no user database, and in every later child as in the first.
+/// Why a call that succeeded is no success.
+const UNCHANGED: &str = "the call succeeded, and the kernel says that nothing has changed";
+
+const RUN_ON: &str = "run on the processors that were named";
+
+/// A confinement of which everything is known: no name has to be looked up any more, so that it can
+/// be carried out where there is no user database, and in every later child as in the first.
 #[derive(Debug, Clone)]
 pub struct Plan {
     processors: Option<CpuSet>,
@@ -42,24 +52,14 @@ pub struct Plan {
     no_new_privs: bool,
 }
 
-/// Who the master is and what it may do: its children begin with the same.
-#[derive(Debug, Clone)]
-struct Means {
-    /// Real, effective, saved.
-    uids: [Uid; 3],
-    gids: [Gid; 3],
-    /// The supplementary groups, in order.
-    groups: Vec<Gid>,
-    capabilities: CapabilitySet,
-}
-
 impl Plan {
-    /// Looks up and checks what can be checked before there is a worker. `threads` is how many turns a worker serves at
-    /// the same time. Says in the log what is allowed and yet no protection.
+    /// Looks up and checks what can be checked before there is a worker. `threads` is how many
+    /// turns a worker serves at the same time. Says in the log what is allowed and yet no
+    /// protection.
     ///
     /// # Errors
-    /// When there is no such user, group, directory or processor, when a limit can't be set or lived with, and when
-    /// this process lacks the privileges.
+    /// When there is no such user, group, directory or processor, when a limit can't be set or
+    /// lived with, and when this process lacks the privileges.
     pub fn new(wanted: &Confinement, threads: usize) -> Result<Self> {
         let means = Means::own().map_err(|error| Error::new("ask who this process is", error))?;
         let plan = Self::with(wanted, threads, &means)?;
@@ -84,36 +84,41 @@ impl Plan {
         })
     }
 
-    /// Confines this process: the child, before it has a thread and before there is anything of the service's. After an
-    /// error it is confined in part, and good for nothing.
+    /// Confines this process: the child, before it has a thread and before there is anything of the
+    /// service's. After an error it is confined in part, and good for nothing.
+    ///
+    /// Each step is proved after it is done, because a sandbox can let a call do nothing and
+    /// succeed all the same (seccomp(2)).
     ///
     /// # Errors
-    /// What the calls fail with; also when the kernel did what was asked, and privileges are left all the same.
+    /// What the calls fail with; also when they succeed, and it is not as it should be.
     pub fn apply(&self) -> Result<()> {
         // What takes privileges comes before they go.
         if let Some(processors) = &self.processors {
-            sched_setaffinity(Pid::from_raw(0), processors)
-                .map_err(|errno| Error::new("run on the processors that were named", errno))?;
+            run_on(processors)?;
         }
         for (resource, limit) in &self.limits {
-            setrlimit(rlimit(*resource), *limit, *limit)
-                .map_err(|errno| Error::new(limiting(*resource, *limit), errno))?;
+            set_limit(*resource, *limit)?;
         }
         if let Some(mask) = self.umask {
             umask(mask);
+            // The call cannot fail, and returns what was there before.
+            if umask(mask) != mask {
+                return Err(Error::because(masking(mask.bits()), UNCHANGED));
+            }
         }
         if let Some(root) = &self.root {
-            // A working directory outside would be a way out.
-            chroot(root)
-                .and_then(|()| chdir("/"))
-                .map_err(|errno| Error::new(confining(root), errno))?;
+            change_root(root)?;
         }
         if let Some(identity) = &self.identity {
             identity.assume()?;
         }
         if self.no_new_privs {
-            prctl::set_no_new_privs()
-                .map_err(|errno| Error::new("do without new privileges", errno))?;
+            let attempt = "do without new privileges";
+            prctl::set_no_new_privs().map_err(|errno| Error::new(attempt, errno))?;
+            if !prctl::get_no_new_privs().map_err(|errno| Error::new(attempt, errno))? {
+                return Err(Error::because(attempt, UNCHANGED));
+            }
         }
         Ok(())
     }
@@ -127,43 +132,19 @@ impl Plan {
         }
         for (number, directory) in directories_outside(root) {
             log::warn!(
-                "a worker can leave {}: descriptor {number}, which it keeps, is the directory {}",
+                "a worker can leave {}: descriptor {number}, which it keeps, is {directory}",
                 root.display(),
-                directory.display()
             );
         }
     }
-}
-
-impl Means {
-    fn own() -> io::Result<Self> {
-        let (uids, gids) = (getresuid()?, getresgid()?);
-        Ok(Self {
-            uids: [uids.real, uids.effective, uids.saved],
-            gids: [gids.real, gids.effective, gids.saved],
-            groups: ordered(getgroups()?),
-            capabilities: capabilities(None)?.effective,
-        })
-    }
-
-    fn may(&self, capability: CapabilitySet) -> bool {
-        self.capabilities.contains(capability)
-    }
-}
-
-/// Groups are a set: in order, each once.
-fn ordered(mut groups: Vec<Gid>) -> Vec<Gid> {
-    groups.sort_unstable_by_key(|group| group.as_raw());
-    groups.dedup();
-    groups
 }
 
 fn confining(root: &Path) -> String {
     format!("confine workers to {}", root.display())
 }
 
-/// The real path of a directory that is to become the root of the workers. They get there by its name, not by a
-/// descriptor: one that they kept would be a way back.
+/// The real path of a directory that is to become the root of the workers. They get there by its
+/// name, not by a descriptor: one that they kept would be a way back.
 fn directory(path: &Path, means: &Means) -> Result<PathBuf> {
     let failed = |error: io::Error| Error::new(confining(path), error);
     let root = path.canonicalize().map_err(failed)?;
@@ -171,31 +152,38 @@ fn directory(path: &Path, means: &Means) -> Result<PathBuf> {
         return Err(failed(Errno::ENOTDIR.into()));
     }
     if !means.may(CapabilitySet::SYS_CHROOT) {
-        let reason = "only root may do that, or who has CAP_SYS_CHROOT";
+        let reason = "it takes root, or CAP_SYS_CHROOT";
         return Err(Error::because(confining(path), reason));
     }
     Ok(root)
 }
 
-/// The open directories that are not at or below `root`. A process that has one can walk from there to anywhere.
-fn directories_outside(root: &Path) -> Vec<(i32, PathBuf)> {
-    let outside = |fd: &i32| {
-        let link = PathBuf::from(format!("/proc/self/fd/{fd}"));
-        let is_directory = fs::metadata(&link).is_ok_and(|file| file.is_dir());
-        let path = fs::read_link(&link).ok().filter(|_| is_directory)?;
-        (!path.starts_with(root)).then_some((*fd, path))
+/// The open directories that are not at or below `root`, or may be elsewhere. A process that has
+/// one can walk from there to anywhere.
+fn directories_outside(root: &Path) -> Vec<(RawFd, String)> {
+    let outside = |fd: &RawFd| {
+        if !is_directory(*fd) {
+            return None;
+        }
+        // Where it is, is known to /proc only.
+        match fs::read_link(format!("/proc/self/fd/{fd}")) {
+            Ok(path) if path.starts_with(root) => None,
+            Ok(path) => Some((*fd, format!("the directory {}", path.display()))),
+            Err(_) => Some((*fd, "a directory".to_owned())),
+        }
     };
     open_descriptors().iter().filter_map(outside).collect()
+}
+
+fn masking(mask: u32) -> String {
+    format!("give workers the umask {mask:o}")
 }
 
 fn permissions(mask: u32) -> Result<Mode> {
     let all = Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO;
     Mode::from_bits(mask)
         .filter(|mask| all.contains(*mask))
-        .ok_or_else(|| {
-            let attempt = format!("give workers the umask {mask:o}");
-            Error::because(attempt, "it has more than the bits of 777")
-        })
+        .ok_or_else(|| Error::because(masking(mask), "it has more than the bits of 777"))
 }
 
 /// The set of these processors, each of which this process itself may run on.
@@ -216,6 +204,46 @@ fn processors(numbers: &[usize]) -> Result<CpuSet> {
         }
     }
     Ok(chosen)
+}
+
+fn run_on(processors: &CpuSet) -> Result<()> {
+    let failed = |errno| Error::new(RUN_ON, errno);
+    sched_setaffinity(Pid::from_raw(0), processors).map_err(failed)?;
+    let now = sched_getaffinity(Pid::from_raw(0)).map_err(failed)?;
+    // The kernel leaves out those that its cpuset has lost since.
+    let allowed = |number| now.is_set(number) != Ok(true) || processors.is_set(number) == Ok(true);
+    match (0..CpuSet::count()).all(allowed) {
+        true => Ok(()),
+        false => Err(Error::because(RUN_ON, UNCHANGED)),
+    }
+}
+
+fn set_limit(resource: Resource, limit: u64) -> Result<()> {
+    let failed = |errno| Error::new(limiting(resource, limit), errno);
+    setrlimit(rlimit(resource), limit, limit).map_err(failed)?;
+    match getrlimit(rlimit(resource)).map_err(failed)? == (limit, limit) {
+        true => Ok(()),
+        false => Err(Error::because(limiting(resource, limit), UNCHANGED)),
+    }
+}
+
+/// Makes `root` the root directory. The working directory goes along: one outside would be a way
+/// out.
+fn change_root(root: &Path) -> Result<()> {
+    let failed = |error: io::Error| Error::new(confining(root), error);
+    let place = |path: &Path| {
+        let file = fs::metadata(path).map_err(failed)?;
+        Ok((file.dev(), file.ino()))
+    };
+    let wanted = place(root)?;
+    chroot(root).map_err(|errno| failed(errno.into()))?;
+    chdir("/").map_err(|errno| failed(errno.into()))?;
+    for path in ["/", "."] {
+        if place(Path::new(path))? != wanted {
+            return Err(Error::because(confining(root), UNCHANGED));
+        }
+    }
+    Ok(())
 }
 
 fn check_limits(limits: &[(Resource, u64)], threads: usize, means: &Means) -> Result<()> {

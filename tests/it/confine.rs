@@ -14,7 +14,10 @@ use tempfile::TempDir;
 
 use crate::harness::process::status;
 use crate::harness::skip::lacks_root;
-use crate::harness::{Clients, Habit, Server, Setup, Worker, command, example, finish};
+use crate::harness::{
+    Clients, Habit, Server, Setup, Worker, command, example, finish, open_descriptors,
+};
+use crate::logging::{Bare, Sink};
 
 /// A user and a group that no database knows.
 const STRANGER: u32 = 54321;
@@ -388,12 +391,9 @@ fn what_takes_root_is_refused_to_others() {
     copy.arg(example("confined")).arg(&program);
     assert!(finish(copy).status.success());
     for (arguments, message) in [
-        (&["--user", "root"][..], "user 0: only root may do that"),
-        (&["--group", "0"], "groups 0: only root may do that"),
-        (
-            &["--chroot", "/"],
-            "confine workers to /: only root may do that",
-        ),
+        (&["--user", "root"][..], "user 0: it takes root"),
+        (&["--group", "0"], "groups 0: it takes root"),
+        (&["--chroot", "/"], "confine workers to /: it takes root"),
     ] {
         let mut command = command(&program);
         command.args(["-l", "127.0.0.1:0"]).args(arguments);
@@ -421,4 +421,147 @@ fn to_be_who_one_is_takes_no_root() {
         assert_eq!(status(workers[0].pid, key), status(master, key));
     }
     assert_eq!(server.get("/").status, 200);
+}
+
+/// Runs a server under a sandbox that makes this system call come to nothing, in this way.
+fn sandboxed(injections: &[&str], script: &str) -> Vec<String> {
+    let mut words = vec!["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"];
+    for injection in injections {
+        words.extend(["-e", injection]);
+    }
+    // There is something behind the server, so that no shell runs it in its own place.
+    let script = format!("{script} exec {} \"$@\"", words.join(" "));
+    ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+}
+
+/// Whether a sandbox of that kind can be had here.
+fn has_strace(test: &str) -> bool {
+    let mut strace = command("strace");
+    strace.args(["-o", "/dev/null", "true"]);
+    let works = strace.status().is_ok_and(|status| status.success());
+    assert!(
+        works || std::env::var_os("CI").is_none(),
+        "strace is not there"
+    );
+    if !works {
+        eprintln!("{test}: not run, because strace does not work here");
+    }
+    works
+}
+
+/// That a worker has the descriptors that it needs, the one that the server was started with, and
+/// none of the master's.
+#[track_caller]
+fn assert_has_its_own_only(server: &Server, inherited: i32) {
+    let master: Vec<_> = open_descriptors(server.master()).into_iter().collect();
+    for worker in server.workers(2) {
+        let open = open_descriptors(worker.pid);
+        assert_eq!(open[&inherited], "/dev/null", "{open:?}");
+        let sockets = open.values().filter(|what| what.starts_with("socket:"));
+        let sockets: Vec<_> = sockets.collect();
+        // The inbox, and the copy for the handler of SIGTERM.
+        assert_eq!(sockets.len(), 2, "{open:?}");
+        assert_eq!(sockets[0], sockets[1], "{open:?}");
+        // One of the master's has no epoll set, no pipe of the signals, no listener.
+        assert!(
+            !open.values().any(|what| what.contains("eventpoll")),
+            "{open:?}"
+        );
+        assert!(open.len() < master.len(), "{open:?}\n{master:?}");
+    }
+}
+
+#[test]
+fn a_worker_has_nothing_of_its_master_s_whatever_a_sandbox_forbids() {
+    if !has_strace("a_worker_has_nothing_of_its_master_s_whatever_a_sandbox_forbids") {
+        return;
+    }
+    let no_proc = "mount -t tmpfs none /proc;";
+    for (injection, script) in [
+        ("inject=close_range:error=EPERM", ""),
+        ("inject=close_range:error=ENOSYS", ""),
+        // It says that it has done it.
+        ("inject=close_range:retval=0", ""),
+        ("inject=close_range:error=EPERM", no_proc),
+        ("inject=mremap:error=ENOSYS", no_proc),
+    ] {
+        if !script.is_empty() && !geteuid().is_root() {
+            continue;
+        }
+        let script = format!("{script} ulimit -n 1000; exec 9</dev/null;");
+        let mut wrapper = sandboxed(&["trace=close_range", injection], &script);
+        if geteuid().is_root() {
+            wrapper.splice(0..0, ["unshare", "-m"].map(str::to_owned));
+        }
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        let server = Setup::new(&["demo", "-w", "2"])
+            .under(&wrapper)
+            .expect(" died ")
+            .start();
+        assert_has_its_own_only(&server, 9);
+        assert_eq!(server.get("/").status, 200);
+        let worker = server.workers(2)[0];
+        server.kill(worker);
+        server.replacement(worker);
+        assert_has_its_own_only(&server, 9);
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_rid_of_its_master_s_descriptors_does_not_start() {
+    if !has_strace("a_worker_that_cannot_be_rid_of_its_master_s_descriptors_does_not_start") {
+        return;
+    }
+    if !geteuid().is_root() {
+        return eprintln!("not run: it takes root to have no /proc");
+    }
+    // Neither the call, nor a list of what is open, nor the number at which a list would end.
+    let injections = [
+        "trace=close_range,prlimit64",
+        "inject=close_range:error=EPERM",
+        "inject=prlimit64:error=EPERM",
+    ];
+    let mut wrapper = sandboxed(&injections, "mount -t tmpfs none /proc;");
+    wrapper.splice(0..0, ["unshare", "-m"].map(str::to_owned));
+    let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    let mut sink = Sink::pipe();
+    let server = Bare::start(&wrapper, &["demo", "-w", "1"], sink.writer());
+    let failure = "cannot start a process: close the descriptors that it must not have: ";
+    assert!(sink.read_until(failure).contains("Operation not permitted"));
+    sink.read_until(": exited with status 1");
+    server.signal(Signal::SIGQUIT);
+    assert!(!sink.read_to_end().contains("worker ready"));
+}
+
+#[test]
+fn a_worker_that_a_sandbox_only_pretends_to_confine_does_not_serve() {
+    if !has_strace("a_worker_that_a_sandbox_only_pretends_to_confine_does_not_serve") {
+        return;
+    }
+    let place = TempDir::new().expect("a temporary directory");
+    let jail = shared_directory(place.path(), "jail");
+    let file = place.path().join("batond.toml");
+    let chroot = format!("chroot = '{}'", jail.display());
+    let mut cases = vec![("prctl", "no-new-privs = true", "do without new privileges")];
+    if geteuid().is_root() {
+        cases.push(("chroot", &chroot, "confine workers to "));
+        cases.push(("setresuid", "user = 'nobody'", "become user "));
+        cases.push(("setresgid", "group = '54321'", "become user "));
+        cases.push(("setgroups", "groups = ['54321']", "become user "));
+    }
+    for (call, key, attempt) in cases {
+        let text = format!("[[pool]]\nservice = 'demo'\n{key}\n");
+        fs::write(&file, text).expect("a file");
+        let trace = format!("trace={call}");
+        let wrapper = sandboxed(&[&trace, &format!("inject={call}:retval=0")], "");
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        let file = file.to_str().expect("it is plain");
+        let mut sink = Sink::pipe();
+        let server = Bare::start(&wrapper, &["-w", "1", "-c", file], sink.writer());
+        let line = sink.read_until(&format!("cannot {attempt}"));
+        assert!(line.contains(": the call succeeded, and") || line.contains(": the kernel says"));
+        sink.read_until(": exited with status 1");
+        server.signal(Signal::SIGQUIT);
+        assert!(!sink.read_to_end().contains("worker ready"));
+    }
 }

@@ -15,6 +15,7 @@ mod leaks;
 mod library;
 mod limits;
 mod lives;
+mod logging;
 mod overload;
 mod reconfigure;
 mod recycle;

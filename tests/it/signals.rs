@@ -151,3 +151,38 @@ fn an_idle_worker_that_is_told_to_stop_is_replaced() {
         assert_eq!(server.get("/").status, 200);
     }
 }
+
+/// Starts the server as a careless parent would: with every signal blocked, and these ignored.
+fn under_a_careless_parent() -> Setup {
+    let script = "env --block-signal --ignore-signal=CHLD,HUP,TERM,QUIT,USR1,TTIN \"$@\"; exit $?";
+    Setup::new(&["demo", "-w", "2"]).under(&["sh", "-c", script, "sh"])
+}
+
+#[test]
+fn signals_that_were_blocked_or_ignored_before_the_start_are_heard() {
+    let mut server = under_a_careless_parent().expect(" died ").start();
+    let workers = server.workers(2);
+    // SIGCHLD: no zombie is left, and another worker comes.
+    server.kill(workers[0]);
+    server.replacement(workers[0]);
+    // Neither master nor workers go on with it.
+    for pid in [server.master(), server.workers(2)[0].pid] {
+        assert_eq!(process::status(pid, "SigBlk"), "0000000000000000");
+        let ignored = u64::from_str_radix(&process::status(pid, "SigIgn"), 16).expect("a set");
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGXFSZ] {
+            assert_eq!(ignored & 1 << (signal as u32 - 1), 0, "{signal}");
+        }
+    }
+    server.signal(Signal::SIGTTIN);
+    server.workers(3);
+    let before = server.workers(3);
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    for worker in before {
+        assert!(Watched::new(worker.pid).wait(DEADLINE));
+    }
+    assert_eq!(server.get("/").status, 200);
+    assert!(server.stop().success());
+    let mut server = under_a_careless_parent().start();
+    server.stop_by(Signal::SIGQUIT);
+}

@@ -1,4 +1,4 @@
-//! As whom a worker runs: names to numbers, the change, and the proof that there is no way back.
+//! The user that a worker runs as: names to numbers, the change, and the proof that there is no way back.
 
 use std::ffi::CString;
 use std::fmt::Display;
@@ -9,7 +9,7 @@ use nix::unistd::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use super::{Means, ordered};
+use super::means::{Means, ordered};
 use crate::config::Confinement;
 use crate::error::{Error, Result};
 
@@ -24,25 +24,25 @@ const NO_CAPABILITIES: CapabilitySets = CapabilitySets {
 
 /// The user and the groups of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(super) struct Identity {
     pub(super) uid: Uid,
     pub(super) gid: Gid,
     /// The supplementary groups, in order.
     pub(super) groups: Vec<Gid>,
 }
 
-/// A user, who may be one that only the kernel knows.
+/// A user, perhaps one that only the kernel knows.
 struct Account {
     uid: Uid,
     entry: Option<User>,
 }
 
 impl Identity {
-    /// As whom the workers are to run; `None` is as their master.
+    /// The user that the workers are to run as; `None` is the master's.
     ///
     /// # Errors
     /// When there is no such user or group, and when the master can't make its workers theirs.
-    pub fn resolve(wanted: &Confinement, means: &Means) -> Result<Option<Self>> {
+    pub(super) fn resolve(wanted: &Confinement, means: &Means) -> Result<Option<Self>> {
         let Confinement {
             user,
             group,
@@ -67,7 +67,8 @@ impl Identity {
                 .iter()
                 .map(|name| group_named(name, || format!("give workers the group {name:?}")))
                 .collect::<Result<_>>()?,
-            // Who stays as he is, and could not have others, has the right ones.
+            // A master that stays the same user, and could not set other groups, has the right
+            // ones.
             None if stays && !means.may(CapabilitySet::SETGID) => means.groups.clone(),
             None => account.groups(gid)?,
         };
@@ -80,13 +81,13 @@ impl Identity {
         Ok(Some(identity))
     }
 
-    /// Whether the master has what it takes.
+    /// Refuses what the master lacks the privileges for.
     fn check(&self, means: &Means) -> Result<()> {
         if !is_only(&means.uids, self.uid) {
             let refused =
                 |reason| Error::because(format!("run workers as user {}", self.uid), reason);
             if !means.may(CapabilitySet::SETUID) {
-                return Err(refused("only root may do that, or who has CAP_SETUID"));
+                return Err(refused("it takes root, or CAP_SETUID"));
             }
             if !means.may(CapabilitySet::KILL) {
                 return Err(refused("without CAP_KILL the master could not end them"));
@@ -96,14 +97,14 @@ impl Identity {
         if !same && !means.may(CapabilitySet::SETGID) {
             return Err(Error::because(
                 format!("give workers the groups {self}"),
-                "only root may do that, or who has CAP_SETGID",
+                "it takes root, or CAP_SETGID",
             ));
         }
         Ok(())
     }
 
-    /// Whether it is one that may do anything.
-    pub fn is_root(&self) -> bool {
+    /// Whether it is root, which may do anything.
+    pub(super) fn is_root(&self) -> bool {
         self.uid.is_root()
     }
 
@@ -111,9 +112,9 @@ impl Identity {
     ///
     /// # Errors
     /// What the calls fail with, and when there would be a way back.
-    pub fn assume(&self) -> Result<()> {
-        // The groups first: once the user has changed, nobody may change them. And all three of each kind: the saved one
-        // would be the way back.
+    pub(super) fn assume(&self) -> Result<()> {
+        // The groups first: once the user has changed, nobody may change them. And all three of
+        // each kind: the saved one would be the way back.
         let changed = ordered(getgroups().map_err(|errno| self.failed(errno))?) != self.groups;
         if changed {
             setgroups(&self.groups).map_err(|errno| self.failed(errno))?;
@@ -121,8 +122,9 @@ impl Identity {
         setresgid(self.gid, self.gid, self.gid).map_err(|errno| self.failed(errno))?;
         setresuid(self.uid, self.uid, self.uid).map_err(|errno| self.failed(errno))?;
         if !self.is_root() {
-            // The kernel takes them from a process that was root, unless its securebits say otherwise, and not from one
-            // that only had capabilities. The ambient ones go with the others (capabilities(7)).
+            // The kernel takes them from a process that was root, unless its securebits say
+            // otherwise, and not from one that only had capabilities. The ambient ones go with the
+            // others (capabilities(7)).
             set_capabilities(None, NO_CAPABILITIES)
                 .map_err(|errno| Error::new("give up capabilities", errno))?;
         }
@@ -227,7 +229,8 @@ fn group_named(name: &str, attempt: impl Fn() -> String) -> Result<Gid> {
         .ok_or_else(|| Error::because(attempt(), "there is no such group"))
 }
 
-/// A user or group by number. The largest one is none: to setresuid(2) it means "leave it as it is".
+/// A user or group by number. The largest one is none: to setresuid(2) it means "leave it as it
+/// is".
 fn number(text: &str) -> Option<u32> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()

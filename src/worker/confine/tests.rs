@@ -1,4 +1,7 @@
-//! What is looked up and checked before there is a worker. tests/it/confine.rs has what comes of it.
+//! What is looked up and checked before there is a worker. tests/it/confine.rs has what comes of
+//! it.
+
+use nix::unistd::{Gid, Uid};
 
 use super::*;
 
@@ -114,7 +117,7 @@ fn who_is_not_there_is_named() {
 
 #[test]
 fn another_user_takes_root() {
-    let message = "cannot run workers as user 0: only root may do that, or who has CAP_SETUID";
+    let message = "cannot run workers as user 0: it takes root, or CAP_SETUID";
     refused(&user("root"), &stranger(), message);
     let means = master(54321, CapabilitySet::SETUID);
     let message = "cannot run workers as user 0: without CAP_KILL the master could not end them";
@@ -124,7 +127,7 @@ fn another_user_takes_root() {
         groups: Some(Vec::new()),
         ..Confinement::default()
     };
-    let message = "cannot give workers the groups 0: only root may do that, or who has CAP_SETGID";
+    let message = "cannot give workers the groups 0: it takes root, or CAP_SETGID";
     refused(&wanted, &stranger(), message);
 }
 
@@ -177,7 +180,7 @@ fn a_root_is_a_directory_that_is_there() {
         refused(&at(path), &root(), &message);
     }
     let message = format!(
-        "cannot confine workers to {}: only root may do that, or who has CAP_SYS_CHROOT",
+        "cannot confine workers to {}: it takes root, or CAP_SYS_CHROOT",
         place.path().display()
     );
     refused(&at(place.path()), &stranger(), &message);
@@ -191,13 +194,12 @@ fn a_directory_that_is_open_outside_is_found() {
     let theirs = fs::File::open(outside.path()).unwrap();
     let found: Vec<_> = directories_outside(&root)
         .into_iter()
-        .map(|(_, path)| path)
+        .map(|(_, directory)| directory)
         .collect();
-    assert!(
-        found.contains(&outside.path().canonicalize().unwrap()),
-        "{found:?}"
-    );
-    assert!(!found.contains(&root), "{found:?}");
+    let named = |path: &Path| format!("the directory {}", path.display());
+    let outside = outside.path().canonicalize().unwrap();
+    assert!(found.contains(&named(&outside)), "{found:?}");
+    assert!(!found.contains(&named(&root)), "{found:?}");
     drop((ours, theirs));
 }
 
