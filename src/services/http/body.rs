@@ -2,17 +2,23 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::chunked::{Chunked, Malformed};
 use super::head::{Framing, Head};
 use super::response::Response;
 use crate::service::{Connection, Fill};
 
-/// How much of a body that the handler left unread is read and dropped, in bytes, so that the
-/// connection lives on.
-const MAX_DRAIN: usize = 64 * 1024;
+/// The longest rest of a body, in bytes, that is dropped when the handler has left it unread, so that
+/// the connection lives on.
+pub(super) const MAX_DRAIN: u64 = 64 * 1024;
+
+/// How many bytes such a rest may take with its chunked coding: chunks of one byte are within it.
+const MAX_CODED_DRAIN: usize = 8 * 64 * 1024;
 
 /// The body of a request. Reading sleeps until the client sends; it ends where the body ends, not
 /// the connection.
@@ -139,27 +145,55 @@ impl<'a> Body<'a> {
         Ok(bytes)
     }
 
-    /// Drops what the handler left unread, as far as that needs no sleep.
-    pub(super) fn leave(mut self) -> Leftover {
-        let mut dropped = 0;
+    /// Drops what the handler left unread, if it is not long, and waits for it with this patience.
+    /// Whether it is dropped follows from what is sent, not from how the bytes arrive, unless the
+    /// client is slower than that.
+    pub(super) fn leave(mut self, patience: Duration) -> Leftover {
+        // A client that still waits for a 100 may send the body, or its next request.
+        let is_too_much = self.expected || self.remaining().is_some_and(|rest| rest > MAX_DRAIN);
+        let (mut end, mut data, mut coded) = (None, 0, 0);
         while self.fault.is_none() && !self.rest.ended() {
-            if self.connection.buffer().is_empty() {
-                if self.expected || dropped >= MAX_DRAIN {
-                    return Leftover::Some;
-                }
-                match self.connection.fill() {
+            if is_too_much || data > MAX_DRAIN || coded > MAX_CODED_DRAIN {
+                return Leftover::Some;
+            }
+            let before = self.connection.buffer().len();
+            if before == 0 {
+                let end = *end.get_or_insert_with(|| Instant::now() + patience);
+                match self.fill_until(end) {
                     Ok(Fill::Bytes(_)) => {}
                     Ok(Fill::Empty) => return Leftover::Some,
                     Ok(Fill::End) => self.fault = Some(Fault::Truncated),
                     Err(error) => self.fault = Some(Fault::Broken(error)),
                 }
+                continue;
             }
-            dropped += self.connection.buffer().len();
-            if self.decode(usize::MAX, |_| {}).is_err() {
-                self.fault = Some(Fault::Malformed);
+            match self.decode(usize::MAX, |_| {}) {
+                Ok(count) => data += count as u64,
+                Err(Malformed) => self.fault = Some(Fault::Malformed),
             }
+            coded += before - self.connection.buffer().len();
         }
         self.fault.map_or(Leftover::Nothing, Leftover::Fault)
+    }
+
+    /// Gets more from the client, sleeping for it until then; nothing if it has not come by then.
+    fn fill_until(&mut self, end: Instant) -> io::Result<Fill> {
+        loop {
+            match self.connection.fill()? {
+                Fill::Empty => {}
+                fill => return Ok(fill),
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Fill::Empty);
+            }
+            let timeout = Timespec::try_from(left).ok();
+            let mut watched = [PollFd::new(&*self.connection, PollFlags::IN)];
+            match poll(&mut watched, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Consumes framing and at most `most` bytes of data from the buffer; how many bytes of data.
@@ -214,7 +248,11 @@ impl Read for Body<'_> {
             let taken = self.decode(most, |data| into[..data.len()].copy_from_slice(data));
             match taken {
                 Ok(0) => {}
-                Ok(count) => return Ok(count),
+                Ok(count) => {
+                    // It did not wait for a 100.
+                    self.expected = false;
+                    return Ok(count);
+                }
                 Err(Malformed) => return Err(self.fail(Fault::Malformed)),
             }
         }

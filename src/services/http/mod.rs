@@ -27,6 +27,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod beneath;
 mod body;
 mod cache;
 mod chunked;
@@ -34,16 +35,20 @@ mod demo;
 mod files;
 mod head;
 mod output;
+mod preconditions;
 mod request;
 mod response;
+mod syntax;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::time::Duration;
 
 use self::body::{Fault, Leftover};
+use self::chunked::{Chunked, Malformed};
 use self::head::{Framing, Head, Refusal, bad};
-use self::output::{Manner, Output, canned};
+use self::output::{Failure, Manner, Output, canned};
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
 pub use ::http::{Method, StatusCode};
@@ -58,9 +63,13 @@ pub use self::response::Response;
 /// How many pipelined requests one turn answers, before others get a turn.
 const MAX_PIPELINED: u32 = 32;
 
-/// A request up to this size, in bytes of head and body, is waited for without a worker. Well below
-/// what the buffer can carry, so that a request behind it does not matter.
-const MAX_WAIT: u64 = 48 * 1024;
+/// A request up to this size, in bytes of head and body on the wire, is waited for without a worker.
+/// Well below what the buffer can carry, so that a request behind it does not matter.
+const MAX_WAIT: usize = 48 * 1024;
+
+/// How long a worker waits for the rest of a body that its handler left unread, all told. A small
+/// request has come before; this is for clients that are just sending a larger one.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A fill that brought less than this left nothing behind: a further one would be a system call for
 /// nothing.
@@ -74,6 +83,7 @@ const DEFAULT_BODY_LIMIT: u64 = 1024 * 1024;
 pub struct Http<H> {
     handler: H,
     body_limit: u64,
+    drain_patience: Duration,
     head: Head,
     /// The bytes of the request's head, out of the way of the body.
     head_bytes: Vec<u8>,
@@ -87,6 +97,7 @@ impl<H: Handler> Http<H> {
         Self {
             handler,
             body_limit: DEFAULT_BODY_LIMIT,
+            drain_patience: DRAIN_PATIENCE,
             head: Head::new(),
             head_bytes: Vec::new(),
             output: Output::default(),
@@ -106,14 +117,29 @@ impl<H: Handler> Http<H> {
         if buffer.is_empty() {
             return Ok(None);
         }
-        let length = self.head.parse(buffer)?;
-        Ok(length.filter(|length| match self.head.framing {
-            Framing::Length(body) if !self.head.expects_continue => {
-                let whole = body.saturating_add(*length as u64);
-                buffer.len() as u64 >= whole || whole > MAX_WAIT
+        let Some(head) = self.head.parse(buffer)? else {
+            return Ok(None);
+        };
+        Ok(self.has_come(buffer, head)?.then_some(head))
+    }
+
+    /// Whether nothing more is waited for of the request whose head is the first `head` bytes of the
+    /// buffer: it is all here, or it is large, or the client waits for a 100. This follows from the
+    /// first [`MAX_WAIT`] bytes, and not from how they came.
+    fn has_come(&self, buffer: &[u8], head: usize) -> Result<bool, Refusal> {
+        if self.head.expects_continue {
+            return Ok(true);
+        }
+        let window = &buffer[..buffer.len().min(MAX_WAIT)];
+        match self.head.framing {
+            Framing::Length(body) => {
+                let whole = body.saturating_add(head as u64);
+                Ok(window.len() as u64 >= whole || whole > MAX_WAIT as u64)
             }
-            _ => true,
-        }))
+            Framing::Chunked if window.len() == MAX_WAIT => Ok(true),
+            Framing::Chunked => Chunked::is_whole(&window[head..])
+                .map_err(|Malformed| bad("malformed chunked coding")),
+        }
     }
 
     /// Answers the request whose head is the first `length` bytes of the buffer: the turn, if it
@@ -129,12 +155,12 @@ impl<H: Handler> Http<H> {
             body: Body::new(connection, &self.head),
             body_limit: self.body_limit,
         };
-        let response = if request.target() == "*" {
-            Response::new(StatusCode::NO_CONTENT)
+        let response = if self.head.is_about_server {
+            Response::options(self.handler.methods())
         } else {
             self.handler.handle(&mut request)
         };
-        let (response, whole) = match request.body.leave() {
+        let (response, whole) = match request.body.leave(self.drain_patience) {
             Leftover::Nothing => (response, true),
             Leftover::Some => (response, false),
             Leftover::Fault(Fault::Broken(error)) => return Err(error),
@@ -174,7 +200,26 @@ impl<H: Handler> Http<H> {
             version: self.head.version,
             keep_alive,
         };
-        self.output.send(connection, response, manner)
+        let error = match self.output.send(connection, response, manner) {
+            Err(Failure::File(error)) => error,
+            Err(Failure::CutOff(error)) => {
+                // The client was promised more bytes: only the end of the connection tells it.
+                self.warn_of_file(&error, "closing the connection within the response");
+                return Err(error);
+            }
+            Err(Failure::Client(error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        };
+        self.warn_of_file(&error, "answering 500");
+        let response = Response::error(StatusCode::INTERNAL_SERVER_ERROR);
+        let result = self.output.send(connection, response, manner);
+        result.map_err(Failure::into_error)
+    }
+
+    #[cold]
+    fn warn_of_file(&self, error: &io::Error, consequence: &str) {
+        let target = self.head.target.of(&self.head_bytes).escape_ascii();
+        log::warn!("cannot read the file for {target}: {error}; {consequence}");
     }
 
     /// The client has ended its side, and the buffer holds no complete request.

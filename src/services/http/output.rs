@@ -31,18 +31,42 @@ pub(super) struct Manner {
     pub(super) keep_alive: bool,
 }
 
+/// Why a response was not sent whole.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Writing to the client failed. The response may have gone in part.
+    Client(io::Error),
+    /// The file of the body could not be read. Nothing was sent.
+    File(io::Error),
+    /// The file of the body could not be read to its end. A part was sent.
+    CutOff(io::Error),
+}
+
+impl Failure {
+    pub(super) fn into_error(self) -> io::Error {
+        match self {
+            Self::Client(error) | Self::File(error) | Self::CutOff(error) => error,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
 impl Output {
     /// Sends `response`.
     ///
     /// # Errors
-    /// What writing to the client or reading the file of the body fails with. The response may have
-    /// gone in part.
+    /// What writing to the client or reading the file of the body fails with.
     pub(super) fn send(
         &mut self,
         connection: &mut Connection,
         response: Response,
         manner: Manner,
-    ) -> io::Result<()> {
+    ) -> Result<(), Failure> {
         self.buffer.clear();
         write_status(&mut self.buffer, response.status);
         self.buffer.extend_from_slice(b"Date: ");
@@ -69,20 +93,21 @@ impl Output {
         self.buffer.extend_from_slice(b"\r\n");
         let last = !manner.keep_alive;
         if manner.head_only || !has_content {
-            return self.send_buffer(connection, last);
+            return Ok(self.send_buffer(connection, last)?);
         }
         match response.content {
-            Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last),
-            Content::Kept(file) => self.send_bytes(connection, &file.body, last),
+            Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last)?,
+            Content::Kept(file) => self.send_bytes(connection, &file.body, last)?,
             Content::Repeated { pattern, length } => {
-                self.send_repeated(connection, pattern, length)
+                self.send_repeated(connection, pattern, length)?;
             }
             Content::File {
                 file,
                 offset,
                 length,
-            } => self.send_file(connection, file, offset, length, last),
+            } => self.send_file(connection, file, offset, length, last)?,
         }
+        Ok(())
     }
 
     /// Sends what is in the buffer. What is `last` leaves together with the end of the connection,
@@ -142,19 +167,45 @@ impl Output {
         offset: u64,
         length: u64,
         last: bool,
-    ) -> io::Result<()> {
+    ) -> Result<(), Failure> {
         match usize::try_from(length) {
             Ok(length) if length <= INLINE => {
                 let end = self.buffer.len() + length;
-                read_exactly(&mut self.buffer, file, offset, end)?;
-                self.send_buffer(connection, last)
+                read_exactly(&mut self.buffer, file, offset, end).map_err(Failure::File)?;
+                Ok(self.send_buffer(connection, last)?)
             }
             _ => {
                 connection.write_more(&self.buffer)?;
-                connection.send_file(file, offset, length)
+                let sent = connection.send_file(file, offset, length);
+                sent.map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof => Failure::CutOff(shorter()),
+                    kind if is_of_client(kind) => Failure::Client(error),
+                    _ => Failure::CutOff(error),
+                })
             }
         }
     }
+}
+
+/// Whether sendfile(2) fails so because of the client; otherwise it is because of the file.
+fn is_of_client(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::*;
+    matches!(
+        kind,
+        BrokenPipe
+            | ConnectionReset
+            | ConnectionAborted
+            | NotConnected
+            | TimedOut
+            | HostUnreachable
+            | NetworkUnreachable
+            | NetworkDown
+    )
+}
+
+fn shorter() -> io::Error {
+    let text = "it is shorter than it was when it was opened";
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
 /// Reads from `offset` of `file` on until `buffer` is `end` bytes long.
@@ -167,7 +218,7 @@ pub(super) fn read_exactly(
     buffer.reserve(end - buffer.len());
     while buffer.len() < end {
         match rustix::io::pread(&file, spare_capacity(buffer), offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(shorter()),
             Ok(count) => offset += count as u64,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -15,8 +15,19 @@ use crate::service::Peer;
 /// Closures are handlers. A panic ends the worker: the client gets 502, every other connection goes
 /// on.
 pub trait Handler {
-    /// Answers one request. What is left unread of its body is dropped.
+    /// Answers one request, whatever its method; only CONNECT and a request about the server as a
+    /// whole (`OPTIONS *`) never get here.
+    ///
+    /// A request of up to 48 KiB is complete by then. A longer one, and a body that the client sends
+    /// only after a 100, is read while the handler asks for it. Up to 64 KiB that it leaves unread
+    /// are dropped; behind more, the connection ends.
     fn handle(&mut self, request: &mut Request<'_>) -> Response;
+
+    /// The methods that this handler serves somewhere: the value of Allow in the answer to
+    /// `OPTIONS *` (RFC 9110 §9.3.7).
+    fn methods(&self) -> &str {
+        "GET, HEAD, OPTIONS"
+    }
 }
 
 impl<F: FnMut(&mut Request<'_>) -> Response> Handler for F {
@@ -36,7 +47,8 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The method. One that is not known here was answered with 501 before any handler saw it.
+    /// The method: a standard one, or any other that the client made up. A handler answers those
+    /// that it does not serve with [`Response::wrong_method`].
     #[must_use]
     pub fn method(&self) -> &'a Method {
         &self.head.method
@@ -80,21 +92,22 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let known = name.as_bytes();
-        let field = self
-            .head
-            .fields
-            .iter()
-            .find(|field| field.name.of(self.bytes).eq_ignore_ascii_case(known))?;
-        Some(field.value.of(self.bytes))
+        let (_, value) = self
+            .fields()
+            .find(|(name, _)| name.eq_ignore_ascii_case(known))?;
+        Some(value)
     }
 
     /// The header fields, name and value, in the order in which they came.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        self.fields().map(|(name, value)| (ascii(name), value))
+    }
+
+    /// The same, without a look at what a name is made of.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let bytes = self.bytes;
-        self.head
-            .fields
-            .iter()
-            .map(move |field| (ascii(field.name.of(bytes)), field.value.of(bytes)))
+        let fields = self.head.fields.iter();
+        fields.map(move |field| (field.name.of(bytes), field.value.of(bytes)))
     }
 
     /// The body, to be read.

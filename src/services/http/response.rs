@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ::http::StatusCode;
+use ::http::{Method, StatusCode};
 
 use super::cache::Kept;
-use super::head::is_token;
+use super::syntax::is_token;
 
 /// The fields that say where a message ends or what becomes of the connection, and those that every
 /// response has: the server writes these itself.
@@ -116,6 +116,21 @@ impl Response {
         Self::error(StatusCode::METHOD_NOT_ALLOWED).header("Allow", allowed)
     }
 
+    /// The answer to a method that is none of those `allowed` for what the request is about: 405
+    /// for a method of RFC 9110 or RFC 5789 (PATCH), 501 for any other (RFC 9110 §9.1).
+    pub fn wrong_method(method: &Method, allowed: &str) -> Self {
+        if is_standard(method) {
+            Self::method_not_allowed(allowed)
+        } else {
+            Self::error(StatusCode::NOT_IMPLEMENTED)
+        }
+    }
+
+    /// The answer to OPTIONS (RFC 9110 §9.3.7): 204, naming the methods that are allowed.
+    pub fn options(allowed: &str) -> Self {
+        Self::new(StatusCode::NO_CONTENT).header("Allow", allowed)
+    }
+
     /// Sets the status.
     ///
     /// # Panics
@@ -168,8 +183,9 @@ impl Response {
         self
     }
 
-    /// Sets the body to `length` bytes of a regular file from `offset` on. If the file turns out
-    /// shorter, the connection is cut, so that the client notices.
+    /// Sets the body to `length` bytes of a regular file from `offset` on. If the file turns out to
+    /// be shorter, or cannot be read, that is logged, and the client gets 500; or the connection is
+    /// cut off, so that the client notices, when a part of a long file has been sent already.
     pub fn file(mut self, file: impl Into<OwnedFd>, offset: u64, length: u64) -> Self {
         let file = file.into();
         self.content = Content::File {
@@ -185,6 +201,22 @@ impl Response {
         self.close = true;
         self
     }
+}
+
+/// A method of RFC 9110 or RFC 5789: whoever implements HTTP recognizes it.
+pub(super) fn is_standard(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET
+            | Method::HEAD
+            | Method::POST
+            | Method::PUT
+            | Method::DELETE
+            | Method::CONNECT
+            | Method::OPTIONS
+            | Method::TRACE
+            | Method::PATCH
+    )
 }
 
 fn final_status(status: StatusCode) -> StatusCode {
