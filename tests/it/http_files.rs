@@ -224,7 +224,8 @@ fn assert_no_path_leaves(files: &Files) {
         let mut client: Client = files.server.connect();
         let reply = client.get(&path);
         assert!(!reply.text().contains(SECRET), "{path}: {reply:?}");
-        // `/..` may be read as `/`, as RFC 3986 §5.2.4 has it for a reference; the secret is never found.
+        // `/..` may be read as `/`, as RFC 3986 §5.2.4 has it for a reference; the secret is never
+        // found.
         assert!(
             [200, 301, 308, 400, 403, 404].contains(&reply.status),
             "{path}: {reply:?}"

@@ -3,12 +3,12 @@
 //! The kernel resolves them (openat2(2), RESOLVE_BENEATH): no `..`, no symbolic link and no rename
 //! in between leads elsewhere, and nothing here has to know why. A sandbox may refuse that call,
 //! because it cannot look into its arguments. Then a path is walked here, a component at a time, by
-//! the same rules: `..` goes back to the directory that the walk came from, a relative symbolic link
-//! is followed, an absolute one leads out.
+//! the same rules: `..` goes back to the directory that the walk came from, a relative symbolic
+//! link is followed, an absolute one leads out.
 //!
-//! To open a FIFO releases the writer that waits for a reader, and to open a device may do anything.
-//! So a path leads to a descriptor that cannot read (O_PATH) first, and only a regular file is
-//! opened.
+//! To open a FIFO releases the writer that waits for a reader, and to open a device may do
+//! anything. So a path leads to a descriptor that cannot read (O_PATH) first, and only a regular
+//! file is opened.
 
 use std::ffi::CStr;
 use std::io::Write as _;
@@ -45,12 +45,12 @@ const READ: OFlags = OFlags::RDONLY
 #[derive(Debug)]
 pub(super) struct Beneath {
     root: OwnedFd,
-    way: Way,
+    resolver: Resolver,
 }
 
 /// Who resolves paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Resolver {
     Kernel,
     Walk,
 }
@@ -66,7 +66,7 @@ pub(super) enum Found {
 }
 
 /// What a path leads to, not yet opened.
-struct Spot {
+struct Located {
     file: OwnedFd,
     stat: Stat,
     /// The directory that has it, and its name there, if a walk has led here through them.
@@ -81,8 +81,8 @@ impl Beneath {
     pub(super) fn open(directory: &Path) -> Result<Self> {
         let root = open(directory, LOOK | OFlags::DIRECTORY, Mode::empty())?;
         // Opening a path asks for no permission on the directory itself, resolving in it does.
-        let way = match openat2(&root, c".", LOOK, Mode::empty(), BENEATH) {
-            Ok(_) => Way::Kernel,
+        let resolver = match openat2(&root, c".", LOOK, Mode::empty(), BENEATH) {
+            Ok(_) => Resolver::Kernel,
             Err(error) if is_of_sandbox(error) => {
                 openat(&root, c".", LOOK, Mode::empty())?;
                 log::info!(
@@ -90,17 +90,17 @@ impl Beneath {
                      component at a time",
                     directory.display()
                 );
-                Way::Walk
+                Resolver::Walk
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { root, way })
+        Ok(Self { root, resolver })
     }
 
     /// Resolves paths this way, whatever the kernel said.
     #[cfg(test)]
-    pub(super) fn by(self, way: Way) -> Self {
-        Self { way, ..self }
+    pub(super) fn by(self, resolver: Resolver) -> Self {
+        Self { resolver, ..self }
     }
 
     /// The directory.
@@ -110,7 +110,7 @@ impl Beneath {
 
     /// What `path` leads to if nothing confines it: good for a comparison with what was found
     /// beneath the directory before, and for nothing else.
-    pub(super) fn glance(&self, path: &[u8]) -> Option<Stat> {
+    pub(super) fn stat_unconfined(&self, path: &[u8]) -> Option<Stat> {
         statat(&self.root, path, AtFlags::empty()).ok()
     }
 
@@ -130,26 +130,26 @@ impl Beneath {
     }
 
     fn find_once(&self, path: &[u8]) -> Result<Found> {
-        let spot = self.resolve(path)?;
-        match FileType::from_raw_mode(spot.stat.st_mode) {
+        let located = self.resolve(path)?;
+        match FileType::from_raw_mode(located.stat.st_mode) {
             FileType::RegularFile => {}
             FileType::Directory => return Ok(Found::Directory),
             _ => return Ok(Found::Special),
         }
-        let file = match reopen(&spot.file) {
+        let file = match reopen(&located.file) {
             // There is no /proc, in a chroot for example. The path may lead elsewhere by now.
-            Err(Errno::NOENT | Errno::NOTDIR) => self.open_again(path, &spot)?,
+            Err(Errno::NOENT | Errno::NOTDIR) => self.open_again(path, &located)?,
             result => result?,
         };
         let stat = fstat(&file)?;
-        match (stat.st_dev, stat.st_ino) == (spot.stat.st_dev, spot.stat.st_ino) {
+        match (stat.st_dev, stat.st_ino) == (located.stat.st_dev, located.stat.st_ino) {
             true => Ok(Found::File(file, stat)),
             false => Err(Errno::AGAIN),
         }
     }
 
-    fn resolve(&self, path: &[u8]) -> Result<Spot> {
-        if self.way == Way::Kernel {
+    fn resolve(&self, path: &[u8]) -> Result<Located> {
+        if self.resolver == Resolver::Kernel {
             match openat2(&self.root, path, LOOK, Mode::empty(), BENEATH) {
                 // A filter that was installed since the start.
                 Err(error) if is_of_sandbox(error) => {}
@@ -157,7 +157,7 @@ impl Beneath {
                     let file = result?;
                     let stat = fstat(&file)?;
                     let entry = None;
-                    return Ok(Spot { file, stat, entry });
+                    return Ok(Located { file, stat, entry });
                 }
             }
         }
@@ -165,30 +165,30 @@ impl Beneath {
     }
 
     /// Resolves `path` a component at a time, as openat2(2) would.
-    fn walk(&self, path: &[u8]) -> Result<Spot> {
+    fn walk(&self, path: &[u8]) -> Result<Located> {
         if path.len() >= MAX_PATH {
             return Err(Errno::NAMETOOLONG);
         }
         // The components that are left, the next one last.
-        let mut left: Vec<Vec<u8>> = components(path).collect();
+        let mut pending: Vec<Vec<u8>> = components(path).collect();
         // The directories on the way, so that `..` leads back even if one of them is moved away
         // meanwhile.
-        let mut way: Vec<OwnedFd> = Vec::new();
+        let mut parents: Vec<OwnedFd> = Vec::new();
         let mut links = 0;
-        while let Some(name) = left.pop() {
+        while let Some(name) = pending.pop() {
             match &name[..] {
                 b"" | b"." => continue,
                 b".." => {
-                    way.pop().ok_or(Errno::XDEV)?;
+                    parents.pop().ok_or(Errno::XDEV)?;
                     continue;
                 }
                 _ => {}
             }
-            let here = way.last().unwrap_or(&self.root);
+            let here = parents.last().unwrap_or(&self.root);
             let file = openat(here, &name[..], LOOK | OFlags::NOFOLLOW, Mode::empty())?;
             let stat = fstat(&file)?;
             match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => way.push(file),
+                FileType::Directory => parents.push(file),
                 FileType::Symlink => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -199,28 +199,28 @@ impl Beneath {
                     if target.to_bytes().starts_with(b"/") {
                         return Err(Errno::XDEV);
                     }
-                    left.extend(components(target.to_bytes()));
+                    pending.extend(components(target.to_bytes()));
                 }
                 // Even `.` or nothing behind a slash asks for a directory.
-                _ if !left.is_empty() => return Err(Errno::NOTDIR),
+                _ if !pending.is_empty() => return Err(Errno::NOTDIR),
                 _ => {
-                    let entry = Some((way.pop(), name));
-                    return Ok(Spot { file, stat, entry });
+                    let entry = Some((parents.pop(), name));
+                    return Ok(Located { file, stat, entry });
                 }
             }
         }
-        let file = match way.pop() {
+        let file = match parents.pop() {
             Some(directory) => directory,
             None => openat(&self.root, c".", LOOK, Mode::empty())?,
         };
         let stat = fstat(&file)?;
         let entry = None;
-        Ok(Spot { file, stat, entry })
+        Ok(Located { file, stat, entry })
     }
 
-    /// Opens what lies at `spot`, where `path` has led, by its name.
-    fn open_again(&self, path: &[u8], spot: &Spot) -> Result<OwnedFd> {
-        match &spot.entry {
+    /// Opens what lies at `located`, where `path` has led, by its name.
+    fn open_again(&self, path: &[u8], located: &Located) -> Result<OwnedFd> {
+        match &located.entry {
             Some((directory, name)) => {
                 let directory = directory.as_ref().unwrap_or(&self.root);
                 openat(directory, &name[..], READ | OFlags::NOFOLLOW, Mode::empty())
@@ -235,8 +235,8 @@ fn components(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     path.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec)
 }
 
-/// Whether openat2(2), which was to open nothing but a path, failed because of a seccomp filter. The
-/// file systems have no reason to answer so.
+/// Whether openat2(2), which was to open nothing but a path, failed because of a seccomp filter.
+/// The file systems have no reason to answer so.
 fn is_of_sandbox(error: Errno) -> bool {
     matches!(error, Errno::NOSYS | Errno::PERM)
 }
@@ -290,8 +290,8 @@ mod tests {
         }
         symlink(root.join("f"), root.join("absolute")).unwrap();
         nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let ways = [Way::Kernel, Way::Walk];
-        let beneath = ways.map(|way| Beneath::open(&root).unwrap().by(way));
+        let resolvers = [Resolver::Kernel, Resolver::Walk];
+        let beneath = resolvers.map(|resolver| Beneath::open(&root).unwrap().by(resolver));
         (outer, beneath)
     }
 
@@ -380,15 +380,15 @@ mod tests {
         let root = outer.path().join("root");
         for beneath in both {
             for path in ["f", "in/f", "a/b/l"] {
-                let spot = beneath.resolve(path.as_bytes()).unwrap();
-                let file = beneath.open_again(path.as_bytes(), &spot).unwrap();
-                assert_eq!(fstat(&file).unwrap().st_ino, spot.stat.st_ino);
+                let located = beneath.resolve(path.as_bytes()).unwrap();
+                let file = beneath.open_again(path.as_bytes(), &located).unwrap();
+                assert_eq!(fstat(&file).unwrap().st_ino, located.stat.st_ino);
             }
             // A link that took the place of the file, and that leads out.
-            let spot = beneath.resolve(b"a/f").unwrap();
+            let located = beneath.resolve(b"a/f").unwrap();
             fs::rename(root.join("a/f"), root.join("a/g")).unwrap();
             symlink("../../f", root.join("a/f")).unwrap();
-            assert!(beneath.open_again(b"a/f", &spot).is_err());
+            assert!(beneath.open_again(b"a/f", &located).is_err());
             fs::rename(root.join("a/g"), root.join("a/f")).unwrap();
         }
     }

@@ -13,11 +13,11 @@ use super::head::{Framing, Head};
 use super::response::Response;
 use crate::service::{Connection, Fill};
 
-/// The longest rest of a body, in bytes, that is dropped when the handler has left it unread, so that
-/// the connection lives on.
+/// The longest rest of a body, in bytes, that is read and dropped when the handler has left it, so
+/// that the connection lives on.
 pub(super) const MAX_DRAIN: u64 = 64 * 1024;
 
-/// How many bytes such a rest may take with its chunked coding: chunks of one byte are within it.
+/// The longest such rest with its chunked coding, in bytes: enough for chunks of one byte.
 const MAX_CODED_DRAIN: usize = 8 * 64 * 1024;
 
 /// The body of a request. Reading sleeps until the client sends; it ends where the body ends, not
@@ -29,12 +29,12 @@ const MAX_CODED_DRAIN: usize = 8 * 64 * 1024;
 pub struct Body<'a> {
     pub(super) connection: &'a mut Connection,
     rest: Rest,
-    /// A 100 is due before the body comes.
+    /// The client waits for a 100 before it sends the body.
     expected: bool,
     fault: Option<Fault>,
 }
 
-/// What is still to come.
+/// How much of the body is still to come.
 #[derive(Debug)]
 enum Rest {
     Length(u64),
@@ -55,9 +55,9 @@ pub(super) enum Fault {
 pub(super) enum Leftover {
     /// The next request begins with the next byte.
     Nothing,
-    /// More may come than is worth waiting for.
+    /// The rest of the body is not worth waiting for.
     Some,
-    /// It was cut short.
+    /// The rest of the body cannot be had.
     Fault(Fault),
 }
 
@@ -118,7 +118,7 @@ impl<'a> Body<'a> {
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
         match self.rest {
-            Rest::Length(left) => Some(left),
+            Rest::Length(remaining) => Some(remaining),
             Rest::Chunked(_) => None,
         }
     }
@@ -128,10 +128,10 @@ impl<'a> Body<'a> {
     /// # Errors
     /// [`BodyError::TooLong`], as early as it is known; otherwise what reading fails with.
     pub fn read_to_limit(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
-        if self.remaining().is_some_and(|left| left > limit) {
+        if self.remaining().is_some_and(|remaining| remaining > limit) {
             return Err(BodyError::TooLong(limit));
         }
-        // Room for what is here already: an announcement alone gets no memory.
+        // An announced length alone gets no memory: only what is here already does.
         let here = self.connection.buffer().len() as u64;
         let room = self.remaining().unwrap_or(0).min(here);
         let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
@@ -176,7 +176,8 @@ impl<'a> Body<'a> {
         self.fault.map_or(Leftover::Nothing, Leftover::Fault)
     }
 
-    /// Gets more from the client, sleeping for it until then; nothing if it has not come by then.
+    /// Receives more from the client, sleeping for it until `end`; nothing if none has come by
+    /// then.
     fn fill_until(&mut self, end: Instant) -> io::Result<Fill> {
         loop {
             match self.connection.fill()? {
@@ -196,14 +197,16 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Consumes framing and at most `most` bytes of data from the buffer; how many bytes of data.
+    /// Consumes framing and at most `most` bytes of data from the buffer; returns how many bytes of
+    /// data.
     fn decode(&mut self, most: usize, with: impl FnOnce(&[u8])) -> Result<usize, Malformed> {
         let buffer = self.connection.buffer();
         let (framing, data) = match &mut self.rest {
-            Rest::Length(left) => {
+            Rest::Length(remaining) => {
                 let here = buffer.len().min(most);
-                let data = usize::try_from(*left).map_or(here, |left| left.min(here));
-                *left -= data as u64;
+                let data =
+                    usize::try_from(*remaining).map_or(here, |remaining| remaining.min(here));
+                *remaining -= data as u64;
                 (0, data)
             }
             Rest::Chunked(decoder) => {
@@ -216,7 +219,7 @@ impl<'a> Body<'a> {
         Ok(data)
     }
 
-    /// Gets more from the client, sleeping for it.
+    /// Receives more from the client, sleeping for it.
     fn more(&mut self) -> Result<(), Fault> {
         if std::mem::take(&mut self.expected) {
             let sent = self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -249,7 +252,7 @@ impl Read for Body<'_> {
             match taken {
                 Ok(0) => {}
                 Ok(count) => {
-                    // It did not wait for a 100.
+                    // The client did not wait for a 100.
                     self.expected = false;
                     return Ok(count);
                 }
@@ -263,7 +266,7 @@ impl Read for Body<'_> {
 impl Rest {
     fn ended(&self) -> bool {
         match self {
-            Self::Length(left) => *left == 0,
+            Self::Length(remaining) => *remaining == 0,
             Self::Chunked(decoder) => decoder.ended(),
         }
     }

@@ -10,14 +10,14 @@ use super::syntax::{is_text, is_token};
 /// The most bytes of extensions and trailer fields that one body may have, all told.
 const MAX_EXTRA: usize = 16 * 1024;
 
-/// The most digits of a size: what fits a `u64`.
+/// The most digits of a size: as many as fit into a `u64`.
 const MAX_DIGITS: u8 = 16;
 
 /// Decodes one body.
 #[derive(Debug, Clone)]
 pub(super) struct Chunked {
     state: State,
-    /// Bytes of extensions and trailers seen so far.
+    /// How many bytes of extensions and trailers there were so far.
     extra: usize,
 }
 
@@ -36,7 +36,7 @@ enum State {
         size: u64,
     },
     Data {
-        left: u64,
+        remaining: u64,
     },
     DataReturn,
     DataLineFeed,
@@ -74,7 +74,7 @@ pub(super) struct Piece {
     pub(super) data: usize,
 }
 
-/// The bytes are no chunked body.
+/// The bytes are not a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
@@ -91,21 +91,22 @@ impl Chunked {
         self.state == State::End
     }
 
-    /// Reads framing from the front of `input`, up to and with at most `most` bytes of data. What
-    /// the piece spans is used up. Without data, all of the input was framing, or the body is over.
+    /// Reads framing from the front of `input`, and at most `most` bytes of data behind it. The
+    /// piece spans what was read. Without data, all of the input was framing, or the body is over.
     ///
     /// # Errors
-    /// When the framing is malformed, or its extras are too long.
+    /// When the framing is malformed, or its extensions and trailers are too long.
     pub(super) fn next(&mut self, input: &[u8], most: usize) -> Result<Piece, Malformed> {
         let mut framing = 0;
         while let Some(byte) = input.get(framing) {
             match &mut self.state {
                 State::End => break,
-                State::Data { left } => {
+                State::Data { remaining } => {
                     let here = (input.len() - framing).min(most);
-                    let data = usize::try_from(*left).map_or(here, |left| left.min(here));
-                    *left -= data as u64;
-                    if *left == 0 {
+                    let data =
+                        usize::try_from(*remaining).map_or(here, |remaining| remaining.min(here));
+                    *remaining -= data as u64;
+                    if *remaining == 0 {
                         self.state = State::DataReturn;
                     }
                     return Ok(Piece { framing, data });
@@ -156,7 +157,7 @@ impl Chunked {
                 part: part.after(byte)?,
             },
             (SizeLineFeed { size: 0 }, b'\n') => TrailerStart,
-            (SizeLineFeed { size }, b'\n') => Data { left: size },
+            (SizeLineFeed { size }, b'\n') => Data { remaining: size },
             (DataReturn, b'\r') => DataLineFeed,
             (DataLineFeed, b'\n') => START,
             (TrailerStart, b'\r') => EndLineFeed,

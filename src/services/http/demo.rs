@@ -1,5 +1,5 @@
-//! The demonstration: which process served this request, and what becomes of one that is slow,
-//! large or deadly.
+//! The demo: which process served this request, and what becomes of a request that is slow, large
+//! or deadly.
 
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
@@ -19,21 +19,21 @@ const MAX_SLEEP: u64 = 60_000;
 /// The longest body that a client may ask for, in bytes: 1 GiB.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// The page, with a place for the facts.
+/// The page; the facts take the place of `{facts}`.
 const PAGE: &str = include_str!("demo.html");
 
 /// What `/bytes/N` is made of: lines of 64 bytes, so that a terminal survives it.
 static PATTERN: [u8; 64 * 1024] = pattern();
 
-/// What the reading half of the demo's resources takes, and what the writing half takes.
+/// The methods of the demo's resources that are read, and of those that are written to.
 const READING: &str = "GET, HEAD, OPTIONS";
 const WRITING: &str = "POST, OPTIONS";
 
 /// Answers `/` with who served it, `/sleep/MS` late, `/bytes/N` with N bytes, `/echo` with what was
 /// posted, and `/crash` not at all.
 ///
-/// It counts the requests that it gets, and says so on `/`: whoever collects all answers of a worker
-/// can see that none was served twice, and that no answer was lost.
+/// It counts its requests and tells the count on `/`, so that a client which collects all answers
+/// of a worker can see that no request was served twice and that no answer was lost.
 #[derive(Debug, Clone, Default)]
 pub struct Demo {
     /// Requests so far, the one in hand included.
@@ -46,7 +46,7 @@ impl Handler for Demo {
         let (name, argument) = split(request.path());
         let method = request.method();
         if !is_standard(method) {
-            // A probe for some other protocol: what it sends next is hardly a request.
+            // Mostly a probe for some other protocol, so that what comes next is hardly a request.
             return Response::wrong_method(method, READING).close();
         }
         let allowed = match (name, argument) {

@@ -14,7 +14,7 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use super::beneath::{Beneath, Found as Leads};
-use super::cache::{About, Cache, Identity, Kept, MAX_FILE, time};
+use super::cache::{Cache, CachedFile, Identity, MAX_FILE, Metadata, time};
 use super::output::read_exactly;
 use super::preconditions::{Verdict, evaluate};
 use super::request::{Handler, Request};
@@ -65,8 +65,8 @@ const NOT_IN_QUERY: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// Serves the regular files beneath one directory to GET and HEAD. A path that leads out of it leads
-/// nowhere; a symbolic link inside is followed if it is relative and stays inside.
+/// Serves the regular files beneath one directory to GET and HEAD. A path that leads out of it gets
+/// 404; a symbolic link in it is followed if it is relative and stays inside.
 ///
 /// A clone shares the open directory: check it once with [`Files::open`], then give each worker a
 /// clone. Each keeps small files in up to 4 MiB of memory; a change of a file shows at the next
@@ -74,24 +74,24 @@ const NOT_IN_QUERY: &AsciiSet = &CONTROLS
 #[derive(Debug, Clone)]
 pub struct Files {
     root: Arc<Beneath>,
-    /// The decoded path of the request in hand, from the directory on.
+    /// The decoded path of the request in hand, relative to the directory.
     path: Vec<u8>,
     pub(super) cache: Cache,
-    /// Tells the time; a test may tell another.
+    /// The clock; a test may have another.
     pub(super) clock: fn() -> SystemTime,
 }
 
 /// A file to send.
 enum Found {
-    Kept(Arc<Kept>),
+    Cached(Arc<CachedFile>),
     Open(OwnedFd, Stat),
 }
 
 /// Why there is no file to send.
 enum Miss {
-    /// Answer this.
+    /// The answer is this status.
     Status(StatusCode),
-    /// It is a directory, and the path has no slash at its end.
+    /// There is a directory, and the path has no slash at its end.
     Directory,
 }
 
@@ -128,13 +128,13 @@ impl Files {
         if is_index {
             self.path.extend_from_slice(INDEX);
         }
-        // The only call to the file system on the way of a file that is kept.
+        // The only system call that a cached file takes.
         let look = || {
-            let stat = self.root.glance(&self.path);
+            let stat = self.root.stat_unconfined(&self.path);
             stat.map(|stat| Identity::of(&stat))
         };
         if let Some(kept) = self.cache.get(&self.path, now, look) {
-            return Ok(Found::Kept(kept));
+            return Ok(Found::Cached(kept));
         }
         match self.root.find(&self.path) {
             Ok(Leads::File(file, stat)) => Ok(self.keep(file, stat, now)),
@@ -152,42 +152,42 @@ impl Files {
         }
     }
 
-    /// Takes a small file into the memory, if the cache wants it.
+    /// Reads a small file into memory, if the cache admits it.
     fn keep(&mut self, file: OwnedFd, stat: Stat, now: SystemTime) -> Found {
         let identity = Identity::of(&stat);
         let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        if length > MAX_FILE || !self.cache.wants(&identity, now) {
+        if length > MAX_FILE || !self.cache.admits(&identity, now) {
             return Found::Open(file, stat);
         }
         let mut body = Vec::new();
-        // Whoever sends the file finds out what is wrong with it.
+        // An error will show again when the file is sent.
         let Ok(()) = read_exactly(&mut body, &file, 0, length as usize) else {
             return Found::Open(file, stat);
         };
-        let kept = Arc::new(Kept {
+        let kept = Arc::new(CachedFile {
             identity,
             read_at: now,
-            about: about(&self.path, &stat, now),
+            metadata: metadata(&self.path, &stat, now),
             body: body.into(),
         });
         self.cache.keep(&self.path, Arc::clone(&kept));
-        Found::Kept(kept)
+        Found::Cached(kept)
     }
 
     fn respond(&self, request: &Request<'_>, found: Found, now: SystemTime) -> Response {
         match found {
-            Found::Kept(kept) => conditional(request, &kept.about)
-                .unwrap_or_else(|| Response::prepared(Vec::new(), Content::Kept(kept))),
+            Found::Cached(kept) => conditional(request, &kept.metadata)
+                .unwrap_or_else(|| Response::prepared(Vec::new(), Content::Cached(kept))),
             Found::Open(file, stat) => {
-                let about = about(&self.path, &stat, now);
+                let metadata = metadata(&self.path, &stat, now);
                 let length = u64::try_from(stat.st_size).unwrap_or(0);
-                conditional(request, &about).unwrap_or_else(|| {
+                conditional(request, &metadata).unwrap_or_else(|| {
                     let content = Content::File {
                         file,
                         offset: 0,
                         length,
                     };
-                    Response::prepared(about.fields, content)
+                    Response::prepared(metadata.fields, content)
                 })
             }
         }
@@ -235,7 +235,7 @@ fn decode(path: &str, into: &mut Vec<u8>) -> std::result::Result<(), StatusCode>
     Ok(())
 }
 
-/// What to answer when a file cannot be opened.
+/// The status that tells the client why a file cannot be opened.
 fn status(error: Errno) -> StatusCode {
     match error {
         Errno::ACCESS | Errno::PERM => StatusCode::FORBIDDEN,
@@ -293,7 +293,7 @@ fn whole_encodings(text: &str) -> String {
 }
 
 /// What a response says of the file at `path`.
-fn about(path: &[u8], stat: &Stat, now: SystemTime) -> About {
+fn metadata(path: &[u8], stat: &Stat, now: SystemTime) -> Metadata {
     // In whole seconds, as dates in HTTP are, and not later than the response itself (RFC 9110
     // §8.8.2.1).
     let modified = time(stat.st_mtime, 0).min(now);
@@ -301,7 +301,7 @@ fn about(path: &[u8], stat: &Stat, now: SystemTime) -> About {
     let fields = typed(Response::new(StatusCode::OK), path)
         .header("Last-Modified", &date)
         .fields;
-    About {
+    Metadata {
         modified,
         date,
         fields,
@@ -309,12 +309,12 @@ fn about(path: &[u8], stat: &Stat, now: SystemTime) -> About {
 }
 
 /// The answer to a conditional request that is not to be answered with the file.
-fn conditional(request: &Request<'_>, about: &About) -> Option<Response> {
-    match evaluate(request.fields(), about.modified, &about.date) {
+fn conditional(request: &Request<'_>, metadata: &Metadata) -> Option<Response> {
+    match evaluate(request.fields(), metadata.modified, &metadata.date) {
         Verdict::Proceed => None,
         Verdict::NotModified => {
             let response = Response::new(StatusCode::NOT_MODIFIED);
-            Some(response.header("Last-Modified", &about.date))
+            Some(response.header("Last-Modified", &metadata.date))
         }
         Verdict::Failed => Some(Response::error(StatusCode::PRECONDITION_FAILED)),
     }

@@ -1,10 +1,9 @@
 //! The head of a request: from bytes to what they mean, or to why they are refused. Pure: no system
 //! call, no clock.
 //!
-//! Every byte decides when it is read and never twice, so that a head which arrives in pieces is
-//! judged exactly as one that arrives whole. Where RFC 9112 leaves a server the choice between
-//! repairing a head and refusing it, it is refused: two servers that repair differently see
-//! different requests in the same bytes (request smuggling, §11.2).
+//! A head that arrives in pieces is judged exactly as one that arrives whole. Where RFC 9112 leaves
+//! a server the choice between repairing a head and refusing it, it is refused: two servers that
+//! repair differently see different requests in the same bytes (request smuggling, §11.2).
 
 mod authority;
 mod fields;
@@ -36,11 +35,11 @@ pub(super) const MAX_FIELDS: usize = 100;
 const MAX_EMPTY_LINES: usize = 2;
 
 impl Head {
-    /// Reads the head at the start of `bytes`, leading empty lines included: how many bytes it
-    /// takes, or `None` when more are needed to tell.
+    /// Reads the head at the start of `bytes`, leading empty lines included. Returns how many bytes
+    /// it takes, or `None` when more are needed to tell.
     ///
     /// # Errors
-    /// How to refuse it. The method is that of the refused request if it got so far, else GET.
+    /// How to refuse the head. The method is the client's if it could be read, else GET.
     pub(super) fn parse(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
         self.method = Method::GET;
         self.fields.clear();
@@ -65,13 +64,14 @@ impl Head {
         }
     }
 
-    /// Reads the fields from `line_end` on: where their empty line ends, if it is there.
+    /// Reads the fields from `line_end` on. Returns where the empty line behind them ends, if it is
+    /// there.
     fn parse_fields(&mut self, window: &[u8], line_end: usize) -> Result<Option<usize>, Refusal> {
         let mut few = [httparse::EMPTY_HEADER; FEW_FIELDS];
-        let mut result = self.note_fields(window, line_end, &mut few);
+        let mut result = self.store_fields(window, line_end, &mut few);
         if result == Err(httparse::Error::TooManyHeaders) {
             let mut many = [httparse::EMPTY_HEADER; MAX_FIELDS];
-            result = self.note_fields(window, line_end, &mut many);
+            result = self.store_fields(window, line_end, &mut many);
         }
         result.map_err(|error| match error {
             httparse::Error::TooManyHeaders => refuse(
@@ -84,7 +84,7 @@ impl Head {
         })
     }
 
-    fn note_fields<'b>(
+    fn store_fields<'b>(
         &mut self,
         window: &'b [u8],
         line_end: usize,
@@ -121,7 +121,7 @@ impl Head {
         }
     }
 
-    /// Reads the request line (RFC 9112 §3) that begins at `start`: where it ends, its CRLF
+    /// Reads the request line (RFC 9112 §3) that begins at `start`. Returns where it ends, its CRLF
     /// included.
     fn parse_line(&mut self, bytes: &[u8], start: usize) -> Result<Option<usize>, Refusal> {
         const FULL: usize = MAX_LINE + 2;
@@ -132,7 +132,7 @@ impl Head {
                 "the request line is longer than 8 KiB",
             )),
             None => Ok(None),
-            Some(line) => line::note(self, window, start, line).map(Some),
+            Some(line) => line::store(self, window, start, line).map(Some),
         }
     }
 }

@@ -33,20 +33,20 @@ pub(super) fn evaluate<'a>(
 ) -> Verdict {
     let mut conditions = Conditions::default();
     for (name, value) in fields {
-        conditions.see(name, value);
+        conditions.add(name, value);
     }
     conditions.verdict(modified, date)
 }
 
 impl<'a> Conditions<'a> {
-    fn see(&mut self, name: &[u8], value: &'a [u8]) {
+    fn add(&mut self, name: &[u8], value: &'a [u8]) {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         // By length first: most fields are none of these.
         match name.len() {
-            8 if is(b"If-Match") => self.matches.see(value),
-            13 if is(b"If-None-Match") => self.none_matches.see(value),
-            17 if is(b"If-Modified-Since") => self.modified_since.see(value),
-            19 if is(b"If-Unmodified-Since") => self.unmodified_since.see(value),
+            8 if is(b"If-Match") => self.matches.add(value),
+            13 if is(b"If-None-Match") => self.none_matches.add(value),
+            17 if is(b"If-Modified-Since") => self.modified_since.add(value),
+            19 if is(b"If-Unmodified-Since") => self.unmodified_since.add(value),
             _ => {}
         }
     }

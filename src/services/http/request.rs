@@ -18,9 +18,9 @@ pub trait Handler {
     /// Answers one request, whatever its method; only CONNECT and a request about the server as a
     /// whole (`OPTIONS *`) never get here.
     ///
-    /// A request of up to 48 KiB is complete by then. A longer one, and a body that the client sends
-    /// only after a 100, is read while the handler asks for it. Up to 64 KiB that it leaves unread
-    /// are dropped; behind more, the connection ends.
+    /// A request of up to 48 KiB is complete by then. A longer one, and a body that the client
+    /// sends only after a 100, is received while the handler reads it. Up to 64 KiB of a body that
+    /// it leaves unread are dropped; if there is more, the connection ends.
     fn handle(&mut self, request: &mut Request<'_>) -> Response;
 
     /// The methods that this handler serves somewhere: the value of Allow in the answer to
@@ -36,11 +36,11 @@ impl<F: FnMut(&mut Request<'_>) -> Response> Handler for F {
     }
 }
 
-/// One request: its head, parsed, and its body, to be read.
+/// One request: its parsed head, and its body, which is yet to be read.
 #[derive(Debug)]
 pub struct Request<'a> {
     pub(super) head: &'a Head,
-    /// The bytes of the head.
+    /// The bytes that `head` was parsed from.
     pub(super) bytes: &'a [u8],
     pub(super) body: Body<'a>,
     pub(super) body_limit: u64,
@@ -103,14 +103,14 @@ impl<'a> Request<'a> {
         self.fields().map(|(name, value)| (ascii(name), value))
     }
 
-    /// The same, without a look at what a name is made of.
+    /// The header fields as bytes, which saves the check that names are text.
     pub(super) fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let bytes = self.bytes;
         let fields = self.head.fields.iter();
         fields.map(move |field| (field.name.of(bytes), field.value.of(bytes)))
     }
 
-    /// The body, to be read.
+    /// The body, to read from.
     pub fn body(&mut self) -> &mut Body<'a> {
         &mut self.body
     }
@@ -144,8 +144,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The descriptor number of the connection, in this worker and for this turn: something to show,
-/// not to use.
+/// The descriptor number of the connection in this worker, for this turn. It is there to be shown,
+/// not to be used.
 impl AsRawFd for Request<'_> {
     fn as_raw_fd(&self) -> RawFd {
         self.body.connection.as_fd().as_raw_fd()

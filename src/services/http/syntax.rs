@@ -30,7 +30,7 @@ pub(super) enum Once<'a> {
 
 impl<'a> Once<'a> {
     /// Notes a line of the field.
-    pub(super) fn see(&mut self, value: &'a [u8]) {
+    pub(super) fn add(&mut self, value: &'a [u8]) {
         *self = match self {
             Self::Never => Self::Value(value),
             _ => Self::Repeated,

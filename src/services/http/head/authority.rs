@@ -1,8 +1,8 @@
 //! Host and port, as the field Host and the target of a request name them. Pure: no system call, no
 //! clock.
 //!
-//! The grammar is that of RFC 3986 §3.2.2 and §3.2.3, to the letter: a port is any number of digits,
-//! none among them, because the grammar sets no bound and nobody here connects to it. User
+//! The grammar is that of RFC 3986 §3.2.2 and §3.2.3, to the letter: a port is any number of
+//! digits, none among them, because the grammar sets no bound and nobody here connects to it. User
 //! information is refused (RFC 9110 §4.2.4), and so is the zone of an IPv6 address, which has no
 //! meaning outside the client (RFC 9844).
 

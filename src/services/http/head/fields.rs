@@ -7,9 +7,9 @@ use super::super::syntax::{Once, elements, is_token};
 use super::authority::is_authority;
 use super::parsed::{Framing, Head, Refusal, Version, bad, refuse};
 
-/// The values of the fields that decide.
+/// The fields that decide what becomes of the connection.
 #[derive(Default)]
-struct Seen<'a> {
+struct Deciding<'a> {
     host: Once<'a>,
     length: Once<'a>,
     codings: Codings,
@@ -39,14 +39,14 @@ struct Codings {
 }
 
 impl Codings {
-    fn see(&mut self, value: &[u8]) {
+    fn add(&mut self, value: &[u8]) {
         self.is_there = true;
         for element in value.split(|byte| *byte == b',') {
             let element = element.trim_ascii();
             let name = element.split(|byte| *byte == b';').next();
             let name = name.unwrap_or_default().trim_ascii_end();
             let is_chunked = name.eq_ignore_ascii_case(b"chunked");
-            // There are no parameters of chunked (RFC 9112 §7.1).
+            // Chunked has no parameters (RFC 9112 §7.1).
             self.is_malformed |= name.is_empty()
                 || !name.iter().copied().all(is_token)
                 || is_chunked && name.len() < element.len();
@@ -73,9 +73,9 @@ impl Codings {
     }
 }
 
-/// Fills in what the fields of `head`, which lie in `bytes`, decide.
+/// Fills in what follows from the fields of `head`, which lie in `bytes`.
 pub(super) fn decide(head: &mut Head, bytes: &[u8]) -> Result<(), Refusal> {
-    let seen = look(head, bytes);
+    let seen = collect(head, bytes);
     check_host(head.version, seen.host)?;
     head.framing = framing(head.version, seen.length, seen.codings)?;
     head.expects_continue = expects_continue(head.version, seen.expect)?;
@@ -83,21 +83,21 @@ pub(super) fn decide(head: &mut Head, bytes: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn look<'a>(head: &Head, bytes: &'a [u8]) -> Seen<'a> {
-    let mut seen = Seen::default();
+fn collect<'a>(head: &Head, bytes: &'a [u8]) -> Deciding<'a> {
+    let mut seen = Deciding::default();
     for field in &head.fields {
         let (name, value) = (field.name.of(bytes), field.value.of(bytes));
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         // By length first: most fields are none of these.
         match name.len() {
-            4 if is(b"host") => seen.host.see(value),
-            6 if is(b"expect") => seen.expect.see(value),
+            4 if is(b"host") => seen.host.add(value),
+            6 if is(b"expect") => seen.expect.add(value),
             10 if is(b"connection") => {
                 seen.close |= lists(value, b"close");
                 seen.keep_alive |= lists(value, b"keep-alive");
             }
-            14 if is(b"content-length") => seen.length.see(value),
-            17 if is(b"transfer-encoding") => seen.codings.see(value),
+            14 if is(b"content-length") => seen.length.add(value),
+            17 if is(b"transfer-encoding") => seen.codings.add(value),
             _ => {}
         }
     }

@@ -56,8 +56,8 @@ pub(super) fn split(bytes: &[u8], start: usize) -> Result<Option<Line>, Refusal>
     }))
 }
 
-/// Fills in what a `line`, which begins at `start`, says: where it ends, its CRLF included.
-pub(super) fn note(
+/// Fills in what the `line` that begins at `start` says. Returns where it ends, its CRLF included.
+pub(super) fn store(
     head: &mut Head,
     bytes: &[u8],
     start: usize,
@@ -68,7 +68,7 @@ pub(super) fn note(
     head.method =
         Method::from_bytes(&bytes[start..line.method_end]).map_err(|_| bad("malformed method"))?;
     head.target = Span::new(line.target.clone());
-    note_target(head, bytes, line.target)?;
+    store_target(head, bytes, line.target)?;
     Ok(line.end)
 }
 
@@ -84,12 +84,12 @@ fn version(major: u8, minor: u8) -> Result<Version, Refusal> {
 }
 
 /// Finds path and query in a target of origin-form, absolute-form or asterisk-form (RFC 9112 §3.2).
-/// One of authority-form asks for a tunnel, and this server is no proxy.
-fn note_target(head: &mut Head, bytes: &[u8], target: Range<usize>) -> Result<(), Refusal> {
+/// A target of authority-form asks for a tunnel, which only a proxy has.
+fn store_target(head: &mut Head, bytes: &[u8], target: Range<usize>) -> Result<(), Refusal> {
     let text = &bytes[target.clone()];
     head.is_about_server = false;
     if head.method == Method::CONNECT {
-        // What follows a refused CONNECT may be meant for the tunnel: no request may be read there.
+        // The refusal ends the connection, because what follows may be meant for the tunnel.
         return Err(match is_tunnel_target(text) {
             true => refuse(StatusCode::NOT_IMPLEMENTED, "this server is no proxy"),
             false => bad("malformed host and port in the request target"),

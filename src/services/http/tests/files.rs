@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::super::beneath::{Beneath, Way};
+use super::super::beneath::{Beneath, Resolver};
 use super::*;
 
 /// A directory to serve, beside a file that must never be.
@@ -43,7 +43,7 @@ impl Site {
     #[track_caller]
     fn ask(&self, request: &str) -> Answer {
         let answer = ask(&mut Table::new(self.files.clone()), request);
-        let beneath = Beneath::open(&self.root).unwrap().by(Way::Walk);
+        let beneath = Beneath::open(&self.root).unwrap().by(Resolver::Walk);
         let walked = ask(&mut Table::new(Files::beneath(beneath)), request);
         assert_eq!(undated(&walked), undated(&answer), "{request}");
         assert!(walked.body == answer.body, "{request}");
