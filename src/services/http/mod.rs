@@ -70,7 +70,7 @@ const MAX_WAIT: usize = 48 * 1024;
 
 /// How long, all told, a worker waits for the rest of a body that its handler left unread. A small
 /// request was complete before; this is for clients that are just sending a larger one.
-const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A fill that brought less than this left nothing behind, so that another one would be a wasted
 /// system call.
