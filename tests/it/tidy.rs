@@ -602,24 +602,15 @@ fn last() {}
         assert_eq!(broken("src/wire.rs", "use crate::Server;"), 1);
         assert_eq!(broken("src/wire.rs", "fn f() -> crate::cli::X {}"), 1);
         assert_eq!(
-            broken(
-                "src/channel/inbox.rs",
-                "use crate::{wire::{self, Lend}, error};"
-            ),
+            broken("src/channel/inbox.rs", "use crate::{wire::{self, Lend}, error};"),
             0
         );
         assert_eq!(
-            broken(
-                "src/channel/inbox.rs",
-                "use crate::{wire::Lend, master::pool};"
-            ),
+            broken("src/channel/inbox.rs", "use crate::{wire::Lend, master::pool};"),
             1
         );
         assert_eq!(
-            broken(
-                "src/channel/inbox.rs",
-                "use crate::{\n wire as w,\n fdtool,\n load};"
-            ),
+            broken("src/channel/inbox.rs", "use crate::{\n wire as w,\n fdtool,\n load};"),
             2
         );
         assert_eq!(broken("src/master/mod.rs", "use crate::worker;"), 1);
