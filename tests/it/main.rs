@@ -10,6 +10,7 @@ mod fdpass;
 mod hang;
 mod harness;
 mod http;
+mod http_files;
 mod idle;
 mod leaks;
 mod library;

@@ -2,17 +2,23 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::chunked::{Chunked, Malformed};
 use super::head::{Framing, Head};
 use super::response::Response;
 use crate::service::{Connection, Fill};
 
-/// How much of a body that the handler left unread is read and dropped, in bytes, so that the
-/// connection lives on.
-const MAX_DRAIN: usize = 64 * 1024;
+/// The longest rest of a body, in bytes, that is read and dropped when the handler has left it, so
+/// that the connection lives on.
+pub(super) const MAX_DRAIN: u64 = 64 * 1024;
+
+/// The longest such rest with its chunked coding, in bytes: enough for chunks of one byte.
+const MAX_CODED_DRAIN: usize = 8 * 64 * 1024;
 
 /// The body of a request. Reading sleeps until the client sends; it ends where the body ends, not
 /// the connection.
@@ -23,12 +29,12 @@ const MAX_DRAIN: usize = 64 * 1024;
 pub struct Body<'a> {
     pub(super) connection: &'a mut Connection,
     rest: Rest,
-    /// A 100 is due before the body comes.
+    /// The client waits for a 100 before it sends the body.
     expected: bool,
     fault: Option<Fault>,
 }
 
-/// What is still to come.
+/// How much of the body is still to come.
 #[derive(Debug)]
 enum Rest {
     Length(u64),
@@ -49,9 +55,9 @@ pub(super) enum Fault {
 pub(super) enum Leftover {
     /// The next request begins with the next byte.
     Nothing,
-    /// More may come than is worth waiting for.
+    /// The rest of the body is not worth waiting for.
     Some,
-    /// It was cut short.
+    /// The rest of the body cannot be had.
     Fault(Fault),
 }
 
@@ -112,7 +118,7 @@ impl<'a> Body<'a> {
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
         match self.rest {
-            Rest::Length(left) => Some(left),
+            Rest::Length(remaining) => Some(remaining),
             Rest::Chunked(_) => None,
         }
     }
@@ -122,10 +128,10 @@ impl<'a> Body<'a> {
     /// # Errors
     /// [`BodyError::TooLong`], as early as it is known; otherwise what reading fails with.
     pub fn read_to_limit(&mut self, limit: u64) -> Result<Vec<u8>, BodyError> {
-        if self.remaining().is_some_and(|left| left > limit) {
+        if self.remaining().is_some_and(|remaining| remaining > limit) {
             return Err(BodyError::TooLong(limit));
         }
-        // Room for what is here already: an announcement alone gets no memory.
+        // An announced length alone gets no memory: only what is here already does.
         let here = self.connection.buffer().len() as u64;
         let room = self.remaining().unwrap_or(0).min(here);
         let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
@@ -139,37 +145,68 @@ impl<'a> Body<'a> {
         Ok(bytes)
     }
 
-    /// Drops what the handler left unread, as far as that needs no sleep.
-    pub(super) fn leave(mut self) -> Leftover {
-        let mut dropped = 0;
+    /// Drops what the handler left unread, if it is not long, and waits for it with this patience.
+    /// Whether it is dropped follows from what is sent, not from how the bytes arrive, unless the
+    /// client is slower than that.
+    pub(super) fn leave(mut self, patience: Duration) -> Leftover {
+        // A client that still waits for a 100 may send the body, or its next request.
+        let is_too_much = self.expected || self.remaining().is_some_and(|rest| rest > MAX_DRAIN);
+        let (mut end, mut data, mut coded) = (None, 0, 0);
         while self.fault.is_none() && !self.rest.ended() {
-            if self.connection.buffer().is_empty() {
-                if self.expected || dropped >= MAX_DRAIN {
-                    return Leftover::Some;
-                }
-                match self.connection.fill() {
+            if is_too_much || data > MAX_DRAIN || coded > MAX_CODED_DRAIN {
+                return Leftover::Some;
+            }
+            let before = self.connection.buffer().len();
+            if before == 0 {
+                let end = *end.get_or_insert_with(|| Instant::now() + patience);
+                match self.fill_until(end) {
                     Ok(Fill::Bytes(_)) => {}
                     Ok(Fill::Empty) => return Leftover::Some,
                     Ok(Fill::End) => self.fault = Some(Fault::Truncated),
                     Err(error) => self.fault = Some(Fault::Broken(error)),
                 }
+                continue;
             }
-            dropped += self.connection.buffer().len();
-            if self.decode(usize::MAX, |_| {}).is_err() {
-                self.fault = Some(Fault::Malformed);
+            match self.decode(usize::MAX, |_| {}) {
+                Ok(count) => data += count as u64,
+                Err(Malformed) => self.fault = Some(Fault::Malformed),
             }
+            coded += before - self.connection.buffer().len();
         }
         self.fault.map_or(Leftover::Nothing, Leftover::Fault)
     }
 
-    /// Consumes framing and at most `most` bytes of data from the buffer; how many bytes of data.
+    /// Receives more from the client, sleeping for it until `end`; nothing if none has come by
+    /// then.
+    fn fill_until(&mut self, end: Instant) -> io::Result<Fill> {
+        loop {
+            match self.connection.fill()? {
+                Fill::Empty => {}
+                fill => return Ok(fill),
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Fill::Empty);
+            }
+            let timeout = Timespec::try_from(left).ok();
+            let mut watched = [PollFd::new(&*self.connection, PollFlags::IN)];
+            match poll(&mut watched, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Consumes framing and at most `most` bytes of data from the buffer; returns how many bytes of
+    /// data.
     fn decode(&mut self, most: usize, with: impl FnOnce(&[u8])) -> Result<usize, Malformed> {
         let buffer = self.connection.buffer();
         let (framing, data) = match &mut self.rest {
-            Rest::Length(left) => {
+            Rest::Length(remaining) => {
                 let here = buffer.len().min(most);
-                let data = usize::try_from(*left).map_or(here, |left| left.min(here));
-                *left -= data as u64;
+                let data =
+                    usize::try_from(*remaining).map_or(here, |remaining| remaining.min(here));
+                *remaining -= data as u64;
                 (0, data)
             }
             Rest::Chunked(decoder) => {
@@ -182,7 +219,7 @@ impl<'a> Body<'a> {
         Ok(data)
     }
 
-    /// Gets more from the client, sleeping for it.
+    /// Receives more from the client, sleeping for it.
     fn more(&mut self) -> Result<(), Fault> {
         if std::mem::take(&mut self.expected) {
             let sent = self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -214,7 +251,11 @@ impl Read for Body<'_> {
             let taken = self.decode(most, |data| into[..data.len()].copy_from_slice(data));
             match taken {
                 Ok(0) => {}
-                Ok(count) => return Ok(count),
+                Ok(count) => {
+                    // The client did not wait for a 100.
+                    self.expected = false;
+                    return Ok(count);
+                }
                 Err(Malformed) => return Err(self.fail(Fault::Malformed)),
             }
         }
@@ -225,7 +266,7 @@ impl Read for Body<'_> {
 impl Rest {
     fn ended(&self) -> bool {
         match self {
-            Self::Length(left) => *left == 0,
+            Self::Length(remaining) => *remaining == 0,
             Self::Chunked(decoder) => decoder.ended(),
         }
     }

@@ -1,18 +1,18 @@
 //! Small files in memory, each worker's own, so that a request need not open, read and close one.
 //!
-//! What is kept is what a file held when it was opened beneath the directory, and the [`Identity`]
-//! that it had then. It is sent only while the path still leads to that very identity, which the
-//! file system is asked for at each request. So it does not matter how the path leads there, and
-//! whatever is done to a file (written, truncated, replaced, its mode changed) moves at least its
-//! change time, and has it opened again.
+//! A cached file is what it held when it was opened beneath the directory, and the [`Identity`]
+//! that it had then. It is sent only while its path leads to that very identity: each request asks
+//! the file system. So it does not matter how the path leads there, and every change (writing,
+//! truncating, replacing, another mode) moves at least the change time, after which the file is
+//! opened again.
 //!
-//! Two things escape such a look. Time stamps are coarse: a file that changed just before it was
-//! read could change again and look the same, so it is not kept (git's racily clean entries). And a
-//! write through a mapping may leave the time stamps alone, as does a move of a directory above
-//! the file: hence nothing is sent for longer than [`TRUSTED`] after it was read.
+//! Two changes do not show in an identity. Time stamps are coarse: a file that changed just before
+//! it was read could change again and look the same, so it is not kept (git's racily clean
+//! entries). And a write through a mapping may leave the time stamps alone, as does a move of a
+//! directory above the file: hence nothing is sent for longer than [`TRUSTED`] after it was read.
 //!
-//! To keep a file that is not asked for again in that time costs more than it saves, so a file is
-//! kept when it is opened for the second time within it.
+//! Caching a file that is not asked for again within that time costs more than it saves, so a file
+//! is admitted when it is opened for the second time within it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,23 +21,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Stat;
 
-/// The largest file that is kept, in bytes.
+/// The largest file that is cached, in bytes.
 pub(super) const MAX_FILE: u64 = 16 * 1024;
 
 /// The most memory that a cache takes, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// What a file takes beside its bytes and its path: rounded up, for the count is to be a bound.
+/// The memory that a file takes beside its bytes and its path; rounded up, because the sum is to be
+/// an upper bound.
 const OVERHEAD: usize = 256;
 
-/// How long before its reading a file must have last changed to be kept: the coarsest time stamps
-/// in use (FAT's) are of two seconds.
+/// How long before it is read a file must have changed last to be admitted, because the coarsest
+/// time stamps in use (FAT's) are two seconds apart.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// How long after its reading a file is sent from memory.
+/// How long after it was read a file is sent from memory.
 const TRUSTED: Duration = Duration::from_secs(1);
 
-/// How many files that were opened are remembered, by their inodes.
+/// How many opened files are remembered, by their inodes.
 const OPENED: usize = 1024;
 
 /// What tells one state of one file from any other.
@@ -61,7 +62,7 @@ impl Identity {
         }
     }
 
-    /// A change from now on would show.
+    /// Whether every change from now on would show.
     fn is_settled(&self, now: SystemTime) -> bool {
         let age = |time| now.duration_since(time).unwrap_or(Duration::ZERO);
         age(self.modified) >= SETTLED && age(self.changed) >= SETTLED
@@ -74,56 +75,57 @@ pub(super) fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
-/// A file in memory, whole.
-pub(super) struct Kept {
+/// A whole file in memory.
+pub(super) struct CachedFile {
     pub(super) identity: Identity,
-    /// Taken before the identity, and so before the reading.
+    /// Taken before the identity, and so before the bytes.
     pub(super) read_at: SystemTime,
-    pub(super) about: About,
+    pub(super) metadata: Metadata,
     pub(super) body: Box<[u8]>,
 }
 
 /// What a response says of a file.
 #[derive(Debug)]
-pub(super) struct About {
-    /// The last modification, in whole seconds.
+pub(super) struct Metadata {
+    /// The time of the last modification, in whole seconds.
     pub(super) modified: SystemTime,
-    /// The same in the form of HTTP.
+    /// That time as HTTP writes it.
     pub(super) date: String,
-    /// The header fields as they are sent.
+    /// The header fields of a 200, as they are sent.
     pub(super) fields: Vec<u8>,
 }
 
-/// Whether what was read at `then` is trusted still. A clock that was set back says nothing about
-/// the age.
+/// Whether what was read at `then` may still be sent. It may not when the clock was set back,
+/// because then its age is unknown.
 fn is_trusted(then: SystemTime, now: SystemTime) -> bool {
     now.duration_since(then).is_ok_and(|age| age < TRUSTED)
 }
 
-impl Kept {
+impl CachedFile {
     fn cost(&self, path: &[u8]) -> usize {
-        let about = self.about.date.capacity() + self.about.fields.capacity();
-        OVERHEAD + path.len() + about + self.body.len()
+        let metadata = self.metadata.date.capacity() + self.metadata.fields.capacity();
+        OVERHEAD + path.len() + metadata + self.body.len()
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for CachedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept")
+        f.debug_struct("CachedFile")
             .field("identity", &self.identity)
             .field("read_at", &self.read_at)
             .finish_non_exhaustive()
     }
 }
 
-/// Files by the path that led to them, in two generations: one that is used moves to the young, and
-/// when those have taken half of the memory, they are the old and the old are forgotten.
+/// Files by the path that led to them, in two generations. A file that is used moves to the young
+/// one; when that has taken half of the memory, it becomes the old one, and the old one is
+/// forgotten.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     young: Generation,
     old: Generation,
-    /// Inodes, each at its remainder, and when they were last opened: a hint, so that two files may
-    /// share a place.
+    /// Inodes, each at the index that is its remainder, and when they were last opened. Two files
+    /// may share an index: this is only a hint.
     opened: Box<[(u64, SystemTime)]>,
 }
 
@@ -139,12 +141,12 @@ impl Default for Cache {
 
 #[derive(Debug, Clone, Default)]
 struct Generation {
-    files: HashMap<Box<[u8]>, Arc<Kept>>,
+    files: HashMap<Box<[u8]>, Arc<CachedFile>>,
     bytes: usize,
 }
 
 impl Generation {
-    fn remove(&mut self, path: &[u8]) -> Option<(Box<[u8]>, Arc<Kept>)> {
+    fn remove(&mut self, path: &[u8]) -> Option<(Box<[u8]>, Arc<CachedFile>)> {
         let (path, kept) = self.files.remove_entry(path)?;
         self.bytes -= kept.cost(&path);
         Some((path, kept))
@@ -152,14 +154,14 @@ impl Generation {
 }
 
 impl Cache {
-    /// The file that was kept for `path`, if it may still be sent. `look` says which file the path
-    /// leads to now; it is called once at most, and not for a file that would not be sent anyway.
+    /// The file that is cached for `path`, if it may still be sent. `look` finds which file the
+    /// path leads to now; it is called at most once, and not for a file that is too old anyway.
     pub(super) fn get(
         &mut self,
         path: &[u8],
         now: SystemTime,
         look: impl FnOnce() -> Option<Identity>,
-    ) -> Option<Arc<Kept>> {
+    ) -> Option<Arc<CachedFile>> {
         let kept = match self.young.files.get(path) {
             Some(kept) => Arc::clone(kept),
             None => {
@@ -175,22 +177,22 @@ impl Cache {
         None
     }
 
-    /// Whether to keep a file that was just opened: it pays, and a later change would show.
-    pub(super) fn wants(&mut self, identity: &Identity, now: SystemTime) -> bool {
+    /// Whether to cache a file that was just opened: it will pay, and a later change would show.
+    pub(super) fn admits(&mut self, identity: &Identity, now: SystemTime) -> bool {
         let place = &mut self.opened[identity.inode as usize % OPENED];
         let (inode, opened) = std::mem::replace(place, (identity.inode, now));
         inode == identity.inode && is_trusted(opened, now) && identity.is_settled(now)
     }
 
-    /// Keeps a file that `path` has led to.
-    pub(super) fn keep(&mut self, path: &[u8], kept: Arc<Kept>) {
+    /// Caches a file that `path` has led to.
+    pub(super) fn keep(&mut self, path: &[u8], kept: Arc<CachedFile>) {
         self.old.remove(path);
         self.young.remove(path);
         self.insert(path.into(), kept);
     }
 
-    /// Adds what is in neither generation.
-    fn insert(&mut self, path: Box<[u8]>, kept: Arc<Kept>) {
+    /// Adds a file that is in neither generation.
+    fn insert(&mut self, path: Box<[u8]>, kept: Arc<CachedFile>) {
         let cost = kept.cost(&path);
         if self.young.bytes + cost > MAX_BYTES / 2 {
             self.old = std::mem::take(&mut self.young);
@@ -216,11 +218,11 @@ mod tests {
         }
     }
 
-    fn kept(inode: u64, length: usize) -> Arc<Kept> {
-        Arc::new(Kept {
+    fn kept(inode: u64, length: usize) -> Arc<CachedFile> {
+        Arc::new(CachedFile {
             identity: identity(inode),
             read_at: NOW,
-            about: About {
+            metadata: Metadata {
                 modified: NOW,
                 date: String::new(),
                 fields: vec![b'f'; 50],
@@ -366,7 +368,7 @@ mod tests {
             (2, NOW, false),
         ] {
             assert_eq!(
-                cache.wants(&identity(inode), now),
+                cache.admits(&identity(inode), now),
                 wanted,
                 "{inode} {now:?}"
             );

@@ -2,20 +2,22 @@
 //! clock.
 //!
 //! Strict where leniency lets two servers disagree: every line ends in CRLF, a size is 1 to 16
-//! hexadecimal digits. Extensions and trailer fields are checked for their form, bounded and
-//! dropped.
+//! hexadecimal digits, an extension has a name and closes its quotes. Extensions and trailer fields
+//! are bounded and dropped.
+
+use super::syntax::{is_text, is_token};
 
 /// The most bytes of extensions and trailer fields that one body may have, all told.
 const MAX_EXTRA: usize = 16 * 1024;
 
-/// The most digits of a size: what fits a `u64`.
+/// The most digits of a size: as many as fit into a `u64`.
 const MAX_DIGITS: u8 = 16;
 
 /// Decodes one body.
 #[derive(Debug, Clone)]
 pub(super) struct Chunked {
     state: State,
-    /// Bytes of extensions and trailers seen so far.
+    /// How many bytes of extensions and trailers there were so far.
     extra: usize,
 }
 
@@ -25,18 +27,16 @@ enum State {
         digits: u8,
         size: u64,
     },
-    /// White space after a size: an extension must follow.
-    BeforeExtension {
-        size: u64,
-    },
+    /// In the extensions behind this size (RFC 9112 §7.1.1).
     Extension {
         size: u64,
+        part: Part,
     },
     SizeLineFeed {
         size: u64,
     },
     Data {
-        left: u64,
+        remaining: u64,
     },
     DataReturn,
     DataLineFeed,
@@ -48,6 +48,23 @@ enum State {
     End,
 }
 
+/// Which part of an extension comes next, or goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// White space in front of a semicolon, which must follow.
+    BeforeSemicolon,
+    BeforeName,
+    Name,
+    /// White space behind a name: a value or another extension must follow.
+    BehindName,
+    BeforeValue,
+    Token,
+    Quoted,
+    /// Behind a backslash between quotes.
+    Escaped,
+    BehindQuotes,
+}
+
 /// What the next bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -57,7 +74,7 @@ pub(super) struct Piece {
     pub(super) data: usize,
 }
 
-/// The bytes are no chunked body.
+/// The bytes are not a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
@@ -74,21 +91,22 @@ impl Chunked {
         self.state == State::End
     }
 
-    /// Reads framing from the front of `input`, up to and with at most `most` bytes of data. What
-    /// the piece spans is used up. Without data, all of the input was framing, or the body is over.
+    /// Reads framing from the front of `input`, and at most `most` bytes of data behind it. The
+    /// piece spans what was read. Without data, all of the input was framing, or the body is over.
     ///
     /// # Errors
-    /// When the framing is malformed, or its extras are too long.
+    /// When the framing is malformed, or its extensions and trailers are too long.
     pub(super) fn next(&mut self, input: &[u8], most: usize) -> Result<Piece, Malformed> {
         let mut framing = 0;
         while let Some(byte) = input.get(framing) {
             match &mut self.state {
                 State::End => break,
-                State::Data { left } => {
+                State::Data { remaining } => {
                     let here = (input.len() - framing).min(most);
-                    let data = usize::try_from(*left).map_or(here, |left| left.min(here));
-                    *left -= data as u64;
-                    if *left == 0 {
+                    let data =
+                        usize::try_from(*remaining).map_or(here, |remaining| remaining.min(here));
+                    *remaining -= data as u64;
+                    if *remaining == 0 {
                         self.state = State::DataReturn;
                     }
                     return Ok(Piece { framing, data });
@@ -100,13 +118,25 @@ impl Chunked {
         Ok(Piece { framing, data: 0 })
     }
 
+    /// Whether `input` begins with a whole body.
+    ///
+    /// # Errors
+    /// As [`Chunked::next`].
+    pub(super) fn is_whole(input: &[u8]) -> Result<bool, Malformed> {
+        let mut decoder = Self::new();
+        let mut rest = input;
+        while !rest.is_empty() && !decoder.ended() {
+            let Piece { framing, data } = decoder.next(rest, usize::MAX)?;
+            rest = &rest[framing + data..];
+        }
+        Ok(decoder.ended())
+    }
+
     /// The state after one byte of framing.
     fn after(&mut self, byte: u8) -> Result<State, Malformed> {
+        use Part::BeforeSemicolon;
         use State::*;
-        let extra = matches!(
-            self.state,
-            BeforeExtension { .. } | Extension { .. } | TrailerName | TrailerValue
-        );
+        let extra = matches!(self.state, Extension { .. } | TrailerName | TrailerValue);
         self.extra += usize::from(extra);
         if self.extra > MAX_EXTRA {
             return Err(Malformed);
@@ -117,18 +147,21 @@ impl Chunked {
                 size: size << 4 | hexadecimal(byte),
             },
             (Size { digits: 1.., size }, b'\r') => SizeLineFeed { size },
-            (Size { digits: 1.., size }, b';') => Extension { size },
-            (Size { digits: 1.., size }, b' ' | b'\t') => BeforeExtension { size },
-            (BeforeExtension { .. }, b' ' | b'\t') => self.state,
-            (BeforeExtension { size }, b';') => Extension { size },
-            (Extension { size }, b'\r') => SizeLineFeed { size },
-            (Extension { .. }, _) if is_text(byte) => self.state,
+            (Size { digits: 1.., size }, b' ' | b'\t' | b';') => Extension {
+                size,
+                part: BeforeSemicolon.after(byte)?,
+            },
+            (Extension { size, part }, b'\r') if part.may_be_last() => SizeLineFeed { size },
+            (Extension { size, part }, _) => Extension {
+                size,
+                part: part.after(byte)?,
+            },
             (SizeLineFeed { size: 0 }, b'\n') => TrailerStart,
-            (SizeLineFeed { size }, b'\n') => Data { left: size },
+            (SizeLineFeed { size }, b'\n') => Data { remaining: size },
             (DataReturn, b'\r') => DataLineFeed,
             (DataLineFeed, b'\n') => START,
             (TrailerStart, b'\r') => EndLineFeed,
-            (TrailerStart | TrailerName, _) if super::head::is_token(byte) => TrailerName,
+            (TrailerStart | TrailerName, _) if is_token(byte) => TrailerName,
             (TrailerName, b':') => TrailerValue,
             (TrailerValue, b'\r') => TrailerLineFeed,
             (TrailerValue, _) if is_text(byte) => TrailerValue,
@@ -139,15 +172,36 @@ impl Chunked {
     }
 }
 
+impl Part {
+    /// `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`, a byte at a time.
+    fn after(self, byte: u8) -> Result<Self, Malformed> {
+        use Part::*;
+        Ok(match (self, byte) {
+            (Quoted, b'"') => BehindQuotes,
+            (Quoted, b'\\') => Escaped,
+            (Quoted | Escaped, _) if is_text(byte) => Quoted,
+            (BeforeName | Name, _) if is_token(byte) => Name,
+            (BeforeValue | Token, _) if is_token(byte) => Token,
+            (BeforeValue, b'"') => Quoted,
+            (BeforeName | BeforeValue | BeforeSemicolon | BehindName, b' ' | b'\t') => self,
+            (Name, b' ' | b'\t') => BehindName,
+            (Token | BehindQuotes, b' ' | b'\t') => BeforeSemicolon,
+            (Name | BehindName, b'=') => BeforeValue,
+            (BeforeSemicolon | Name | BehindName | Token | BehindQuotes, b';') => BeforeName,
+            _ => return Err(Malformed),
+        })
+    }
+
+    /// Whether the line may end here.
+    fn may_be_last(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::BehindQuotes)
+    }
+}
+
 const START: State = State::Size { digits: 0, size: 0 };
 
 fn hexadecimal(digit: u8) -> u64 {
     char::from(digit).to_digit(16).map_or(0, u64::from)
-}
-
-/// A byte of a field value or an extension: no control but the tab (RFC 9110 §5.5).
-fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
 #[cfg(test)]
@@ -183,6 +237,12 @@ mod tests {
             ),
             (b"3;a=b;c=\"d e\"\r\nabc\r\n0;x\r\n\r\n", b"abc"),
             (b"3 \t ;a\r\nabc\r\n0\r\n\r\n", b"abc"),
+            (b"3 ; a ;\tb = c; d=\t\"e\" ;f\r\nabc\r\n0\r\n\r\n", b"abc"),
+            (
+                b"3;a=\"\";b=\"\\\"\";c=\"\\\\\";d=\";\t=\xe9\"\r\nabc\r\n0;e\r\n\r\n",
+                b"abc",
+            ),
+            (b"3;!#$%&'*+-.^_`|~=0\r\nabc\r\n0\r\n\r\n", b"abc"),
             (b"3\r\nabc\r\n0\r\nDigest: x\r\nB:\r\n\r\n", b"abc"),
             (b"0000000000000003\r\nabc\r\n0\r\n\r\n", b"abc"),
             (long.as_bytes(), b"x"),
@@ -216,6 +276,34 @@ mod tests {
             b"1\rx",
             b"1;a\nx",
             b"1;a\0\r\n",
+            b"1;\r\n",
+            b"1; \r\n",
+            b"1;;a\r\n",
+            b"1;a;\r\n",
+            b"1;=b\r\n",
+            b"1;a=\r\n",
+            b"1;a= \r\n",
+            b"1;a=b=c\r\n",
+            b"1;a \r\n",
+            b"1;a=b \r\n",
+            b"1;a=\"b\" \r\n",
+            b"1;a b\r\n",
+            b"1;a=b c\r\n",
+            b"1;a b=c\r\n",
+            b"1;a,b\r\n",
+            b"1;a(b)\r\n",
+            b"1;\xe9\r\n",
+            b"1;\"a\"\r\n",
+            b"1;a=\"b\r\n",
+            b"1;a=\"b\r\nx\"\r\n",
+            b"1;a=\"b\\\r\n",
+            b"1;a=\"b\\\"\r\n",
+            b"1;a=\"b\"c\r\n",
+            b"1;a=b\"c\"\r\n",
+            b"1;a=\"b\"\"c\"\r\n",
+            b"1;a=\"b\0\"\r\n",
+            b"1;a=\"\\\x01\"\r\n",
+            b"1;a=\"b\x7f\"\r\n",
             b"00000000000000003\r\nabc",
             b"1FFFFFFFFFFFFFFFF\r\n",
             b"3\r\nabcd\r\n",
@@ -267,6 +355,18 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_body_is_whole_with_its_last_line_end() {
+        let input = b"2;a=\"b\"\r\nxy\r\n0\r\nA: b\r\n\r\n";
+        for end in 0..input.len() {
+            assert_eq!(Chunked::is_whole(&input[..end]), Ok(false), "{end}");
+        }
+        assert_eq!(Chunked::is_whole(input), Ok(true));
+        let followed = [input, &b"GET"[..]].concat();
+        assert_eq!(Chunked::is_whole(&followed), Ok(true));
+        assert_eq!(Chunked::is_whole(b"2\r\nxyz"), Err(Malformed));
+    }
+
     proptest! {
         #[test]
         fn any_chunking_gives_the_body(
@@ -285,7 +385,7 @@ mod tests {
 
         #[test]
         fn any_split_gives_the_same(
-            input in vec(select(b"012aF;: \t\r\n\0x".to_vec()), 0..60),
+            input in vec(select(b"012aF;=\"\\: \t\r\n\0x".to_vec()), 0..60),
             step in 1_usize..9,
         ) {
             prop_assert_eq!(decode(&input, step), decode(&input, usize::MAX >> 1));

@@ -1,5 +1,5 @@
-//! The demonstration: which process served this request, and what becomes of one that is slow,
-//! large or deadly.
+//! The demo: which process served this request, and what becomes of a request that is slow, large
+//! or deadly.
 
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use ::http::{Method, StatusCode};
 
 use super::request::{Handler, Request};
-use super::response::Response;
+use super::response::{Response, is_standard};
+use super::syntax::elements;
 
 /// The longest sleep that a client may ask for, in milliseconds.
 const MAX_SLEEP: u64 = 60_000;
@@ -18,17 +19,21 @@ const MAX_SLEEP: u64 = 60_000;
 /// The longest body that a client may ask for, in bytes: 1 GiB.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// The page, with a place for the facts.
+/// The page; the facts take the place of `{facts}`.
 const PAGE: &str = include_str!("demo.html");
 
 /// What `/bytes/N` is made of: lines of 64 bytes, so that a terminal survives it.
 static PATTERN: [u8; 64 * 1024] = pattern();
 
+/// The methods of the demo's resources that are read, and of those that are written to.
+const READING: &str = "GET, HEAD, OPTIONS";
+const WRITING: &str = "POST, OPTIONS";
+
 /// Answers `/` with who served it, `/sleep/MS` late, `/bytes/N` with N bytes, `/echo` with what was
 /// posted, and `/crash` not at all.
 ///
-/// It counts the requests that it gets, and says so on `/`: whoever collects all answers of a worker can see that none
-/// was served twice, and that no answer was lost.
+/// It counts its requests and tells the count on `/`, so that a client which collects all answers
+/// of a worker can see that no request was served twice and that no answer was lost.
 #[derive(Debug, Clone, Default)]
 pub struct Demo {
     /// Requests so far, the one in hand included.
@@ -39,20 +44,31 @@ impl Handler for Demo {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {
         self.requests += 1;
         let (name, argument) = split(request.path());
-        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        let posts = *request.method() == Method::POST;
+        let method = request.method();
+        if !is_standard(method) {
+            // Mostly a probe for some other protocol, so that what comes next is hardly a request.
+            return Response::wrong_method(method, READING).close();
+        }
+        let allowed = match (name, argument) {
+            ("" | "crash", None) | ("sleep" | "bytes", Some(_)) => READING,
+            ("echo", None) => WRITING,
+            _ => return Response::error(StatusCode::NOT_FOUND),
+        };
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let posts = *method == Method::POST;
         match (name, argument) {
-            ("", None) if reads => who(request, self.requests),
+            _ if *method == Method::OPTIONS => Response::options(allowed),
+            ("", _) if reads => who(request, self.requests),
             ("sleep", Some(milliseconds)) if reads => sleep(milliseconds),
             ("bytes", Some(count)) if reads => bytes(count),
-            ("crash", None) if reads => process::abort(),
-            ("echo", None) if posts => echo(request),
-            ("" | "crash", None) | ("sleep" | "bytes", Some(_)) => {
-                Response::method_not_allowed("GET, HEAD")
-            }
-            ("echo", None) => Response::method_not_allowed("POST"),
-            _ => Response::error(StatusCode::NOT_FOUND),
+            ("crash", _) if reads => process::abort(),
+            ("echo", _) if posts => echo(request),
+            _ => Response::wrong_method(method, allowed),
         }
+    }
+
+    fn methods(&self) -> &str {
+        "GET, HEAD, POST, OPTIONS"
     }
 }
 
@@ -99,10 +115,13 @@ fn who(request: &Request<'_>, requests: u64) -> Response {
 
 /// A browser names text/html; curl accepts anything.
 fn wants_html(request: &Request<'_>) -> bool {
-    let accept = request.header("Accept").unwrap_or_default();
-    accept.split(|byte| *byte == b',').any(|range| {
-        let media = range.split(|byte| *byte == b';').next().unwrap_or_default();
-        media.trim_ascii().eq_ignore_ascii_case(b"text/html")
+    let fields = request.headers();
+    let mut accept = fields.filter(|(name, _)| name.eq_ignore_ascii_case("Accept"));
+    accept.any(|(_, value)| {
+        elements(value).any(|range| {
+            let media = range.split(|byte| *byte == b';').next().unwrap_or_default();
+            media.trim_ascii().eq_ignore_ascii_case(b"text/html")
+        })
     })
 }
 

@@ -1,9 +1,7 @@
 //! Static files from one directory, and from nowhere else.
 //!
-//! The kernel resolves every path, beneath the directory and never out of it (openat2(2),
-//! RESOLVE_BENEATH): no `..`, no symbolic link and no rename in between leads elsewhere, and
-//! nothing here has to know why. Small files are kept in memory (the `cache` module), and sent from
-//! there while a path still leads to the same file, unchanged.
+//! The `beneath` module resolves every path. Small files are kept in memory (the `cache` module),
+//! and sent from there while a path still leads to the same file, unchanged.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -11,49 +9,89 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ::http::{Method, StatusCode};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
-use rustix::fs::{fstat, open, openat2, statat};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
+use rustix::fs::Stat;
 use rustix::io::Errno;
 
-use super::cache::{About, Cache, Identity, Kept, MAX_FILE, time};
+use super::beneath::{Beneath, Found as Leads};
+use super::cache::{Cache, CachedFile, Identity, MAX_FILE, Metadata, time};
 use super::output::read_exactly;
+use super::preconditions::{Verdict, evaluate};
 use super::request::{Handler, Request};
 use super::response::{Content, Response};
 use crate::{Error, Result};
 
+/// The methods that a file is served to.
+const ALLOWED: &str = "GET, HEAD, OPTIONS";
+
 /// What a path that ends in a slash stands for.
 const INDEX: &[u8] = b"index.html";
 
-/// How often a resolution is tried again when a rename elsewhere in the tree made the kernel give
-/// up.
-const MAX_TRIES: usize = 8;
+/// What a path keeps as it is when it is written as a URI: a segment's characters (RFC 3986 §3.3),
+/// and the slash between segments.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b':')
+    .remove(b'@')
+    .remove(b'/');
 
-/// Serves the regular files beneath one directory to GET and HEAD.
+/// What a query that a client has sent must not have as it is (RFC 3986 §3.4).
+const NOT_IN_QUERY: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
+/// Serves the regular files beneath one directory to GET and HEAD. A path that leads out of it gets
+/// 404; a symbolic link in it is followed if it is relative and stays inside.
 ///
 /// A clone shares the open directory: check it once with [`Files::open`], then give each worker a
 /// clone. Each keeps small files in up to 4 MiB of memory; a change of a file shows at the next
 /// request.
 #[derive(Debug, Clone)]
 pub struct Files {
-    root: Arc<OwnedFd>,
-    /// The decoded path of the request in hand, from the directory on.
+    root: Arc<Beneath>,
+    /// The decoded path of the request in hand, relative to the directory.
     path: Vec<u8>,
     pub(super) cache: Cache,
-    /// Tells the time; a test may tell another.
+    /// The clock; a test may have another.
     pub(super) clock: fn() -> SystemTime,
 }
 
 /// A file to send.
 enum Found {
-    Kept(Arc<Kept>),
+    Cached(Arc<CachedFile>),
     Open(OwnedFd, Stat),
 }
 
 /// Why there is no file to send.
 enum Miss {
-    /// Answer this.
+    /// The answer is this status.
     Status(StatusCode),
-    /// It is a directory, and the path has no slash at its end.
+    /// There is a directory, and the path has no slash at its end.
     Directory,
 }
 
@@ -64,133 +102,118 @@ impl Files {
     /// # Errors
     /// When `directory` is not a directory, or may not be searched.
     pub fn open(directory: &Path) -> Result<Self> {
-        let failed = |error: Errno| Error::new(format!("serve {}", directory.display()), error);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(directory, flags, Mode::empty()).map_err(failed)?;
-        // Opening a path asks for no permission on the directory itself, resolving in it does.
-        openat2(
-            &root,
-            c".",
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            BENEATH,
-        )
-        .map_err(failed)?;
-        Ok(Self {
+        let root = Beneath::open(directory)
+            .map_err(|error| Error::new(format!("serve {}", directory.display()), error))?;
+        Ok(Self::beneath(root))
+    }
+
+    pub(super) fn beneath(root: Beneath) -> Self {
+        Self {
             root: Arc::new(root),
             path: Vec::new(),
             cache: Cache::default(),
             clock: SystemTime::now,
-        })
+        }
     }
 
     /// The file that `path` names.
     fn find(&mut self, path: &str, now: SystemTime) -> std::result::Result<Found, Miss> {
         decode(path, &mut self.path).map_err(Miss::Status)?;
-        if self.path.is_empty() || self.path.ends_with(b"/") {
+        let is_index = self.path.is_empty() || self.path.ends_with(b"/");
+        if is_index {
             self.path.extend_from_slice(INDEX);
         }
-        // The only call to the file system on the way of a file that is kept.
+        // The only system call that a cached file takes.
         let look = || {
-            let stat = statat(&*self.root, &self.path[..], AtFlags::empty());
-            stat.ok().map(|stat| Identity::of(&stat))
+            let stat = self.root.stat_unconfined(&self.path);
+            stat.map(|stat| Identity::of(&stat))
         };
         if let Some(kept) = self.cache.get(&self.path, now, look) {
-            return Ok(Found::Kept(kept));
+            return Ok(Found::Cached(kept));
         }
-        let found = self
-            .open_beneath()
-            .and_then(|file| fstat(&file).map(|stat| (file, stat)));
-        let (file, stat) = found.map_err(|error| {
-            let status = status(error);
-            if status.is_server_error() {
-                log::warn!("cannot open {}: {error}", self.path.escape_ascii());
-            }
-            Miss::Status(status)
-        })?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok(self.keep(file, stat, now)),
-            FileType::Directory => Err(Miss::Directory),
-            _ => Err(Miss::Status(StatusCode::NOT_FOUND)),
-        }
-    }
-
-    fn open_beneath(&self) -> rustix::io::Result<OwnedFd> {
-        // Without O_NONBLOCK, to open a FIFO would be to wait for its other end.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let mut tries = 1;
-        loop {
-            match openat2(&*self.root, &self.path[..], flags, Mode::empty(), BENEATH) {
-                Err(Errno::AGAIN) if tries < MAX_TRIES => tries += 1,
-                Err(Errno::INTR) => {}
-                result => return result,
+        match self.root.find(&self.path) {
+            Ok(Leads::File(file, stat)) => Ok(self.keep(file, stat, now)),
+            // A further slash would ask for the index of the index, and so on.
+            Ok(Leads::Directory) if is_index => Err(Miss::Status(StatusCode::NOT_FOUND)),
+            Ok(Leads::Directory) => Err(Miss::Directory),
+            Ok(Leads::Special) => Err(Miss::Status(StatusCode::NOT_FOUND)),
+            Err(error) => {
+                let status = status(error);
+                if status.is_server_error() {
+                    log::warn!("cannot open {}: {error}", self.path.escape_ascii());
+                }
+                Err(Miss::Status(status))
             }
         }
     }
 
-    /// Takes a small file into the memory, if the cache wants it.
+    /// Reads a small file into memory, if the cache admits it.
     fn keep(&mut self, file: OwnedFd, stat: Stat, now: SystemTime) -> Found {
         let identity = Identity::of(&stat);
         let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        if length > MAX_FILE || !self.cache.wants(&identity, now) {
+        if length > MAX_FILE || !self.cache.admits(&identity, now) {
             return Found::Open(file, stat);
         }
         let mut body = Vec::new();
-        // Whoever sends the file finds out what is wrong with it.
+        // An error will show again when the file is sent.
         let Ok(()) = read_exactly(&mut body, &file, 0, length as usize) else {
             return Found::Open(file, stat);
         };
-        let kept = Arc::new(Kept {
+        let kept = Arc::new(CachedFile {
             identity,
             read_at: now,
-            about: about(&self.path, &stat, now),
+            metadata: metadata(&self.path, &stat, now),
             body: body.into(),
         });
         self.cache.keep(&self.path, Arc::clone(&kept));
-        Found::Kept(kept)
+        Found::Cached(kept)
     }
 
     fn respond(&self, request: &Request<'_>, found: Found, now: SystemTime) -> Response {
         match found {
-            Found::Kept(kept) => unmodified(request, &kept.about)
-                .unwrap_or_else(|| Response::prepared(Vec::new(), Content::Kept(kept))),
+            Found::Cached(kept) => conditional(request, &kept.metadata)
+                .unwrap_or_else(|| Response::prepared(Vec::new(), Content::Cached(kept))),
             Found::Open(file, stat) => {
-                let about = about(&self.path, &stat, now);
+                let metadata = metadata(&self.path, &stat, now);
                 let length = u64::try_from(stat.st_size).unwrap_or(0);
-                unmodified(request, &about).unwrap_or_else(|| {
+                conditional(request, &metadata).unwrap_or_else(|| {
                     let content = Content::File {
                         file,
                         offset: 0,
                         length,
                     };
-                    Response::prepared(about.fields, content)
+                    Response::prepared(metadata.fields, content)
                 })
             }
         }
     }
 }
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
-
 /// The descriptor of the directory, which a worker process must keep
 /// ([`Pool::keep`](crate::Pool::keep)).
 impl AsFd for Files {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+        self.root.descriptor()
     }
 }
 
 impl Handler for Files {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Response::method_not_allowed("GET, HEAD");
+        let method = request.method();
+        if !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+            return Response::wrong_method(method, ALLOWED);
         }
         let now = (self.clock)();
         match self.find(request.path(), now) {
-            Ok(found) => self.respond(request, found, now),
             Err(Miss::Status(status)) => Response::error(status),
-            Err(Miss::Directory) => redirect(request.path(), request.query()),
+            _ if *method == Method::OPTIONS => Response::options(ALLOWED),
+            Err(Miss::Directory) => redirect(&self.path, request.query()),
+            Ok(found) => self.respond(request, found, now),
         }
+    }
+
+    fn methods(&self) -> &str {
+        ALLOWED
     }
 }
 
@@ -215,7 +238,7 @@ fn decode(path: &str, into: &mut Vec<u8>) -> std::result::Result<(), StatusCode>
     Ok(())
 }
 
-/// What to answer when a file cannot be opened.
+/// The status that tells the client why a file cannot be opened.
 fn status(error: Errno) -> StatusCode {
     match error {
         Errno::ACCESS | Errno::PERM => StatusCode::FORBIDDEN,
@@ -235,17 +258,45 @@ fn status(error: Errno) -> StatusCode {
     }
 }
 
-/// To the same path with a slash at its end, so that relative links in the index work. One slash in
-/// front: two would name another host, and so would a backslash to a browser.
-fn redirect(path: &str, query: Option<&str>) -> Response {
-    let path = path.trim_start_matches('/').replace('\\', "%5C");
-    let (mark, query) = query.map_or(("", ""), |query| ("?", query));
-    Response::error(StatusCode::MOVED_PERMANENTLY)
-        .header("Location", format!("/{path}/{mark}{query}"))
+/// To the same directory with a slash at the end of its path, so that relative links in the index
+/// work. `path` is decoded; it is resolved as the client will resolve it (RFC 3986 §5.2.4), and
+/// without empty segments: two slashes in front would name another host.
+fn redirect(path: &[u8], query: Option<&str>) -> Response {
+    let mut segments: Vec<&[u8]> = Vec::new();
+    for segment in path.split(|byte| *byte == b'/') {
+        match segment {
+            b"" | b"." => {}
+            b".." => _ = segments.pop(),
+            name => segments.push(name),
+        }
+    }
+    let mut location = String::from("/");
+    for segment in segments {
+        location.extend(percent_encode(segment, PATH));
+        location.push('/');
+    }
+    if let Some(query) = query {
+        location.push('?');
+        location.extend(utf8_percent_encode(&whole_encodings(query), NOT_IN_QUERY));
+    }
+    Response::error(StatusCode::MOVED_PERMANENTLY).header("Location", location)
+}
+
+/// `text` with each percent sign encoded that begins no encoding.
+fn whole_encodings(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.as_bytes().get(..2);
+        let is_whole = digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        whole.push_str(if is_whole { "%" } else { "%25" });
+        whole.push_str(part);
+    }
+    whole
 }
 
 /// What a response says of the file at `path`.
-fn about(path: &[u8], stat: &Stat, now: SystemTime) -> About {
+fn metadata(path: &[u8], stat: &Stat, now: SystemTime) -> Metadata {
     // In whole seconds, as dates in HTTP are, and not later than the response itself (RFC 9110
     // §8.8.2.1).
     let modified = time(stat.st_mtime, 0).min(now);
@@ -253,27 +304,23 @@ fn about(path: &[u8], stat: &Stat, now: SystemTime) -> About {
     let fields = typed(Response::new(StatusCode::OK), path)
         .header("Last-Modified", &date)
         .fields;
-    About {
+    Metadata {
         modified,
         date,
         fields,
     }
 }
 
-/// The answer to a conditional request whose condition is false: If-Modified-Since (RFC 9110
-/// §13.1.3), which If-None-Match overrules.
-fn unmodified(request: &Request<'_>, about: &About) -> Option<Response> {
-    let since = request.header("If-Modified-Since")?;
-    if request.header("If-None-Match").is_some() {
-        return None;
+/// The answer to a conditional request that is not to be answered with the file.
+fn conditional(request: &Request<'_>, metadata: &Metadata) -> Option<Response> {
+    match evaluate(request.fields(), metadata.modified, &metadata.date) {
+        Verdict::Proceed => None,
+        Verdict::NotModified => {
+            let response = Response::new(StatusCode::NOT_MODIFIED);
+            Some(response.header("Last-Modified", &metadata.date))
+        }
+        Verdict::Failed => Some(Response::error(StatusCode::PRECONDITION_FAILED)),
     }
-    let is_unmodified = since == about.date.as_bytes()
-        || std::str::from_utf8(since)
-            .ok()
-            .and_then(|since| httpdate::parse_http_date(since).ok())
-            .is_some_and(|since| about.modified <= since);
-    is_unmodified
-        .then(|| Response::new(StatusCode::NOT_MODIFIED).header("Last-Modified", &about.date))
 }
 
 /// Adds the Content-Type that the extension stands for. Text is taken to be UTF-8.
@@ -314,15 +361,45 @@ mod tests {
 
     #[test]
     fn a_redirect_names_no_other_host() {
-        let fields = |path, query| String::from_utf8(redirect(path, query).fields).unwrap();
+        let fields = |path: &str, query| {
+            let mut decoded = Vec::new();
+            decode(path, &mut decoded).unwrap();
+            String::from_utf8(redirect(&decoded, query).fields).unwrap()
+        };
         for (path, query, location) in [
             ("/a", None, "/a/"),
             ("/a", Some("b=c"), "/a/?b=c"),
+            ("/a", Some(""), "/a/?"),
             ("//example.org", None, "/example.org/"),
             ("/\\example.org", None, "/%5Cexample.org/"),
+            ("/%5cexample.org", None, "/%5Cexample.org/"),
+            ("/.//example.org", None, "/example.org/"),
+            ("/x/..//example.org", None, "/example.org/"),
+            ("/%2e/%2E%2e//example.org", None, "/example.org/"),
+            ("/.", None, "/"),
+            ("/..", None, "/"),
+            ("/a/..", None, "/"),
+            ("/a/../../b/./c", None, "/b/c/"),
+            ("/a//b", None, "/a/b/"),
+            ("/...", None, "/.../"),
+            ("/a%20b", None, "/a%20b/"),
+            ("/a%25zz", None, "/a%25zz/"),
+            ("/%3f%23%5b%7c", None, "/%3F%23%5B%7C/"),
+            ("/%c3%a9%ff", None, "/%C3%A9%FF/"),
+            ("/%0d%0aSet-Cookie:x", None, "/%0D%0ASet-Cookie:x/"),
+            ("/\"<>^`{|}", None, "/%22%3C%3E%5E%60%7B%7C%7D/"),
+            ("/-._~!$&'()*+,;=:@", None, "/-._~!$&'()*+,;=:@/"),
+            ("/a", Some("/../?&=%41"), "/a/?/../?&=%41"),
+            (
+                "/a",
+                Some("\"<>[\\]^`{|}"),
+                "/a/?%22%3C%3E%5B%5C%5D%5E%60%7B%7C%7D",
+            ),
+            ("/a", Some("%&%4&%zz&%%41"), "/a/?%25&%254&%25zz&%25%41"),
         ] {
             let wanted = format!("Location: {location}\r\n");
-            assert!(fields(path, query).contains(&wanted), "{path}");
+            let found = fields(path, query);
+            assert!(found.ends_with(&wanted), "{path}: {found}");
         }
     }
 

@@ -1,9 +1,9 @@
 //! HTTP/1.1 and HTTP/1.0 (RFC 9112, RFC 9110), served a turn at a time.
 //!
-//! [`Http`] owns the turn: it waits with complete heads for a [`Handler`], which sees a [`Request`]
-//! and returns a [`Response`]. A head, or a small body, that is still arriving is left in the
-//! connection's buffer and occupies no worker. What a connection may cost is bounded at every step;
-//! what is ambiguous is refused.
+//! [`Http`] owns the turn: when a head is complete, it calls a [`Handler`], which gets a
+//! [`Request`] and returns a [`Response`]. A head or a small body that is still arriving is left in
+//! the connection's buffer and occupies no worker. What a connection may cost is bounded at every
+//! step, and what is ambiguous is refused.
 //!
 //! ```
 //! use batond::http::{Http, Request, Response};
@@ -27,6 +27,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod beneath;
 mod body;
 mod cache;
 mod chunked;
@@ -34,16 +35,20 @@ mod demo;
 mod files;
 mod head;
 mod output;
+mod preconditions;
 mod request;
 mod response;
+mod syntax;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::time::Duration;
 
 use self::body::{Fault, Leftover};
+use self::chunked::{Chunked, Malformed};
 use self::head::{Framing, Head, Refusal, bad};
-use self::output::{Manner, Output, canned};
+use self::output::{Failure, Output, SendMode, canned};
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
 pub use ::http::{Method, StatusCode};
@@ -58,12 +63,17 @@ pub use self::response::Response;
 /// How many pipelined requests one turn answers, before others get a turn.
 const MAX_PIPELINED: u32 = 32;
 
-/// A request up to this size, in bytes of head and body, is waited for without a worker. Well below
-/// what the buffer can carry, so that a request behind it does not matter.
-const MAX_WAIT: u64 = 48 * 1024;
+/// A request up to this size, in bytes of head and body on the wire, is waited for without
+/// occupying a worker. It is well below what the buffer can carry, so that a request behind it does
+/// not matter.
+const MAX_WAIT: usize = 48 * 1024;
 
-/// A fill that brought less than this left nothing behind: a further one would be a system call for
-/// nothing.
+/// How long, all told, a worker waits for the rest of a body that its handler left unread. A small
+/// request was complete before; this is for clients that are just sending a larger one.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A fill that brought less than this left nothing behind, so that another one would be a wasted
+/// system call.
 const FULL_FILL: usize = 16 * 1024;
 
 /// The longest body that [`Request::read_body`] takes, in bytes, if not set.
@@ -74,8 +84,9 @@ const DEFAULT_BODY_LIMIT: u64 = 1024 * 1024;
 pub struct Http<H> {
     handler: H,
     body_limit: u64,
+    drain_patience: Duration,
     head: Head,
-    /// The bytes of the request's head, out of the way of the body.
+    /// The bytes of the request's head, copied because the body is read into the same buffer.
     head_bytes: Vec<u8>,
     output: Output,
 }
@@ -87,6 +98,7 @@ impl<H: Handler> Http<H> {
         Self {
             handler,
             body_limit: DEFAULT_BODY_LIMIT,
+            drain_patience: DRAIN_PATIENCE,
             head: Head::new(),
             head_bytes: Vec::new(),
             output: Output::default(),
@@ -101,23 +113,38 @@ impl<H: Handler> Http<H> {
         self
     }
 
-    /// The length of the head in the buffer, when the request is here as far as it is waited for.
+    /// The length of the head in the buffer, when its request can be answered.
     fn next_request(&mut self, buffer: &[u8]) -> Result<Option<usize>, Refusal> {
         if buffer.is_empty() {
             return Ok(None);
         }
-        let length = self.head.parse(buffer)?;
-        Ok(length.filter(|length| match self.head.framing {
-            Framing::Length(body) if !self.head.expects_continue => {
-                let whole = body.saturating_add(*length as u64);
-                buffer.len() as u64 >= whole || whole > MAX_WAIT
-            }
-            _ => true,
-        }))
+        let Some(head) = self.head.parse(buffer)? else {
+            return Ok(None);
+        };
+        Ok(self.has_come(buffer, head)?.then_some(head))
     }
 
-    /// Answers the request whose head is the first `length` bytes of the buffer: the turn, if it
-    /// ends here.
+    /// Whether the request whose head is the first `head` bytes of the buffer can be answered: it
+    /// is all here, or it is large, or its client waits for a 100. This follows from the first
+    /// [`MAX_WAIT`] bytes, and not from how they came.
+    fn has_come(&self, buffer: &[u8], head: usize) -> Result<bool, Refusal> {
+        if self.head.expects_continue {
+            return Ok(true);
+        }
+        let window = &buffer[..buffer.len().min(MAX_WAIT)];
+        match self.head.framing {
+            Framing::Length(body) => {
+                let whole = body.saturating_add(head as u64);
+                Ok(window.len() as u64 >= whole || whole > MAX_WAIT as u64)
+            }
+            Framing::Chunked if window.len() == MAX_WAIT => Ok(true),
+            Framing::Chunked => Chunked::is_whole(&window[head..])
+                .map_err(|Malformed| bad("malformed chunked coding")),
+        }
+    }
+
+    /// Answers the request whose head is the first `length` bytes of the buffer. Returns how the
+    /// turn ends, if it does.
     fn serve(&mut self, connection: &mut Connection, length: usize) -> io::Result<Option<Turn>> {
         self.head_bytes.clear();
         self.head_bytes
@@ -129,12 +156,12 @@ impl<H: Handler> Http<H> {
             body: Body::new(connection, &self.head),
             body_limit: self.body_limit,
         };
-        let response = if request.target() == "*" {
-            Response::new(StatusCode::NO_CONTENT)
+        let response = if self.head.is_about_server {
+            Response::options(self.handler.methods())
         } else {
             self.handler.handle(&mut request)
         };
-        let (response, whole) = match request.body.leave() {
+        let (response, whole) = match request.body.leave(self.drain_patience) {
             Leftover::Nothing => (response, true),
             Leftover::Some => (response, false),
             Leftover::Fault(Fault::Broken(error)) => return Err(error),
@@ -156,7 +183,7 @@ impl<H: Handler> Http<H> {
         })
     }
 
-    /// Answers what is no request.
+    /// Tells the client why what it sent is refused.
     fn refuse(&mut self, connection: &mut Connection, refusal: Refusal) -> io::Result<()> {
         let text = format!("{}: {}\n", refusal.status, refusal.reason);
         let response = Response::text(text).status(refusal.status);
@@ -169,15 +196,34 @@ impl<H: Handler> Http<H> {
         response: Response,
         keep_alive: bool,
     ) -> io::Result<()> {
-        let manner = Manner {
+        let mode = SendMode {
             head_only: self.head.method == Method::HEAD,
             version: self.head.version,
             keep_alive,
         };
-        self.output.send(connection, response, manner)
+        let error = match self.output.send(connection, response, mode) {
+            Err(Failure::File(error)) => error,
+            Err(Failure::CutOff(error)) => {
+                // More bytes were announced, so only the end of the connection tells the client.
+                self.warn_of_file(&error, "closing the connection within the response");
+                return Err(error);
+            }
+            Err(Failure::Client(error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        };
+        self.warn_of_file(&error, "answering 500");
+        let response = Response::error(StatusCode::INTERNAL_SERVER_ERROR);
+        let result = self.output.send(connection, response, mode);
+        result.map_err(Failure::into_error)
     }
 
-    /// The client has ended its side, and the buffer holds no complete request.
+    #[cold]
+    fn warn_of_file(&self, error: &io::Error, consequence: &str) {
+        let target = self.head.target.of(&self.head_bytes).escape_ascii();
+        log::warn!("cannot read the file for {target}: {error}; {consequence}");
+    }
+
+    /// Ends the turn of a client that has ended its side before its request was complete.
     fn end(&mut self, connection: &mut Connection) -> io::Result<Turn> {
         let is_blank = |byte: &u8| matches!(byte, b'\r' | b'\n');
         if !connection.buffer().iter().all(is_blank) {

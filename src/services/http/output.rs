@@ -1,4 +1,4 @@
-//! Responses to bytes on a connection, in as few system calls as they take.
+//! Sends responses, in as few system calls as possible.
 
 use std::io::{self, IoSlice, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,35 +14,59 @@ use crate::service::{Connection, Turn};
 /// A body up to this length, in bytes, is copied behind its head, so that both leave with one call.
 const INLINE: usize = 32 * 1024;
 
-/// Writes responses. One memory serves them all.
+/// Sends responses, one after the other, from the same buffer.
 #[derive(Debug, Default)]
 pub(super) struct Output {
     buffer: Vec<u8>,
     date: Date,
 }
 
-/// What the request and the connection ask of a response.
+/// How a response is to be sent, by its request and the state of the connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Manner {
-    /// The request was HEAD: the head alone.
+pub(super) struct SendMode {
+    /// The request was HEAD, so only the head is sent.
     pub(super) head_only: bool,
     pub(super) version: Version,
     /// Another request may follow.
     pub(super) keep_alive: bool,
 }
 
+/// Why a response was not sent whole.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Writing to the client failed. The response may have gone in part.
+    Client(io::Error),
+    /// The file of the body could not be read. Nothing was sent.
+    File(io::Error),
+    /// The file of the body could not be read to its end. A part was sent.
+    CutOff(io::Error),
+}
+
+impl Failure {
+    pub(super) fn into_error(self) -> io::Error {
+        match self {
+            Self::Client(error) | Self::File(error) | Self::CutOff(error) => error,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
 impl Output {
     /// Sends `response`.
     ///
     /// # Errors
-    /// What writing to the client or reading the file of the body fails with. The response may have
-    /// gone in part.
+    /// What writing to the client or reading the file of the body fails with.
     pub(super) fn send(
         &mut self,
         connection: &mut Connection,
         response: Response,
-        manner: Manner,
-    ) -> io::Result<()> {
+        mode: SendMode,
+    ) -> Result<(), Failure> {
         self.buffer.clear();
         write_status(&mut self.buffer, response.status);
         self.buffer.extend_from_slice(b"Date: ");
@@ -50,8 +74,8 @@ impl Output {
             .extend_from_slice(self.date.at(SystemTime::now()));
         self.buffer.extend_from_slice(b"\r\n");
         self.buffer.extend_from_slice(&response.fields);
-        if let Content::Kept(file) = &response.content {
-            self.buffer.extend_from_slice(&file.about.fields);
+        if let Content::Cached(file) = &response.content {
+            self.buffer.extend_from_slice(&file.metadata.fields);
         }
         let has_content = has_content(response.status);
         if has_content {
@@ -59,7 +83,7 @@ impl Output {
             let length = digits.format(response.content.length());
             write_field(&mut self.buffer, "Content-Length", length);
         }
-        match (manner.keep_alive, manner.version) {
+        match (mode.keep_alive, mode.version) {
             (false, _) => self.buffer.extend_from_slice(b"Connection: close\r\n"),
             (true, Version::Http10) => {
                 self.buffer.extend_from_slice(b"Connection: keep-alive\r\n");
@@ -67,26 +91,27 @@ impl Output {
             (true, Version::Http11) => {}
         }
         self.buffer.extend_from_slice(b"\r\n");
-        let last = !manner.keep_alive;
-        if manner.head_only || !has_content {
-            return self.send_buffer(connection, last);
+        let last = !mode.keep_alive;
+        if mode.head_only || !has_content {
+            return Ok(self.send_buffer(connection, last)?);
         }
         match response.content {
-            Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last),
-            Content::Kept(file) => self.send_bytes(connection, &file.body, last),
+            Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last)?,
+            Content::Cached(file) => self.send_bytes(connection, &file.body, last)?,
             Content::Repeated { pattern, length } => {
-                self.send_repeated(connection, pattern, length)
+                self.send_repeated(connection, pattern, length)?;
             }
             Content::File {
                 file,
                 offset,
                 length,
-            } => self.send_file(connection, file, offset, length, last),
+            } => self.send_file(connection, file, offset, length, last)?,
         }
+        Ok(())
     }
 
-    /// Sends what is in the buffer. What is `last` leaves together with the end of the connection,
-    /// one packet for both, when the turn is over.
+    /// Sends the buffer. The `last` bytes of a connection leave in one packet with its end, when
+    /// the turn is over.
     fn send_buffer(&self, connection: &mut Connection, last: bool) -> io::Result<()> {
         connection.write_last(&self.buffer, if last { Turn::Close } else { Turn::Park })
     }
@@ -116,10 +141,11 @@ impl Output {
         pattern: &[u8],
         length: u64,
     ) -> io::Result<()> {
-        let mut left = length;
+        let mut remaining = length;
         let mut next = || {
-            let count = usize::try_from(left).map_or(pattern.len(), |left| left.min(pattern.len()));
-            left -= count as u64;
+            let count = usize::try_from(remaining)
+                .map_or(pattern.len(), |remaining| remaining.min(pattern.len()));
+            remaining -= count as u64;
             (count > 0).then(|| &pattern[..count])
         };
         if length <= INLINE as u64 {
@@ -142,19 +168,45 @@ impl Output {
         offset: u64,
         length: u64,
         last: bool,
-    ) -> io::Result<()> {
+    ) -> Result<(), Failure> {
         match usize::try_from(length) {
             Ok(length) if length <= INLINE => {
                 let end = self.buffer.len() + length;
-                read_exactly(&mut self.buffer, file, offset, end)?;
-                self.send_buffer(connection, last)
+                read_exactly(&mut self.buffer, file, offset, end).map_err(Failure::File)?;
+                Ok(self.send_buffer(connection, last)?)
             }
             _ => {
                 connection.write_more(&self.buffer)?;
-                connection.send_file(file, offset, length)
+                let sent = connection.send_file(file, offset, length);
+                sent.map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof => Failure::CutOff(shorter()),
+                    kind if is_of_client(kind) => Failure::Client(error),
+                    _ => Failure::CutOff(error),
+                })
             }
         }
     }
+}
+
+/// Whether sendfile(2) fails so because of the client; otherwise it is because of the file.
+fn is_of_client(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::*;
+    matches!(
+        kind,
+        BrokenPipe
+            | ConnectionReset
+            | ConnectionAborted
+            | NotConnected
+            | TimedOut
+            | HostUnreachable
+            | NetworkUnreachable
+            | NetworkDown
+    )
+}
+
+fn shorter() -> io::Error {
+    let text = "it is shorter than it was when it was opened";
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
 /// Reads from `offset` of `file` on until `buffer` is `end` bytes long.
@@ -167,13 +219,13 @@ pub(super) fn read_exactly(
     buffer.reserve(end - buffer.len());
     while buffer.len() < end {
         match rustix::io::pread(&file, spare_capacity(buffer), offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(shorter()),
             Ok(count) => offset += count as u64,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    // There may have been room, and file, for more.
+    // The file may be longer, and the buffer may have had room for more of it.
     buffer.truncate(end);
     Ok(())
 }
@@ -183,7 +235,8 @@ fn has_content(status: StatusCode) -> bool {
     !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// A whole response that the master can send: nothing in it depends on the request or the time.
+/// A whole response that the master can send, because nothing in it depends on the request or the
+/// time.
 pub(super) fn canned(status: StatusCode, fields: &[(&str, &str)]) -> Vec<u8> {
     let body = format!("{status}\n");
     let mut bytes = Vec::new();

@@ -15,8 +15,19 @@ use crate::service::Peer;
 /// Closures are handlers. A panic ends the worker: the client gets 502, every other connection goes
 /// on.
 pub trait Handler {
-    /// Answers one request. What is left unread of its body is dropped.
+    /// Answers one request, whatever its method; only CONNECT and a request about the server as a
+    /// whole (`OPTIONS *`) never get here.
+    ///
+    /// A request of up to 48 KiB is complete by then. A longer one, and a body that the client
+    /// sends only after a 100, is received while the handler reads it. Up to 64 KiB of a body that
+    /// it leaves unread are dropped; if there is more, the connection ends.
     fn handle(&mut self, request: &mut Request<'_>) -> Response;
+
+    /// The methods that this handler serves somewhere: the value of Allow in the answer to
+    /// `OPTIONS *` (RFC 9110 §9.3.7).
+    fn methods(&self) -> &str {
+        "GET, HEAD, OPTIONS"
+    }
 }
 
 impl<F: FnMut(&mut Request<'_>) -> Response> Handler for F {
@@ -25,18 +36,19 @@ impl<F: FnMut(&mut Request<'_>) -> Response> Handler for F {
     }
 }
 
-/// One request: its head, parsed, and its body, to be read.
+/// One request: its parsed head, and its body, which is yet to be read.
 #[derive(Debug)]
 pub struct Request<'a> {
     pub(super) head: &'a Head,
-    /// The bytes of the head.
+    /// The bytes that `head` was parsed from.
     pub(super) bytes: &'a [u8],
     pub(super) body: Body<'a>,
     pub(super) body_limit: u64,
 }
 
 impl<'a> Request<'a> {
-    /// The method. One that is not known here was answered with 501 before any handler saw it.
+    /// The method: a standard one, or any other that the client made up. A handler answers those
+    /// that it does not serve with [`Response::wrong_method`].
     #[must_use]
     pub fn method(&self) -> &'a Method {
         &self.head.method
@@ -80,24 +92,25 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let known = name.as_bytes();
-        let field = self
-            .head
-            .fields
-            .iter()
-            .find(|field| field.name.of(self.bytes).eq_ignore_ascii_case(known))?;
-        Some(field.value.of(self.bytes))
+        let (_, value) = self
+            .fields()
+            .find(|(name, _)| name.eq_ignore_ascii_case(known))?;
+        Some(value)
     }
 
     /// The header fields, name and value, in the order in which they came.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        let bytes = self.bytes;
-        self.head
-            .fields
-            .iter()
-            .map(move |field| (ascii(field.name.of(bytes)), field.value.of(bytes)))
+        self.fields().map(|(name, value)| (ascii(name), value))
     }
 
-    /// The body, to be read.
+    /// The header fields as bytes, which saves the check that names are text.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let bytes = self.bytes;
+        let fields = self.head.fields.iter();
+        fields.map(move |field| (field.name.of(bytes), field.value.of(bytes)))
+    }
+
+    /// The body, to read from.
     pub fn body(&mut self) -> &mut Body<'a> {
         &mut self.body
     }
@@ -131,8 +144,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The descriptor number of the connection, in this worker and for this turn: something to show,
-/// not to use.
+/// The descriptor number of the connection in this worker, for this turn. It is there to be shown,
+/// not to be used.
 impl AsRawFd for Request<'_> {
     fn as_raw_fd(&self) -> RawFd {
         self.body.connection.as_fd().as_raw_fd()

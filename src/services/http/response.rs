@@ -4,14 +4,14 @@ use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ::http::StatusCode;
+use ::http::{Method, StatusCode};
 
-use super::cache::Kept;
-use super::head::is_token;
+use super::cache::CachedFile;
+use super::syntax::is_token;
 
-/// The fields that say where a message ends or what becomes of the connection, and those that every
-/// response has: the server writes these itself.
-const OWN_FIELDS: [&str; 6] = [
+/// The fields that the server writes itself: those that say where a message ends or what becomes of
+/// the connection, and those that every response has.
+const RESERVED_FIELDS: [&str; 6] = [
     "connection",
     "content-length",
     "date",
@@ -22,7 +22,7 @@ const OWN_FIELDS: [&str; 6] = [
 
 /// An answer: status, header fields, body.
 ///
-/// The fields `Content-Length`, `Connection`, `Date` and `Server` come by themselves. The body of
+/// The server adds the fields `Content-Length`, `Connection`, `Date` and `Server`. The body of
 /// an answer to HEAD, or with status 204 or 304, is not sent.
 #[derive(Debug)]
 #[must_use]
@@ -38,7 +38,7 @@ pub struct Response {
 #[derive(Debug)]
 pub(super) enum Content {
     Bytes(Cow<'static, [u8]>),
-    /// The pattern over and over, cut off after `length` bytes.
+    /// The pattern, repeated, and cut off after `length` bytes.
     Repeated {
         pattern: &'static [u8],
         length: u64,
@@ -48,26 +48,26 @@ pub(super) enum Content {
         offset: u64,
         length: u64,
     },
-    /// A whole file, in memory, and the header fields that belong to it.
-    Kept(Arc<Kept>),
+    /// A whole file in memory; its header fields come with it.
+    Cached(Arc<CachedFile>),
 }
 
 impl Content {
-    /// In bytes.
+    /// How long the body is, in bytes.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Kept(file) => file.body.len() as u64,
+            Self::Cached(file) => file.body.len() as u64,
             Self::Repeated { length, .. } | Self::File { length, .. } => *length,
         }
     }
 }
 
 impl Response {
-    /// An empty answer.
+    /// An answer without a body.
     ///
     /// # Panics
-    /// On a 1xx status: these are no answers.
+    /// On a 1xx status, because an interim response is no answer.
     pub fn new(status: StatusCode) -> Self {
         Self {
             status: final_status(status),
@@ -116,10 +116,25 @@ impl Response {
         Self::error(StatusCode::METHOD_NOT_ALLOWED).header("Allow", allowed)
     }
 
+    /// The answer to a method that is none of those `allowed` for what the request is about: 405
+    /// for a method of RFC 9110 or RFC 5789 (PATCH), 501 for any other (RFC 9110 §9.1).
+    pub fn wrong_method(method: &Method, allowed: &str) -> Self {
+        if is_standard(method) {
+            Self::method_not_allowed(allowed)
+        } else {
+            Self::error(StatusCode::NOT_IMPLEMENTED)
+        }
+    }
+
+    /// The answer to OPTIONS (RFC 9110 §9.3.7): 204, naming the methods that are allowed.
+    pub fn options(allowed: &str) -> Self {
+        Self::new(StatusCode::NO_CONTENT).header("Allow", allowed)
+    }
+
     /// Sets the status.
     ///
     /// # Panics
-    /// On a 1xx status: these are no answers.
+    /// On a 1xx status, because an interim response is no answer.
     pub fn status(mut self, status: StatusCode) -> Self {
         self.status = final_status(status);
         self
@@ -129,14 +144,16 @@ impl Response {
     /// its line.
     ///
     /// # Panics
-    /// When the name is no token, or one of a field that the server writes itself.
+    /// When the name is not a token, or is that of a field that the server writes itself.
     pub fn header(mut self, name: &'static str, value: impl AsRef<[u8]>) -> Self {
         assert!(
             !name.is_empty() && name.bytes().all(is_token),
             "{name:?} is no field name"
         );
         assert!(
-            !OWN_FIELDS.iter().any(|own| own.eq_ignore_ascii_case(name)),
+            !RESERVED_FIELDS
+                .iter()
+                .any(|own| own.eq_ignore_ascii_case(name)),
             "the server writes {name} itself"
         );
         let value = value.as_ref();
@@ -158,7 +175,7 @@ impl Response {
         self
     }
 
-    /// Sets the body to `pattern` over and over, `length` bytes in all. It takes no memory.
+    /// Sets the body to `pattern` repeated up to `length` bytes, without memory for them.
     ///
     /// # Panics
     /// When the pattern is empty and the length is not 0.
@@ -168,8 +185,9 @@ impl Response {
         self
     }
 
-    /// Sets the body to `length` bytes of a regular file from `offset` on. If the file turns out
-    /// shorter, the connection is cut, so that the client notices.
+    /// Sets the body to `length` bytes of a regular file from `offset` on. If the file turns out to
+    /// be shorter, or cannot be read, that is logged, and the client gets 500; or the connection is
+    /// cut off, so that the client notices, when a part of a long file has been sent already.
     pub fn file(mut self, file: impl Into<OwnedFd>, offset: u64, length: u64) -> Self {
         let file = file.into();
         self.content = Content::File {
@@ -185,6 +203,22 @@ impl Response {
         self.close = true;
         self
     }
+}
+
+/// A method of RFC 9110 or RFC 5789: whoever implements HTTP recognizes it.
+pub(super) fn is_standard(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET
+            | Method::HEAD
+            | Method::POST
+            | Method::PUT
+            | Method::DELETE
+            | Method::CONNECT
+            | Method::OPTIONS
+            | Method::TRACE
+            | Method::PATCH
+    )
 }
 
 fn final_status(status: StatusCode) -> StatusCode {

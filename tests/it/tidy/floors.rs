@@ -29,13 +29,6 @@ const FLOORS: &[&[&str]] = &[
 
 const MASTER: &str = "src/master/";
 
-/// Imports that close a circle and may stay for now: from which file, of which. The list may only
-/// shrink.
-const CIRCLES: &[(&str, &str)] = &[(
-    "src/services/http/head/fields.rs",
-    "src/services/http/head.rs",
-)];
-
 #[test]
 fn imports_inside_the_master_point_downwards_only() {
     let tree = Tree::read();
@@ -61,16 +54,11 @@ fn no_two_files_import_each_other() {
     let tree = Tree::read();
     let imports = Imports::of(tree);
     let (master, elsewhere): (Vec<_>, Vec<_>) = imports
-        .circles(CIRCLES)
+        .circles()
         .into_iter()
         .partition(|circle| circle.iter().any(|path| path.starts_with(MASTER)));
     settle("no circles", &imports.report(&elsewhere));
     settle("no circles in the master", &imports.report(&master));
-    let unused = imports.not_on_a_circle(CIRCLES);
-    assert!(
-        unused.is_empty(),
-        "take these off the list CIRCLES: {unused:?}"
-    );
 }
 
 /// The floor and the room of a file, by the longest name that fits.
@@ -138,12 +126,12 @@ impl<'a> Imports<'a> {
     }
 
     /// All that a file leads to, by one import or more.
-    fn reachable(&self, from: &'a str, without: &[(&str, &str)]) -> Circle<'a> {
+    fn reachable(&self, from: &'a str) -> Circle<'a> {
         let mut reached = BTreeSet::new();
         let mut waiting = vec![from];
         while let Some(file) = waiting.pop() {
             let imported = self.edges.get(file).into_iter().flat_map(BTreeMap::keys);
-            for next in imported.filter(|next| !without.contains(&(file, next))) {
+            for next in imported {
                 if reached.insert(*next) {
                     waiting.push(next);
                 }
@@ -153,11 +141,11 @@ impl<'a> Imports<'a> {
     }
 
     /// The knots: files each of which leads to each other one of them.
-    fn circles(&self, without: &[(&str, &str)]) -> Vec<Circle<'a>> {
+    fn circles(&self) -> Vec<Circle<'a>> {
         let reachable: BTreeMap<&str, Circle<'a>> = self
             .edges
             .keys()
-            .map(|file| (*file, self.reachable(file, without)))
+            .map(|file| (*file, self.reachable(file)))
             .collect();
         let leads_back = |from: &str, to: &str| reachable[to].contains(from);
         let mut circles = BTreeSet::new();
@@ -172,20 +160,6 @@ impl<'a> Imports<'a> {
             }
         }
         circles.into_iter().collect()
-    }
-
-    /// Those of a list that close no circle, or are no imports.
-    fn not_on_a_circle<'b>(&self, listed: &[(&'b str, &'b str)]) -> Vec<(&'b str, &'b str)> {
-        let circles = self.circles(&[]);
-        let closes = |(from, to): &(&str, &str)| {
-            self.edges
-                .get(from)
-                .is_some_and(|imported| imported.contains_key(to))
-                && circles
-                    .iter()
-                    .any(|circle| circle.contains(from) && circle.contains(to))
-        };
-        listed.iter().copied().filter(|one| !closes(one)).collect()
     }
 
     fn report(&self, circles: &[Circle<'a>]) -> String {
@@ -268,9 +242,9 @@ mod rules {
         }
     }
 
-    fn knots(files: &[(&str, &str)], without: &[(&str, &str)]) -> Vec<Vec<String>> {
+    fn knots(files: &[(&str, &str)]) -> Vec<Vec<String>> {
         let tree = Tree::of(files);
-        let circles = Imports::of(&tree).circles(without);
+        let circles = Imports::of(&tree).circles();
         let owned = |circle: Circle<'_>| circle.into_iter().map(str::to_owned).collect();
         circles.into_iter().map(owned).collect()
     }
@@ -283,15 +257,13 @@ mod rules {
             ("src/c.rs", "use super::a;"),
             ("src/d.rs", "use crate::a;"),
         ];
-        assert_eq!(knots(&files, &[]), [["src/a.rs", "src/b.rs", "src/c.rs"]]);
-        assert!(knots(&files, &[("src/c.rs", "src/a.rs")]).is_empty());
-        assert!(knots(&files[..2], &[]).is_empty());
+        assert_eq!(knots(&files), [["src/a.rs", "src/b.rs", "src/c.rs"]]);
+        assert!(knots(&files[..2]).is_empty());
     }
 
     #[test]
     fn a_module_and_its_child_are_two_files() {
-        let knots =
-            |parent, child| knots(&[("src/a.rs", parent), ("src/a/b.rs", child)], &[]).len();
+        let knots = |parent, child| knots(&[("src/a.rs", parent), ("src/a/b.rs", child)]).len();
         assert_eq!(knots("mod b;", "use super::A;"), 0);
         assert_eq!(knots("mod b; use b::B;", ""), 0);
         assert_eq!(knots("mod b; use b::B;", "use super::A;"), 1);
@@ -303,27 +275,6 @@ mod rules {
                 "#[cfg(test)] mod tests { use crate::a; }"
             ),
             0
-        );
-    }
-
-    #[test]
-    fn an_exception_that_is_none_any_more_is_told() {
-        let tree = Tree::of(&[("src/a.rs", "use crate::b;"), ("src/b.rs", "use crate::a;")]);
-        let imports = Imports::of(&tree);
-        assert!(
-            imports
-                .not_on_a_circle(&[("src/a.rs", "src/b.rs")])
-                .is_empty()
-        );
-        assert_eq!(
-            imports.not_on_a_circle(&[("src/a.rs", "src/c.rs")]).len(),
-            1
-        );
-        let tree = Tree::of(&[("src/a.rs", "use crate::b;"), ("src/b.rs", "")]);
-        let imports = Imports::of(&tree);
-        assert_eq!(
-            imports.not_on_a_circle(&[("src/a.rs", "src/b.rs")]).len(),
-            1
         );
     }
 }

@@ -1,110 +1,134 @@
 //! What the fields of a head mean for the connection: where the body ends, and whether another
-//! request may follow.
+//! request may follow. Pure: no system call, no clock.
 
 use ::http::StatusCode;
 
-use super::{Framing, Head, Refusal, Version, bad, refuse};
+use super::super::syntax::{Once, elements, is_token};
+use super::authority::is_authority;
+use super::parsed::{Framing, Head, Refusal, Version, bad, refuse};
 
-/// The values of the fields that decide.
+/// The fields that decide what becomes of the connection.
 #[derive(Default)]
-struct Seen<'a> {
+struct Deciding<'a> {
     host: Once<'a>,
     length: Once<'a>,
-    encoding: Once<'a>,
+    codings: Codings,
     expect: Once<'a>,
     close: bool,
     keep_alive: bool,
 }
 
-/// A field that should come at most once.
-#[derive(Default, Clone, Copy)]
-enum Once<'a> {
-    #[default]
-    Never,
-    Value(&'a [u8]),
-    Repeated,
+/// The value of a field, or a refusal when it came several times.
+fn only<'a>(field: Once<'a>, repeated: &'static str) -> Result<Option<&'a [u8]>, Refusal> {
+    match field {
+        Once::Never => Ok(None),
+        Once::Value(value) => Ok(Some(value)),
+        Once::Repeated => Err(bad(repeated)),
+    }
 }
 
-impl<'a> Once<'a> {
-    fn see(&mut self, value: &'a [u8]) {
-        *self = match self {
-            Self::Never => Self::Value(value),
-            _ => Self::Repeated,
-        };
-    }
+/// What all lines of Transfer-Encoding say together (RFC 9112 §6.1). An empty element, which a list
+/// may have elsewhere, counts as malformed: no client sends one, and not every server skips it.
+#[derive(Default, Clone, Copy)]
+struct Codings {
+    is_there: bool,
+    is_malformed: bool,
+    has_others: bool,
+    chunked: u32,
+    ends_in_chunked: bool,
+}
 
-    /// The value, or a refusal when there are several.
-    fn value(self, repeated: &'static str) -> Result<Option<&'a [u8]>, Refusal> {
-        match self {
-            Self::Never => Ok(None),
-            Self::Value(value) => Ok(Some(value)),
-            Self::Repeated => Err(bad(repeated)),
+impl Codings {
+    fn add(&mut self, value: &[u8]) {
+        self.is_there = true;
+        for element in value.split(|byte| *byte == b',') {
+            let element = element.trim_ascii();
+            let name = element.split(|byte| *byte == b';').next();
+            let name = name.unwrap_or_default().trim_ascii_end();
+            let is_chunked = name.eq_ignore_ascii_case(b"chunked");
+            // Chunked has no parameters (RFC 9112 §7.1).
+            self.is_malformed |= name.is_empty()
+                || !name.iter().copied().all(is_token)
+                || is_chunked && name.len() < element.len();
+            self.has_others |= !is_chunked;
+            self.chunked += u32::from(is_chunked);
+            self.ends_in_chunked = is_chunked;
         }
     }
+
+    /// RFC 9112 §6.3: a body ends where its last coding says, and only chunked says it.
+    fn framing(self) -> Result<Framing, Refusal> {
+        if self.is_malformed || !self.ends_in_chunked || self.chunked > 1 {
+            return Err(bad(
+                "chunked must be the last transfer coding, and come once",
+            ));
+        }
+        if self.has_others {
+            return Err(refuse(
+                StatusCode::NOT_IMPLEMENTED,
+                "the only transfer coding known here is chunked",
+            ));
+        }
+        Ok(Framing::Chunked)
+    }
 }
 
-/// Fills in what the fields of `head`, which lie in `bytes`, decide.
+/// Fills in what follows from the fields of `head`, which lie in `bytes`.
 pub(super) fn decide(head: &mut Head, bytes: &[u8]) -> Result<(), Refusal> {
-    let seen = look(head, bytes);
+    let seen = collect(head, bytes);
     check_host(head.version, seen.host)?;
-    head.framing = framing(head.version, seen.length, seen.encoding)?;
+    head.framing = framing(head.version, seen.length, seen.codings)?;
     head.expects_continue = expects_continue(head.version, seen.expect)?;
     head.keep_alive = !seen.close && (head.version == Version::Http11 || seen.keep_alive);
     Ok(())
 }
 
-fn look<'a>(head: &Head, bytes: &'a [u8]) -> Seen<'a> {
-    let mut seen = Seen::default();
+fn collect<'a>(head: &Head, bytes: &'a [u8]) -> Deciding<'a> {
+    let mut seen = Deciding::default();
     for field in &head.fields {
         let (name, value) = (field.name.of(bytes), field.value.of(bytes));
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         // By length first: most fields are none of these.
         match name.len() {
-            4 if is(b"host") => seen.host.see(value),
-            6 if is(b"expect") => seen.expect.see(value),
+            4 if is(b"host") => seen.host.add(value),
+            6 if is(b"expect") => seen.expect.add(value),
             10 if is(b"connection") => {
                 seen.close |= lists(value, b"close");
                 seen.keep_alive |= lists(value, b"keep-alive");
             }
-            14 if is(b"content-length") => seen.length.see(value),
-            17 if is(b"transfer-encoding") => seen.encoding.see(value),
+            14 if is(b"content-length") => seen.length.add(value),
+            17 if is(b"transfer-encoding") => seen.codings.add(value),
             _ => {}
         }
     }
     seen
 }
 
-/// Whether a comma-separated list has this token (RFC 9110 §5.6.1).
+/// Whether a comma-separated list has this token.
 fn lists(list: &[u8], token: &[u8]) -> bool {
-    list.split(|byte| *byte == b',')
-        .any(|element| element.trim_ascii().eq_ignore_ascii_case(token))
+    elements(list).any(|element| element.eq_ignore_ascii_case(token))
 }
 
 /// RFC 9112 §3.2: exactly one Host in HTTP/1.1, at most one in HTTP/1.0, and a valid one.
 fn check_host(version: Version, host: Once<'_>) -> Result<(), Refusal> {
-    match host.value("more than one Host")? {
+    match only(host, "more than one Host")? {
         None if version == Version::Http11 => Err(bad("no Host")),
-        Some(host) if !is_host(host) => Err(bad("malformed Host")),
+        Some(host) if !is_authority(host) => Err(bad("malformed Host")),
         _ => Ok(()),
     }
 }
 
 /// RFC 9112 §6.1 and §6.3. Whatever two servers might read differently is refused.
-fn framing(version: Version, length: Once<'_>, encoding: Once<'_>) -> Result<Framing, Refusal> {
-    let length = length.value("more than one Content-Length")?;
-    let encoding = encoding.value("more than one Transfer-Encoding")?;
-    match (length, encoding) {
-        (Some(_), Some(_)) => Err(bad("both Content-Length and Transfer-Encoding")),
-        (None, Some(_)) if version == Version::Http10 => Err(bad("Transfer-Encoding in HTTP/1.0")),
-        (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
-        (None, Some(_)) => Err(refuse(
-            StatusCode::NOT_IMPLEMENTED,
-            "the only transfer coding known here is chunked",
-        )),
-        (Some(digits), None) => decimal(digits)
+fn framing(version: Version, length: Once<'_>, codings: Codings) -> Result<Framing, Refusal> {
+    let length = only(length, "more than one Content-Length")?;
+    match (length, codings.is_there) {
+        (Some(_), true) => Err(bad("both Content-Length and Transfer-Encoding")),
+        (None, true) if version == Version::Http10 => Err(bad("Transfer-Encoding in HTTP/1.0")),
+        (None, true) => codings.framing(),
+        (Some(digits), false) => decimal(digits)
             .map(Framing::Length)
             .ok_or(bad("malformed Content-Length")),
-        (None, None) => Ok(Framing::Length(0)),
+        (None, false) => Ok(Framing::Length(0)),
     }
 }
 
@@ -132,11 +156,4 @@ fn expects_continue(version: Version, expect: Once<'_>) -> Result<bool, Refusal>
             "the only expectation known here is 100-continue",
         )),
     }
-}
-
-/// Whether this can be a host and port (RFC 3986 §3.2.2). An empty one is valid: the client has no
-/// name for us.
-pub(super) fn is_host(host: &[u8]) -> bool {
-    host.iter()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }

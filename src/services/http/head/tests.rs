@@ -76,6 +76,7 @@ fn targets() {
         ("GET", "http://example.org?q", "", Some("q")),
         ("OPTIONS", "*", "*", None),
         ("OPTIONS", "/x", "/x", None),
+        ("OPTIONS", "http://example.org:1", "", None),
     ] {
         let text = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n");
         let head = accepted(text.as_bytes());
@@ -108,9 +109,23 @@ fn request_lines_that_are_refused() {
         ("GET http://user@x/ HTTP/1.1", 400),
         ("G(T / HTTP/1.1", 400),
         ("\0 / HTTP/1.1", 400),
-        ("BREW / HTTP/1.1", 501),
-        ("get / HTTP/1.1", 501),
+        ("GET http://x:y/ HTTP/1.1", 400),
+        ("GET http://:80/ HTTP/1.1", 400),
+        ("GET http://?q HTTP/1.1", 400),
+        ("GET http://[::1 HTTP/1.1", 400),
+        ("GET http://[::1]a/ HTTP/1.1", 400),
+        ("GET http://%zz/ HTTP/1.1", 400),
+        ("GET http://user:word@x/ HTTP/1.1", 400),
+        ("OPTIONS http:// HTTP/1.1", 400),
+        ("BREW * HTTP/1.1", 400),
         ("CONNECT x:1 HTTP/1.1", 501),
+        ("CONNECT [::1]:443 HTTP/1.1", 501),
+        ("CONNECT x HTTP/1.1", 400),
+        ("CONNECT x: HTTP/1.1", 400),
+        ("CONNECT x:y HTTP/1.1", 400),
+        ("CONNECT / HTTP/1.1", 400),
+        ("CONNECT * HTTP/1.1", 400),
+        ("CONNECT http://x/ HTTP/1.1", 400),
         ("GET / HTTP/2.0", 505),
         ("GET / HTTP/0.9", 505),
         ("PRI * HTTP/2.0", 505),
@@ -162,13 +177,17 @@ fn smuggling_is_refused() {
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
             400,
         ),
-        ("Transfer-Encoding: identity\r\n", 501),
-        ("Transfer-Encoding: gzip, chunked\r\n", 501),
-        ("Transfer-Encoding: chunked, chunked\r\n", 501),
-        ("Transfer-Encoding: xchunked\r\n", 501),
-        ("Transfer-Encoding: \"chunked\"\r\n", 501),
+        ("Transfer-Encoding: identity\r\n", 400),
+        ("Transfer-Encoding: xchunked\r\n", 400),
+        ("Transfer-Encoding: \"chunked\"\r\n", 400),
+        ("Transfer-Encoding: chunked;a=b\r\n", 400),
+        ("Transfer-Encoding: chunked ;a\r\n", 400),
+        ("Transfer-Encoding: chunked;\r\n", 400),
+        ("Transfer-Encoding: chunked x\r\n", 400),
+        ("Transfer-Encoding: gz ip, chunked\r\n", 400),
+        ("Transfer-Encoding: gzip;a=b, chunked\r\n", 501),
         ("Transfer-Encoding: \x0bchunked\r\n", 400),
-        ("Transfer-Encoding:\r\n", 501),
+        ("Transfer-Encoding:\r\n", 400),
         ("Transfer-Encoding : chunked\r\n", 400),
         ("Transfer-Encoding\r\n", 400),
         ("Transfer-Encoding\t: chunked\r\n", 400),
@@ -199,6 +218,40 @@ fn smuggling_is_refused() {
 }
 
 #[test]
+fn codings_on_two_lines_are_those_on_one() {
+    for (first, second, status) in [
+        ("chunked", "chunked", 400),
+        ("chunked", "gzip", 400),
+        ("chunked", "identity", 400),
+        ("chunked, gzip", "chunked", 400),
+        ("gzip", "chunked", 501),
+        ("gzip, deflate", "Chunked", 501),
+        ("unknown", "chunked", 501),
+        ("gzip", "deflate", 400),
+        ("chunked", "", 400),
+        ("", "chunked", 400),
+        ("", "", 400),
+    ] {
+        for fields in [
+            format!("Transfer-Encoding: {first}, {second}"),
+            format!("Transfer-Encoding: {first}\r\nX: y\r\ntransfer-encoding: {second}"),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n");
+            assert_eq!(refused(text.as_bytes()), status, "{fields:?}");
+        }
+    }
+}
+
+#[test]
+fn any_token_is_a_method() {
+    let long = "M".repeat(4000);
+    for method in ["QUERY", "PROPFIND", "get", "!#$%&'*+-.^_`|~09Az", &long] {
+        let text = format!("{method} / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(accepted(text.as_bytes()).method.as_str(), method);
+    }
+}
+
+#[test]
 fn framing_that_is_clear() {
     for (fields, framing) in [
         ("", Framing::Length(0)),
@@ -220,6 +273,17 @@ fn hosts() {
     for (host, version, taken) in [
         ("Host: example.org:8080\r\n", "1.1", true),
         ("Host: [::1]\r\n", "1.1", true),
+        ("Host: x:\r\n", "1.1", true),
+        ("Host: x:65536\r\n", "1.1", true),
+        ("Host: [v1.x]:1\r\n", "1.1", true),
+        ("Host: %C3%B1\r\n", "1.0", true),
+        ("Host: localhost:port\r\n", "1.1", false),
+        ("Host: a:-1\r\n", "1.0", false),
+        ("Host: 1.2.3.4:9000:80\r\n", "1.1", false),
+        ("Host: [abcd::1\r\n", "1.1", false),
+        ("Host: [::1].\r\n", "1.1", false),
+        ("Host: [ab..cd::1]\r\n", "1.1", false),
+        ("Host: %zz\r\n", "1.1", false),
         ("Host:\r\n", "1.1", true),
         ("", "1.0", true),
         ("", "1.1", false),

@@ -2,8 +2,10 @@
 
 use std::thread;
 
+use super::super::body::MAX_DRAIN as MAX_DRAIN_BYTES;
 use super::*;
 
+const MAX_DRAIN: usize = MAX_DRAIN_BYTES as usize;
 const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 fn post(length: usize) -> String {
@@ -18,9 +20,9 @@ fn noise(length: usize) -> Vec<u8> {
 #[test]
 fn a_body_that_may_be_carried_is_waited_for_without_a_worker() {
     let mut table = Table::new(echo);
-    let body = noise(MAX_WAIT as usize - post(10_000).len());
+    let body = noise(MAX_WAIT - post(10_000).len());
     let request = [post(body.len()).as_bytes(), &body].concat();
-    assert_eq!(request.len() as u64, MAX_WAIT);
+    assert_eq!(request.len(), MAX_WAIT);
     let (first, last) = request.split_at(request.len() - 1);
     table.send(first);
     assert_eq!(table.turn(), Turn::Park);
@@ -87,16 +89,118 @@ fn a_body_that_is_half_read_is_dropped_too() {
     assert_eq!(table.leftover(), b"");
 }
 
+/// A chunked request of exactly this length, in chunks of one byte, made up by an extension.
+fn chunked(length: usize) -> String {
+    const CHUNK: &str = "1\r\nx\r\n";
+    let shortest = CHUNKED.len() + "0;\r\n\r\n".len();
+    let (chunks, rest) = (
+        (length - shortest) / CHUNK.len(),
+        (length - shortest) % CHUNK.len(),
+    );
+    let (chunks, extension) = match rest {
+        0 => (chunks - 1, CHUNK.len()),
+        rest => (chunks, rest),
+    };
+    let end = format!("0;{}\r\n\r\n", "e".repeat(extension));
+    let request = CHUNKED.to_owned() + &CHUNK.repeat(chunks) + &end;
+    assert_eq!(request.len(), length);
+    request
+}
+
+#[test]
+fn a_small_body_is_dropped_and_a_large_one_is_not_however_they_arrive() {
+    let counted = |length: usize| {
+        let digits = length.to_string().len() - 1;
+        let head = post(length).len() + digits - length.to_string().len() + 1;
+        let body = length - head;
+        post(body) + &"x".repeat(body)
+    };
+    let ones = |count: usize| CHUNKED.to_owned() + &"1\r\nx\r\n".repeat(count) + "0\r\n\r\n";
+    let expecting = post(5).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\nhello");
+    for (request, kept) in [
+        (chunked(17_000), true),
+        (chunked(MAX_WAIT), true),
+        (chunked(MAX_WAIT + 1), true),
+        (ones(20_000), true),
+        (ones(MAX_DRAIN), true),
+        (ones(MAX_DRAIN + 1), false),
+        (counted(17_000), true),
+        (counted(MAX_WAIT), true),
+        (counted(MAX_WAIT + 1), true),
+        (post(MAX_DRAIN) + &"x".repeat(MAX_DRAIN), true),
+        (post(MAX_DRAIN + 1) + &"x".repeat(MAX_DRAIN + 1), false),
+        (expecting, false),
+    ] {
+        let head = request.find("\r\n\r\n").unwrap() + 4;
+        let length = request.len();
+        for cut in [
+            head - 1,
+            head,
+            head + 3,
+            16_384,
+            length - 7,
+            length - 1,
+            length,
+        ] {
+            let (first, last) = request.split_at(cut.min(length));
+            let mut table = Table::new(mirror);
+            let mut client = table.client.try_clone().unwrap();
+            let turn = thread::scope(|scope| {
+                // A large one does not fit into the socket.
+                let client = scope.spawn(move || {
+                    client.write_all(first.as_bytes()).unwrap();
+                    thread::yield_now();
+                    // It may have been answered, and closed, already.
+                    let _ = client.write_all(last.as_bytes());
+                });
+                let mut turn = Turn::Park;
+                let mut idle = 0;
+                while turn == Turn::Park && idle < 2 {
+                    // What came before the client was done may not be all.
+                    idle += u32::from(client.is_finished());
+                    turn = table.turn();
+                }
+                while !client.is_finished() {
+                    table.connection.consume(table.connection.buffer().len());
+                    let _ = table.connection.fill().unwrap();
+                }
+                client.join().unwrap();
+                turn
+            });
+            assert_eq!(turn == Turn::Park, kept, "{length} bytes, cut at {cut}");
+            let answer = table.answer();
+            assert_eq!((answer.status, answer.text()), (200, "POST /"));
+            let closes = (!kept).then_some("close");
+            assert_eq!(answer.field("Connection"), closes, "{length}, {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_small_chunked_body_that_drips_in_is_waited_for_without_a_worker() {
+    let mut table = Table::new(echo);
+    let request = CHUNKED.to_owned() + "2;a=\"b\"\r\nhi\r\n0\r\nX: y\r\n\r\n";
+    for (count, byte) in request.bytes().enumerate() {
+        assert_eq!(table.connection.buffer().len(), count, "the carry");
+        table.send([byte]);
+        assert_eq!(table.turn(), Turn::Park);
+    }
+    assert_eq!(table.answer().text(), "hi");
+    assert_eq!(table.leftover(), b"");
+}
+
 #[test]
 fn no_one_waits_for_a_body_that_the_handler_leaves_alone() {
     for request in [
         post(10_000_000),
-        CHUNKED.to_owned() + "5\r\nhel",
+        // Its end could come at any time, so the client gets a moment.
+        chunked(50_000)[..49_999].to_owned(),
         post(5).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n"),
     ] {
         let mut table = Table::new(mirror);
+        table.http.drain_patience = Duration::from_millis(20);
         let (answer, turn) = table.exchange(&request);
-        assert_eq!((answer.status, turn), (200, Turn::Linger), "{request}");
+        assert_eq!((answer.status, turn), (200, Turn::Linger), "{request:.100}");
         assert_eq!(answer.field("Connection"), Some("close"));
     }
 }
@@ -117,12 +221,24 @@ fn a_broken_body_is_answered_with_400_whatever_the_handler_says() {
             let (answer, turn) = table.exchange(CHUNKED.to_owned() + body);
             assert_eq!((answer.status, turn), (400, Turn::Linger), "{body:?}");
         }
-        for request in [CHUNKED.to_owned() + "5\r\nhel", post(1_000_000) + "hel"] {
+        for (request, last) in [
+            (CHUNKED.to_owned() + "5\r\nhel", Turn::Close),
+            (chunked(60_000)[..59_999].to_owned(), Turn::Linger),
+            (post(1_000_000) + "hel", Turn::Linger),
+        ] {
             let mut table = Table::new(handler);
             table.send(&request);
             table.end();
-            assert_eq!(table.turn(), Turn::Linger);
-            assert_eq!(table.answer().status, 400, "{request:?}");
+            let mut turn = table.turn();
+            while turn == Turn::Park {
+                turn = table.turn();
+            }
+            let answer = table.answer();
+            assert_eq!(turn, last, "{request:.100}");
+            // What is too long to be dropped is not looked at, if the handler does not look.
+            let is_unseen = answer.body == b"POST /" && request.contains("1000000");
+            assert!(answer.status == 400 || is_unseen, "{request:.100}");
+            assert_eq!(answer.field("Connection"), Some("close"));
         }
     }
 }
@@ -132,7 +248,7 @@ fn a_client_that_takes_too_long_over_its_body_gets_408() {
     let mut table = Table::new(echo);
     let soon = Some(Duration::from_millis(20));
     table.connection.set_timeouts(soon, DEADLINE).unwrap();
-    let (answer, turn) = table.exchange(CHUNKED.to_owned() + "5\r\nhel");
+    let (answer, turn) = table.exchange(&chunked(60_000)[..59_999]);
     assert_eq!((answer.status, turn), (408, Turn::Linger));
     assert_eq!(answer.field("Connection"), Some("close"));
 }

@@ -67,6 +67,8 @@ fn a_browser_gets_a_page() {
     );
     assert!(!answer.text().contains("{facts}"));
 
+    let answer = ask(&request("GET", "image/png\r\nAccept: text/html"));
+    assert!(answer.text().starts_with("<!"), "two lines make a list");
     let answer = ask(&request("HEAD", "text/html"));
     assert_eq!(
         answer.field("Content-Type"),
@@ -99,19 +101,41 @@ fn what_it_answers() {
         let answer = ask(&format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert_eq!(answer.status, status, "{request}");
     }
-    for (request, allowed) in [
-        ("POST /", "GET, HEAD"),
-        ("DELETE /sleep/1", "GET, HEAD"),
-        ("PUT /bytes/1", "GET, HEAD"),
-        ("POST /crash", "GET, HEAD"),
-        ("GET /echo", "POST"),
+    let (reading, writing) = ("GET, HEAD, OPTIONS", "POST, OPTIONS");
+    for (request, status, allowed) in [
+        ("POST /", 405, reading),
+        ("DELETE /sleep/1", 405, reading),
+        ("PUT /bytes/1", 405, reading),
+        ("POST /crash", 405, reading),
+        ("GET /echo", 405, writing),
+        ("TRACE /echo", 405, writing),
+        ("OPTIONS /", 204, reading),
+        ("OPTIONS /sleep/60000", 204, reading),
+        ("OPTIONS /bytes/1", 204, reading),
+        ("OPTIONS /crash", 204, reading),
+        ("OPTIONS /echo", 204, writing),
+        ("OPTIONS *", 204, "GET, HEAD, POST, OPTIONS"),
     ] {
         let answer = ask(&format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert_eq!(
             (answer.status, answer.field("Allow")),
-            (405, Some(allowed)),
+            (status, Some(allowed)),
             "{request}"
         );
+    }
+    assert_eq!(
+        ask("OPTIONS /nothing HTTP/1.1\r\nHost: x\r\n\r\n").status,
+        404
+    );
+}
+
+#[test]
+fn an_unknown_method_ends_the_connection() {
+    for request in ["BREW /", "QUERY /echo", "PROPFIND /nothing", "get /"] {
+        let mut table = Table::new(Demo::default());
+        let (answer, turn) = table.exchange(format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        assert_eq!((answer.status, turn), (501, Turn::Close), "{request}");
+        assert_eq!(answer.field("Connection"), Some("close"));
     }
 }
 

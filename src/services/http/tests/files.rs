@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::unistd::{Uid, geteuid, setfsuid};
 
+use super::super::beneath::{Beneath, Resolver};
 use super::*;
 
 /// A directory to serve, beside a file that must never be.
@@ -58,11 +59,15 @@ impl Drop for NotRoot {
 }
 
 impl Site {
-    /// Asks a new worker, and one that may have kept the file since it was last asked: both say the
-    /// same.
+    /// Asks a new worker, one that resolves paths by itself, and one that may have kept the file
+    /// since it was last asked: all say the same.
     #[track_caller]
     fn ask(&self, request: &str) -> Answer {
         let answer = ask(&mut Table::new(self.files.clone()), request);
+        let beneath = Beneath::open(&self.root).unwrap().by(Resolver::Walk);
+        let walked = ask(&mut Table::new(Files::beneath(beneath)), request);
+        assert_eq!(undated(&walked), undated(&answer), "{request}");
+        assert!(walked.body == answer.body, "{request}");
         let mut keeper = self.files.clone();
         keeper.clock = later;
         let mut keeper = Table::new(keeper);
@@ -149,8 +154,50 @@ fn what_is_not_served() {
     let answer = site.ask("POST / HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(
         (answer.status, answer.field("Allow")),
-        (405, Some("GET, HEAD"))
+        (405, Some("GET, HEAD, OPTIONS"))
     );
+}
+
+#[test]
+fn an_index_that_is_a_directory_is_no_file() {
+    let site = site();
+    fs::remove_file(site.root.join("index.html")).unwrap();
+    fs::create_dir_all(site.root.join("index.html/index.html")).unwrap();
+    fs::create_dir(site.root.join("docs/empty/index.html")).unwrap();
+    for target in ["/", "//", "/./", "/docs/empty/", "/index.html/"] {
+        assert_eq!(site.get(target).status, 404, "{target}");
+    }
+    let answer = site.get("/index.html");
+    assert_eq!(answer.field("Location"), Some("/index.html/"));
+}
+
+#[test]
+fn methods() {
+    let site = site();
+    let ask = |method: &str, target: &str| {
+        let answer = site.ask(&format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        let allow = answer.field("Allow").map(str::to_owned);
+        (answer.status, allow)
+    };
+    let all = Some("GET, HEAD, OPTIONS".to_owned());
+    for target in ["/", "/docs/x.css", "/docs", "*", "http://x"] {
+        assert_eq!(ask("OPTIONS", target), (204, all.clone()), "{target}");
+    }
+    for (target, status) in [("/nothing", 404), ("/docs/empty/", 404), ("/%", 400)] {
+        assert_eq!(ask("OPTIONS", target), (status, None), "{target}");
+    }
+    for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE"] {
+        assert_eq!(ask(method, "/"), (405, all.clone()), "{method}");
+    }
+    for method in [
+        "BREW",
+        "get",
+        "QUERY",
+        "PROPFIND",
+        "A-LONG-EXTENSION-METHOD",
+    ] {
+        assert_eq!(ask(method, "/"), (501, None), "{method}");
+    }
 }
 
 #[test]
@@ -160,7 +207,11 @@ fn a_directory_without_its_slash_is_elsewhere() {
         ("/docs", "/docs/"),
         ("/docs?a=b", "/docs/?a=b"),
         ("//docs", "/docs/"),
-        ("/docs/.", "/docs/./"),
+        ("/docs/.", "/docs/"),
+        ("/.", "/"),
+        ("/docs/..", "/"),
+        ("/docs/%2e%2e/./docs", "/docs/"),
+        ("/docs/empty/..?a=[b]&c=%", "/docs/?a=%5Bb%5D&c=%25"),
     ] {
         let answer = site.get(target);
         assert_eq!(
@@ -227,6 +278,22 @@ fn only_regular_files() {
 }
 
 #[test]
+fn a_fifo_is_not_opened() {
+    let site = site();
+    let fifo = site.root.join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let path = fifo.clone();
+    // It sleeps until somebody opens the FIFO for reading.
+    let writer = thread::spawn(move || fs::write(path, "for the reader"));
+    for _ in 0..20 {
+        assert_eq!(site.get("/fifo").status, 404);
+        assert!(!writer.is_finished(), "the writer was let go");
+    }
+    assert_eq!(fs::read_to_string(&fifo).unwrap(), "for the reader");
+    writer.join().unwrap().unwrap();
+}
+
+#[test]
 fn what_may_not_be_read() {
     let _user = NotRoot::become_it();
     let site = site();
@@ -261,8 +328,43 @@ fn an_unmodified_file_is_not_sent_again() {
             "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\nIf-None-Match: \"x\"\r\n",
             200,
         ),
+        (
+            "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+             If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+            200,
+        ),
+        ("If-None-Match: *\r\n", 304),
+        (
+            "If-Unmodified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+            200,
+        ),
+        ("If-Match: *\r\n", 200),
     ] {
         assert_eq!(ask(fields), status, "{fields}");
+    }
+}
+
+#[test]
+fn a_condition_that_does_not_hold_is_412_where_there_is_a_file_and_ignored_elsewhere() {
+    let site = site();
+    let failing = "If-Match: \"x\"\r\nIf-Unmodified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+    let holding = "If-None-Match: *\r\n";
+    for (request, fields, status) in [
+        ("GET /docs/x.css", failing, 412),
+        ("HEAD /docs/x.css", failing, 412),
+        ("HEAD /docs/x.css", holding, 304),
+        ("OPTIONS /docs/x.css", failing, 204),
+        ("OPTIONS /docs/x.css", holding, 204),
+        ("POST /docs/x.css", failing, 405),
+        ("BREW /docs/x.css", failing, 501),
+        ("GET /nothing", failing, 404),
+        ("GET /nothing", "If-Match: *\r\n", 404),
+        ("GET /nothing", holding, 404),
+        ("GET /docs", failing, 301),
+        ("GET /docs", holding, 301),
+    ] {
+        let answer = site.ask(&format!("{request} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+        assert_eq!(answer.status, status, "{request}");
     }
 }
 
@@ -301,20 +403,47 @@ fn files_of_any_size_go_out_whole() {
     }
 }
 
-#[test]
-fn a_file_that_turns_out_shorter_cuts_the_connection() {
-    for length in [10, 100_000] {
-        let handler = move |_: &mut Request<'_>| {
-            let file = tempfile::tempfile().unwrap();
-            file.set_len(length - 1).unwrap();
-            Response::new(StatusCode::OK).file(file, 0, length)
-        };
-        let mut table = Table::new(handler);
-        table.send(get("/"));
-        let error = table.http.turn(&mut table.connection).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert!((table.leftover().len() as u64) < length + 200);
+/// Answers with a file that is one byte shorter than it says.
+fn shrunk(length: u64) -> impl Handler {
+    move |_: &mut Request<'_>| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length - 1).unwrap();
+        Response::new(StatusCode::OK).file(file, 0, length)
     }
+}
+
+#[test]
+fn a_small_file_that_turns_out_shorter_is_an_error_of_the_server() {
+    let mut table = Table::new(shrunk(10));
+    let (answer, turn) = table.exchange(get("/"));
+    assert_eq!((answer.status, turn), (500, Turn::Park));
+    assert_eq!(answer.text(), "500 Internal Server Error\n");
+    table.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(table.turn(), Turn::Close);
+    assert_eq!(table.answer().status, 500);
+    assert_eq!(table.leftover(), b"");
+}
+
+#[test]
+fn a_large_file_that_turns_out_shorter_cuts_the_connection() {
+    let mut table = Table::new(shrunk(100_000));
+    table.send(get("/"));
+    let error = table.http.turn(&mut table.connection).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    let sent = table.leftover();
+    assert!(sent.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    assert!(sent.len() < 100_000 + 200, "{}", sent.len());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_of_the_server() {
+    let handler = |_: &mut Request<'_>| {
+        let directory = fs::File::open("/").unwrap();
+        Response::new(StatusCode::OK).file(directory, 0, 10)
+    };
+    let mut table = Table::new(handler);
+    let (answer, turn) = table.exchange(get("/"));
+    assert_eq!((answer.status, turn), (500, Turn::Park));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::super::cache::{About, Identity, Kept};
+use super::super::cache::{CachedFile, Identity, Metadata};
 use super::files::{NotRoot, Site, ask, later, site};
 use super::*;
 
@@ -27,10 +27,10 @@ fn keeper() -> (Table<Files>, Site) {
 /// Has the worker keep something else for the file than is in it.
 fn plant(table: &mut Table<Files>, root: &Path, path: &str) {
     let stat = rustix::fs::stat(root.join(path)).unwrap();
-    let kept = Kept {
+    let kept = CachedFile {
         identity: Identity::of(&stat),
         read_at: later(),
-        about: About {
+        metadata: Metadata {
             modified: httpdate::parse_http_date(DATE).unwrap(),
             date: DATE.to_owned(),
             fields: b"X-Kept: yes\r\n".to_vec(),

@@ -6,13 +6,11 @@ mod files;
 mod kept;
 mod turns;
 
+use super::*;
+use crate::service::Peer;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
-
-use super::*;
-use crate::service::Peer;
 
 /// Longer than any wait of a test that passes.
 const DEADLINE: Option<Duration> = Some(Duration::from_secs(10));
@@ -41,8 +39,11 @@ impl<H: Handler> Table<H> {
         connection
             .set_timeouts(DEADLINE, DEADLINE)
             .expect("set timeouts");
+        let mut http = Http::new(handler);
+        // A client that is a thread of a busy machine is not slow.
+        http.drain_patience = Duration::from_secs(10);
         Self {
-            http: Http::new(handler),
+            http,
             connection,
             client,
         }

@@ -140,7 +140,7 @@ fn what_is_refused_is_told_why_and_lingers() {
             400,
         ),
         ("GET / HTTP/1.1\r\nHost: x\r\nExpect: magic\r\n\r\n", 417),
-        ("BREW / HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        ("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
         ("GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
         (&long_line, 414),
         (&long_head, 431),
@@ -236,9 +236,61 @@ fn nothing_is_answered_after_the_close_that_the_client_asked_for() {
 
 #[test]
 fn options_of_the_server_itself() {
-    let mut table = Table::new(|_: &mut Request<'_>| panic!("not for a handler"));
-    let (answer, turn) = table.exchange("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert_eq!((answer.status, turn), (204, Turn::Park));
+    for target in ["*", "http://x", "http://x:80"] {
+        let mut table = Table::new(|_: &mut Request<'_>| panic!("not for a handler"));
+        let request = format!("OPTIONS {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (answer, turn) = table.exchange(request);
+        assert_eq!((answer.status, turn), (204, Turn::Park), "{target}");
+        assert_eq!(answer.field("Allow"), Some("GET, HEAD, OPTIONS"));
+    }
+    for target in ["/", "http://x/", "http://x?q"] {
+        let mut table = Table::new(mirror);
+        let request = format!("OPTIONS {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (answer, _) = table.exchange(request);
+        assert_eq!(answer.text(), format!("OPTIONS {target}"));
+    }
+}
+
+#[test]
+fn a_handler_may_serve_any_method() {
+    let mut table = Table::new(
+        |request: &mut Request<'_>| match request.method().as_str() {
+            "QUERY" => echo(request),
+            "PROPFIND" | "get" | "M-SEARCH-OF-A-LONG-NAME" => mirror(request),
+            _ => Response::wrong_method(request.method(), "QUERY, PROPFIND"),
+        },
+    );
+    for (request, status, text) in [
+        ("QUERY /x HTTP/1.1\r\nContent-Length: 3\r\n", 200, "abc"),
+        (
+            "QUERY / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n",
+            200,
+            "de",
+        ),
+        ("PROPFIND /x HTTP/1.1\r\n", 200, "PROPFIND /x"),
+        ("get /x HTTP/1.1\r\n", 200, "get /x"),
+        (
+            "M-SEARCH-OF-A-LONG-NAME / HTTP/1.1\r\n",
+            200,
+            "M-SEARCH-OF-A-LONG-NAME /",
+        ),
+        ("DELETE / HTTP/1.1\r\n", 405, "405 Method Not Allowed\n"),
+        (
+            "BREW / HTTP/1.1\r\nContent-Length: 3\r\n",
+            501,
+            "501 Not Implemented\n",
+        ),
+    ] {
+        let body = match request {
+            counted if counted.contains("Length") => "abc",
+            chunked if chunked.contains("chunked") => "2\r\nde\r\n0\r\n\r\n",
+            _ => "",
+        };
+        let (answer, turn) = table.exchange(format!("{request}Host: x\r\n\r\n{body}"));
+        assert_eq!((answer.status, answer.text()), (status, text), "{request}");
+        assert_eq!(turn, Turn::Park, "{request}");
+    }
+    assert_eq!(table.leftover(), b"");
 }
 
 #[test]
