@@ -9,8 +9,8 @@ use std::ptr::NonNull;
 use nix::libc::c_void;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// A value in memory of its own that a process forked from this one shares, not copies. It is unmapped on drop; the
-/// other process keeps its mapping.
+/// A value in memory of its own that a process forked from this one shares, not copies. It is
+/// unmapped on drop; the other process keeps its mapping.
 #[derive(Debug)]
 pub struct Shared<T> {
     place: NonNull<T>,
@@ -23,8 +23,8 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Sync> Sync for Shared<T> {}
 
 impl<T: Sync> Shared<T> {
-    /// Moves a value into shared memory. It must be one that several processes can use at once, so atomics and plain
-    /// data, without destructor.
+    /// Moves a value into shared memory. It must be one that several processes can use at once, so
+    /// atomics and plain data, without destructor.
     ///
     /// # Errors
     /// What mmap(2) fails with: ENOMEM.
@@ -35,7 +35,8 @@ impl<T: Sync> Shared<T> {
             assert!(size_of::<T>() > 0 && align_of::<T>() <= 4096);
         };
         let length = NonZeroUsize::new(size_of::<T>()).expect("checked above");
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that
+        // exists.
         let place = unsafe {
             mmap_anonymous(
                 None,
@@ -45,7 +46,8 @@ impl<T: Sync> Shared<T> {
             )
         }?
         .cast::<T>();
-        // SAFETY: the mapping is large enough, writable, page-aligned, and nobody else knows of it yet.
+        // SAFETY: the mapping is large enough, writable, page-aligned, and nobody else knows of it
+        // yet.
         unsafe { place.write(value) };
         Ok(Self {
             place,
@@ -58,8 +60,8 @@ impl<T: Sync> Shared<T> {
     /// # Errors
     /// What madvise(2) fails with.
     pub fn keep_from_children(&self) -> io::Result<()> {
-        // SAFETY: the range is this value's mapping; a child that has no such mapping never uses this value, for it
-        // is the parent's.
+        // SAFETY: the range is this value's mapping; a child that has no such mapping never uses
+        // this value, for it is the parent's.
         Ok(unsafe { madvise(self.memory(), size_of::<T>(), MmapAdvise::MADV_DONTFORK) }?)
     }
 
@@ -72,15 +74,16 @@ impl<T> Deref for Shared<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the mapping lives as long as `self`, and the value was written by `new`. It is `Sync`, so that the
-        // other process changing it through atomics is no data race.
+        // SAFETY: the mapping lives as long as `self`, and the value was written by `new`. It is
+        // `Sync`, so that the other process changing it through atomics is no data race.
         unsafe { self.place.as_ref() }
     }
 }
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and no reference to it outlives `self`. It can't fail.
+        // SAFETY: the mapping is this value's own, and no reference to it outlives `self`. It can't
+        // fail.
         let _ = unsafe { munmap(self.place.cast(), size_of::<T>()) };
     }
 }

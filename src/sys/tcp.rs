@@ -5,8 +5,8 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-/// Lets the kernel keep a new connection to itself until the client has sent something, for about `wait`; then it is
-/// accepted all the same (tcp(7), TCP_DEFER_ACCEPT).
+/// Lets the kernel keep a new connection to itself until the client has sent something, for about
+/// `wait`; then it is accepted all the same (tcp(7), TCP_DEFER_ACCEPT).
 ///
 /// # Errors
 /// What setsockopt(2) fails with.
@@ -34,12 +34,12 @@ pub struct Progress {
     pub written: u64,
 }
 
-/// Asks the kernel how much has gone through a TCP connection. The counters belong to the connection, so this sees
-/// what other processes did with it.
+/// Asks the kernel how much has gone through a TCP connection. The counters belong to the
+/// connection, so this sees what other processes did with it.
 ///
 /// # Errors
-/// What getsockopt(2) and ioctl(2) fail with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP connection;
-/// `WouldBlock` when it did not stand still for long enough to be counted.
+/// What getsockopt(2) and ioctl(2) fail with: EOPNOTSUPP or ENOPROTOOPT when it is no TCP
+/// connection; `WouldBlock` when it did not stand still for long enough to be counted.
 pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
     // One call does not tell all, and the client goes on meanwhile: the counts belong together only
     // if nothing has come in between the first call and the last.
@@ -59,8 +59,8 @@ pub fn progress(socket: impl AsFd) -> io::Result<Progress> {
 /// How often [`progress`] tries to count.
 const ATTEMPTS: u32 = 100;
 
-/// The part of the kernel's `struct tcp_info` (linux/tcp.h) up to the last field used here. The kernel only ever
-/// appends to it, and fills as much as it is given room for.
+/// The part of the kernel's `struct tcp_info` (linux/tcp.h) up to the last field used here. The
+/// kernel only ever appends to it, and fills as much as it is given room for.
 #[repr(C)]
 struct TcpInfo {
     state: u8,
@@ -125,7 +125,8 @@ pub fn backlog(listener: impl AsFd) -> io::Result<usize> {
     Ok(tcp_info(listener)?.words[UNACKED] as usize)
 }
 
-/// Where `tcpi_unacked` is among the words: for a listener, the length of its backlog (tcp_get_info in the kernel).
+/// Where `tcpi_unacked` is among the words: for a listener, the length of its backlog (tcp_get_info
+/// in the kernel).
 const UNACKED: usize = 4;
 
 /// Bytes written that the client has not acknowledged, the unsent ones included (tcp(7), SIOCOUTQ).
