@@ -22,8 +22,8 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// What came of the turn if the kernel has counted so much `now`, and, if the turn was over, what
-    /// all turns have moved.
+    /// What came of the turn if the kernel has counted so much `now`, and, if the turn was over,
+    /// what all turns have moved.
     #[must_use]
     pub fn weigh(&self, now: Traffic) -> (Verdict, Traffic) {
         if let Some(entry) = self.pending {

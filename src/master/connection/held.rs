@@ -103,7 +103,7 @@ impl Held {
         self.socket.as_fd()
     }
 
-    // ---- what another master must know ------------------------------------------------------------
+    // ---- what another master must know --------------------------------------------------------
 
     /// What the kernel calls the connection, in whichever process it is (socket(7), SO_COOKIE).
     ///
@@ -170,7 +170,7 @@ impl Held {
         }
     }
 
-    // ---- between turns ----------------------------------------------------------------------------
+    // ---- between turns ------------------------------------------------------------------------
 
     /// Counts what a report says, and keeps its carry.
     pub fn count(&mut self, report: &Report<'_>) {
@@ -198,7 +198,8 @@ impl Held {
         })
     }
 
-    /// Whether there is something for a turn: bytes that nobody has read, or that were not consumed.
+    /// Whether there is something for a turn: bytes that nobody has read, or that were not
+    /// consumed.
     #[must_use]
     pub fn has_input(&self) -> bool {
         !self.carry.is_empty() || self.has_unread()
@@ -266,9 +267,10 @@ impl Held {
         news.contains(EventFlags::IN)
     }
 
-    // ---- the end ----------------------------------------------------------------------------------
+    // ---- the end ------------------------------------------------------------------------------
 
-    /// Sends the server's last words, as far as they fit without sleeping, and ends the sending side.
+    /// Sends the server's last words, as far as they fit without sleeping, and ends the sending
+    /// side.
     ///
     /// # Errors
     /// What send(2) and shutdown(2) fail with: the client is gone.

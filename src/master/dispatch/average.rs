@@ -12,9 +12,9 @@ pub struct Average {
 const WEIGHT_SHIFT: u32 = 4;
 
 impl Average {
-    /// An average that starts at `patience` (so that an unknown service gets one connection at a time), and counts
-    /// none of the durations for more than four times that: a single very long turn says nothing about the others,
-    /// and what waits behind it is taken back anyway.
+    /// An average that starts at `patience` (so that an unknown service gets one connection at a
+    /// time), and counts none of the durations for more than four times that: a single very long
+    /// turn says nothing about the others, and what waits behind it is taken back anyway.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);

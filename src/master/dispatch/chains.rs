@@ -1,7 +1,9 @@
-//! Doubly linked lists over table indices: constant-time removal from the middle, no allocation per element. Pure.
+//! Doubly linked lists over table indices: constant-time removal from the middle, no allocation per
+//! element. Pure.
 //!
-//! A [`Chains`] holds the links of every index; a [`List`] is only a head and a tail. An index is in at most one list
-//! of one `Chains` at a time, and always removed through the list that it is in.
+//! A [`Chains`] holds the links of every index; a [`List`] is only a head and a tail. An index is
+//! in at most one list of one `Chains` at a time, and always removed through the list that it is
+//! in.
 
 /// No index.
 const NONE: u32 = u32::MAX;

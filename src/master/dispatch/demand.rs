@@ -1,10 +1,12 @@
-//! What the size of a pool depends on: how many workers have nothing to do, and how many connections wait for one. Pure.
+//! What the size of a pool depends on: how many workers have nothing to do, and how many
+//! connections wait for one. Pure.
 
 use crate::master::dispatch::{Dispatcher, WorkerId};
 use crate::master::time::Time;
 
 impl<C> Dispatcher<C> {
-    /// How many workers have nothing to do, those included that stay with a client that has nothing more for now.
+    /// How many workers have nothing to do, those included that stay with a client that has nothing
+    /// more for now.
     #[must_use]
     pub fn idle(&self) -> usize {
         self.workers.idle()
@@ -16,7 +18,7 @@ impl<C> Dispatcher<C> {
         self.ready.len()
     }
 
-    /// Since when the first of them does.
+    /// Since when the connection that is first in the queue has waited.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Time> {
         self.ready
@@ -24,7 +26,8 @@ impl<C> Dispatcher<C> {
             .map(|first| self.table.at(first).ready_at)
     }
 
-    /// The worker that has had nothing to do for longest: the one that is missed least.
+    /// The worker that has had nothing to do for longest. Its caches are the coldest, so it is
+    /// missed least.
     #[must_use]
     pub fn coldest(&self) -> Option<WorkerId> {
         self.workers.coldest()

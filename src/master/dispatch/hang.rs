@@ -1,7 +1,7 @@
 //! Turns that take longer than they may. Pure.
 //!
-//! The clock of a hang runs only while the master runs: a master that was suspended, and finds that much time has
-//! passed at once, takes nobody for hung on that account.
+//! The clock of a hang runs only while the master runs: a master that was suspended, and finds that
+//! much time has passed at once, takes nobody for hung on that account.
 
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use crate::master::dispatch::workers::{Pace, Tenure};
 use crate::master::dispatch::{Action, Dispatcher};
 use crate::master::time::Time;
 
-/// The longest and the shortest time between two looks.
+/// The longest time between two looks at the turns under way.
 const SELDOM: Duration = Duration::from_secs(1);
+/// The shortest.
 const OFTEN: Duration = Duration::from_millis(20);
 
 impl<C> Dispatcher<C> {
@@ -41,7 +42,8 @@ impl<C> Dispatcher<C> {
         self.hang_checked = now;
         let busy: Vec<u32> = self.workers.busy().collect();
         if passed > 3 * interval {
-            // Either nobody was busy, or the master did not run for a while: the turns get that time back.
+            // Either nobody was busy, or the master did not run for a while: the turns get that
+            // time back.
             self.forgive(&busy, passed - interval);
         }
         for worker in busy {

@@ -1,13 +1,16 @@
-//! Who serves what, next. Pure: events and the time in, actions out; no descriptor, no clock, no system call.
+//! Which worker serves which connection, next. Pure: events and the time in, actions out; no descriptor, no clock, no
+//! system call.
 //!
-//! The dispatcher owns the state of every connection and the order in which they are served. The master tells it what
-//! happened through the event functions, then carries out the [`Action`]s it finds, and does nothing of its own accord.
-//! Each event costs the same, whatever the number of connections and workers.
+//! The dispatcher owns the state of every connection and the order in which they are served. The
+//! master tells it what happened through the event functions, then carries out the [`Action`]s it
+//! finds, and does nothing of its own accord. Each event costs the same, whatever the number of
+//! connections and workers.
 //!
-//! **Pack, then spread.** A ready connection goes to a worker that is awake and moving while few wait there, else to
-//! an idle one, else it stays in the ready queue. Waking a sleeping worker is what costs most. How many may wait
-//! behind a turn (the depth) follows from how long turns take, so that none waits for longer than the patience; and if
-//! a turn outlasts the patience all the same, what waits behind it is taken back and lent elsewhere.
+//! **Pack, then spread.** A ready connection goes to a worker that is awake and moving while few
+//! wait there, else to an idle one, else it stays in the ready queue. Waking a sleeping worker is
+//! what costs most. How many may wait behind a turn (the depth) follows from how long turns take,
+//! so that none waits for longer than the patience; and if a turn outlasts the patience all the
+//! same, what waits behind it is taken back and lent elsewhere.
 
 mod average;
 pub mod chains;
@@ -34,16 +37,17 @@ pub use vocabulary::{
 };
 pub use workers::{MAX_DEPTH, WorkerId};
 
-/// How many times the patience a worker is left alone behind whose turn nothing waits. It may just not have been seen
-/// to have reported.
+/// How many times the patience a worker is left alone behind whose turn nothing waits. It may just
+/// not have been seen to have reported.
 const RELAXED: u32 = 8;
 
-/// See the module.
+/// The state of all connections and workers of a pool.
 #[derive(Debug)]
 pub struct Dispatcher<C> {
     limits: Limits,
     table: Table<C>,
-    /// Links of connections: each is in the ready queue, in a worker's `lent` or in a slot of the wheel.
+    /// Links of connections: each is in the ready queue, in a worker's `lent` or in a slot of the
+    /// wheel.
     chains: Chains,
     ready: List,
     wheel: Wheel,
@@ -53,7 +57,7 @@ pub struct Dispatcher<C> {
     lent: usize,
     /// When the turns under way were last looked at for hung ones.
     hang_checked: Time,
-    /// When a suspect worker was last tried before its time.
+    /// When a worker on probation was last tried before its time.
     tried: Time,
     next_order: u64,
     paused: bool,
@@ -96,7 +100,8 @@ impl<C> Dispatcher<C> {
         self.pause_if_full();
     }
 
-    /// What is to be done, in this order. The caller gives the emptied vector back with [`Dispatcher::reuse`].
+    /// What is to be done, in this order. The caller gives the emptied vector back with
+    /// [`Dispatcher::reuse`].
     #[must_use]
     pub fn take_actions(&mut self) -> Vec<Action<C>> {
         std::mem::take(&mut self.actions)
@@ -153,7 +158,8 @@ impl<C> Dispatcher<C> {
         self.table.get(id).map(|connection| connection.state)
     }
 
-    /// Whether something waits for the end of any turn: a ready connection, the end of service, or another master.
+    /// Whether something waits for the end of any turn: a ready connection, the end of service, or
+    /// another master.
     #[must_use]
     pub fn wants_reports(&self) -> bool {
         self.stopping || self.lending != Lending::Yes || !self.ready.is_empty()
@@ -190,8 +196,8 @@ impl<C> Dispatcher<C> {
         self.ready.is_empty() && self.lent <= self.limits.few && self.lent <= self.workers.idle()
     }
 
-    /// A slow worker has served what it was lent, and stays with that connection to wait for its next request: it can
-    /// be lent more as if it were idle.
+    /// A slow worker has served what it was lent, and stays with that connection to wait for its
+    /// next request: it can be lent more as if it were idle.
     pub fn worker_stays(&mut self, worker: WorkerId, now: Time) {
         let Some(state) = self.workers.get(worker) else {
             return;
@@ -212,8 +218,8 @@ impl<C> Dispatcher<C> {
         self.workers.get(worker).map_or(0, |w| w.lent.len())
     }
 
-    /// Gives a worker that has yet to take up anything another span of patience, unless it has had enough of them.
-    /// Nobody gains if there is no other worker to take its connections.
+    /// Gives a worker that has yet to take up anything another span of patience, unless it has had
+    /// enough of them. Nobody gains if there is no other worker to take its connections.
     pub fn extend_patience(&mut self, worker: WorkerId, now: Time) -> bool {
         let alone = self.workers.next(self.depth()).is_none();
         self.workers.get(worker).is_some()
@@ -227,7 +233,7 @@ impl<C> Dispatcher<C> {
             .filter(|id| self.table.at(id.index()).state == State::Parked)
     }
 
-    // ---- connections: what happens to them --------------------------------------------------------------------
+    // ---- connections: what happens to them ----------------------------------------------------
 
     /// A connection was accepted. `ready` says that it can have its first turn at once.
     pub fn accepted(&mut self, payload: C, ready: bool, now: Time) -> ConnectionId {
@@ -264,7 +270,8 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// The client of a parked or lingering connection has gone, leaving nothing to read and wanting no answer.
+    /// The client of a parked or lingering connection has gone, leaving nothing to read and wanting
+    /// no answer.
     pub fn hung_up(&mut self, id: ConnectionId) {
         if let Some(State::Parked | State::Lingering) = self.table.get(id).map(|c| c.state) {
             self.unpark(id.index());
@@ -272,8 +279,8 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// The time of a parked connection is over, and its client has sent nothing: who owes the rest of a request is told
-    /// so, and who was idle is closed.
+    /// The time of a parked connection is over, and its client has sent nothing: who owes the rest
+    /// of a request is told so, and who was idle is closed.
     pub fn expired(&mut self, id: ConnectionId, now: Time) {
         let Some(connection) = self.table.get(id).filter(|c| c.state == State::Parked) else {
             return;
@@ -308,7 +315,7 @@ impl<C> Dispatcher<C> {
         self.hung_up(id);
     }
 
-    // ---- workers: what they say -------------------------------------------------------------------------------
+    // ---- workers: what they say ---------------------------------------------------------------
 
     /// A worker was started. It is lent nothing before it says that it is ready.
     pub fn worker_started(&mut self, capacity: usize) -> WorkerId {
@@ -360,8 +367,8 @@ impl<C> Dispatcher<C> {
         Ok(())
     }
 
-    /// A lend could not be sent because the kernel had no room for it: the connection stays ready, and this worker
-    /// gets nothing more until it has reported.
+    /// A lend could not be sent because the kernel had no room for it: the connection stays ready,
+    /// and this worker gets nothing more until it has reported.
     pub fn lend_refused(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         self.taken_back(worker, id);
         if self.workers.get(worker).is_some() {
@@ -408,8 +415,8 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// A worker's process was stopped by a signal: it is lent nothing until it goes on, and others get what it has not
-    /// taken up.
+    /// A worker's process was stopped by a signal: it is lent nothing until it goes on, and others
+    /// get what it has not taken up.
     pub fn worker_stopped(&mut self, worker: WorkerId) {
         if self
             .workers
@@ -433,8 +440,8 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// A worker's process has ended: it is lent nothing more. Its last reports and what lies in its inbox are to be
-    /// settled next, then [`Dispatcher::worker_gone`].
+    /// A worker's process has ended: it is lent nothing more. Its last reports and what lies in its
+    /// inbox are to be settled next, then [`Dispatcher::worker_gone`].
     pub fn worker_died(&mut self, worker: WorkerId) {
         if self.workers.get(worker).is_some() {
             self.workers.dismiss(worker.index(), Tenure::Dead);
@@ -487,7 +494,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    // ---- time, and the end ------------------------------------------------------------------------------------
+    // ---- time, and the end --------------------------------------------------------------------
 
     /// Time has passed: notices whatever is due.
     pub fn tick(&mut self, now: Time) {

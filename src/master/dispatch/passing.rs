@@ -7,7 +7,7 @@ use crate::master::dispatch::table::{ConnectionId, State};
 use crate::master::dispatch::vocabulary::{Canned, Interest, Lending, Progress};
 use crate::master::time::Time;
 
-/// Whatever is this far away is never.
+/// A deadline that is this far away stands for none.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 impl<C> Dispatcher<C> {
@@ -80,8 +80,8 @@ impl<C> Dispatcher<C> {
         id
     }
 
-    /// Takes a connection over whose worker died with its master, having read the request and sent nothing: its client
-    /// is told so.
+    /// Takes a connection over whose worker died with its master, having read the request and sent
+    /// nothing: its client is told so.
     pub fn adopt_crashed(&mut self, payload: C, now: Time) -> ConnectionId {
         let id = self.table.insert(payload);
         self.chains.admit(id.index());

@@ -1,13 +1,16 @@
-//! The table of connections: which there are, the state of each, and what the master holds for it. Pure.
+//! The table of connections: which there are, the state of each, and what the master holds for it.
+//! Pure.
 //!
-//! The table owns a payload per connection (the master's descriptor, address and carry; nothing in tests) and gives it
-//! back when the connection is forgotten, so that a connection can't be lost without somebody dropping it.
+//! The table owns a payload per connection (the master's descriptor, address and carry; nothing in
+//! tests) and gives it back when the connection is forgotten, so that a connection can't be lost
+//! without somebody dropping it.
 
 use std::fmt;
 
 use crate::master::time::Time;
 
-/// Names a connection. Never used twice for two connections, until 2^28 of them have had the same place in the table.
+/// Names a connection. No two connections have the same name until 2^28 of them have had the same
+/// place in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnectionId {
     index: u32,
@@ -182,7 +185,7 @@ impl<C> Table<C> {
         }
     }
 
-    /// The connection of this name, if it is still there.
+    /// The same, to change it.
     pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection<C>> {
         match self.places.get_mut(id.index as usize)? {
             Place::Taken(connection) if connection.serial == id.serial => Some(connection),
@@ -199,7 +202,7 @@ impl<C> Table<C> {
         }
     }
 
-    /// The connection at a place that is known to be taken.
+    /// The same, to change it.
     pub fn at_mut(&mut self, index: u32) -> &mut Connection<C> {
         match &mut self.places[index as usize] {
             Place::Taken(connection) => connection,

@@ -1,5 +1,6 @@
-//! The dispatcher against a small model of the world: clients, inboxes and workers that crash, stall, are replaced and
-//! refuse. After every step the whole state is compared and the promises of the module are checked.
+//! The dispatcher against a small model of the world: clients, inboxes and workers that crash,
+//! stall, are replaced and refuse. After every step the whole state is compared and the promises of
+//! the module are checked.
 
 mod examples;
 mod passing;

@@ -1,4 +1,5 @@
-//! What the dispatcher's events have in common: a connection goes from one state into another. Pure.
+//! What the dispatcher's events have in common: a connection goes from one state into another.
+//! Pure.
 
 use std::time::Duration;
 
@@ -34,9 +35,9 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// How much longer the client may take for the rest of the request that it has begun.
-    /// What came along with a request that was answered in this turn is counted from the end of the turn on, for the
-    /// client could not know that it is awaited.
+    /// How much longer the client may take for the rest of the request that it has begun. What came
+    /// along with a request that was answered in this turn is counted from the end of the turn on,
+    /// for the client could not know that it is awaited.
     pub(in crate::master) fn time_to_complete(
         &mut self,
         index: u32,
@@ -109,8 +110,8 @@ impl<C> Dispatcher<C> {
         self.schedule(now);
     }
 
-    /// Puts the connection back to its place in the ready queue: before all that came after it. Only others that were
-    /// put back can be before it, so the search is short.
+    /// Puts the connection back to its place in the ready queue: before all that came after it.
+    /// Only others that were put back can be before it, so the search is short.
     pub(in crate::master) fn requeue(&mut self, index: u32) {
         let order = self.table.at(index).order;
         self.table.at_mut(index).state = State::Ready;
@@ -138,16 +139,16 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// When the first ready connection has waited for so long that even a suspect worker is tried,
-    /// or another one after the last was tried in vain.
+    /// When the first ready connection has waited for so long that a worker on probation is tried
+    /// all the same, or another one because the last was tried in vain.
     pub(in crate::master) fn overdue(&self) -> Option<Time> {
         let first = self.ready.first()?;
         let since = self.table.at(first).ready_at.max(self.tried);
         Some(since.after(self.limits.patience * RELAXED))
     }
 
-    /// How many connections a worker may have before it is passed over: as many average turns as fit into the
-    /// patience.
+    /// How many connections a worker may have before it is passed over: as many average turns as
+    /// fit into the patience.
     pub(in crate::master) fn depth(&self) -> usize {
         self.turn.fit_into(self.limits.patience).clamp(1, MAX_DEPTH)
     }
@@ -200,7 +201,7 @@ impl<C> Dispatcher<C> {
         self.retire_if_done(worker);
     }
 
-    /// Takes a connection out of what is lent to a worker, without the worker's doing.
+    /// Takes a connection out of what is lent to a worker, which has not reported it.
     pub(in crate::master) fn unlend(&mut self, worker: u32, index: u32) {
         self.lent -= 1;
         let chains = &mut self.chains;
@@ -209,7 +210,8 @@ impl<C> Dispatcher<C> {
         });
     }
 
-    /// A worker from which connections were taken: if it has none left, it did not take up a single one.
+    /// A worker from which connections were taken: if it has none left, it did not take up a single
+    /// one.
     pub(in crate::master) fn settle_untouched(&mut self, worker: u32, now: Time) {
         let state = self.workers.at(worker);
         if state.lent.is_empty() && matches!(state.pace, Pace::Moving | Pace::Slow) {
@@ -225,7 +227,6 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// Whoever is turned away takes up a descriptor too, until it is told so.
     pub(in crate::master) fn pause_if_full(&mut self) {
         if !self.paused && self.table.len() >= self.limits.connections {
             self.paused = true;
@@ -248,8 +249,8 @@ impl<C> Dispatcher<C> {
     }
 }
 
-/// Takes a connection out of what is lent to a worker. The first one that waited can be taken up in its place, and is
-/// returned, unless it was waiting itself.
+/// Takes a connection out of what is lent to a worker. The first one that waited can be taken up in
+/// its place, and is returned, unless it was waiting itself.
 fn take_out(chains: &mut Chains, worker: &mut workers::Worker, index: u32) -> Option<u32> {
     let waiting = worker.waiting;
     let waited = waiting.is_some_and(|first| chains.is_at_or_after(first, index));

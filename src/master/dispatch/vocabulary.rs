@@ -74,7 +74,8 @@ pub enum Canned {
 pub enum Verdict {
     /// Nothing was read and nothing was sent.
     Untouched,
-    /// The turn was over, with this outcome, and had not been reported yet; nothing has happened since.
+    /// The turn was over, with this outcome, and had not been reported yet; nothing has happened
+    /// since.
     Served(Outcome),
     /// Something was read, or had been before and came along; nothing was sent.
     Consumed,
@@ -89,20 +90,21 @@ pub enum Verdict {
 pub enum Action<C> {
     /// Lend the connection to the worker.
     Lend(WorkerId, ConnectionId),
-    /// Receive back what still is in the worker's inbox; say so with `Dispatcher::taken_back`, and at the end with
-    /// `Dispatcher::inbox_empty`.
+    /// Receive back what still is in the worker's inbox; say so with `Dispatcher::taken_back`, and
+    /// at the end with `Dispatcher::inbox_empty`.
     TakeBack(WorkerId),
     /// Watch for the client.
     Arm(ConnectionId, Interest),
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
-    /// The parked connection's time is over: look whether the client has sent something all the same, then say
-    /// [`Dispatcher::readable`](super::Dispatcher::readable) or
+    /// The parked connection's time is over: look whether the client has sent something all the
+    /// same, then say [`Dispatcher::readable`](super::Dispatcher::readable) or
     /// [`Dispatcher::expired`](super::Dispatcher::expired).
     Expire(ConnectionId),
     /// Discard what the client has sent; say with `Dispatcher::drained` whether that was all.
     Drain(ConnectionId),
-    /// Its worker died during the turn: ask the kernel what came of it, say so with `Dispatcher::examined`.
+    /// Its worker died during the turn: ask the kernel what came of it, say so with
+    /// `Dispatcher::examined`.
     Examine(ConnectionId, WorkerId),
     /// Tell the worker to exit.
     Retire(WorkerId),

@@ -1,9 +1,11 @@
-//! Deadlines of many connections at a constant cost each: a hashed timing wheel (Varghese and Lauck, 1987). Pure.
+//! Deadlines of many connections at a constant cost each: a hashed timing wheel (Varghese and
+//! Lauck, 1987). Pure.
 //!
 //! The wheel trades precision for cost: a deadline is met up to [`TICK`] late, never early.
 //!
-//! A slot comes round every [`SLOTS`] ticks. What is due in a later round is *far*, and nobody is woken for it: it is
-//! looked at when its slot is passed anyway, and at least once a round. From its own round on it is *near*.
+//! A slot comes round every [`SLOTS`] ticks. What is due in a later round is *far*, and nobody is
+//! woken for it: it is looked at when its slot is passed anyway, and at least once a round. From
+//! its own round on it is *near*.
 
 use std::time::Duration;
 
@@ -21,8 +23,8 @@ const WORDS: usize = SLOTS as usize / 64;
 #[derive(Debug)]
 pub struct Wheel {
     slots: Vec<List>,
-    /// A bit for each slot where something may be due within a round: whoever looks for the next one reads two cache
-    /// lines.
+    /// A bit for each slot where something may be due within a round: whoever looks for the next
+    /// one reads two cache lines.
     near: [u64; WORDS],
     /// The last tick whose slot has been looked through.
     done: u64,
@@ -80,8 +82,8 @@ impl Wheel {
         Time(now.0.max(self.done * TICK_NANOS) + 1)
     }
 
-    /// Calls `due` with each index in the slots up to `now`. An index whose deadline is in a later round stays: `due`
-    /// says so by returning the deadline.
+    /// Calls `due` with each index in the slots up to `now`. An index whose deadline is in a later
+    /// round stays: `due` says so by returning the deadline.
     pub fn turn(
         &mut self,
         chains: &mut Chains,
@@ -128,7 +130,8 @@ impl Wheel {
             .find(|(_, bits)| *bits != 0);
         let tick = match near {
             Some((step, bits)) => first - bit + step * 64 + u64::from(bits.trailing_zeros()),
-            // What is far becomes near when its slot is passed, which must be before its own round is over.
+            // What is far becomes near when its slot is passed, which must be before its own round
+            // is over.
             None if self.length > 0 => self.done + SLOTS,
             None => return None,
         };

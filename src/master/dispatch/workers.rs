@@ -1,7 +1,8 @@
-//! The dispatcher's view of its workers: who is idle, who is moving, who has room. Pure.
+//! The dispatcher's view of its workers: which are idle, which are moving, which have room. Pure.
 //!
-//! A worker is *idle* when nothing is lent to it, *moving* while it has made progress (a report, or its first lend)
-//! within the patience, and *slow* otherwise. Only idle and moving workers are lent anything.
+//! A worker is *idle* when nothing is lent to it, *moving* while it has made progress (a report, or
+//! its first lend) within the patience, and *slow* otherwise. Only idle and moving workers are lent
+//! anything.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,10 +10,11 @@ use std::time::Duration;
 use crate::master::dispatch::chains::{Chains, List};
 use crate::master::time::Time;
 
-/// Nobody has more connections waiting behind a turn than this, less one.
+/// How many connections a worker has at most, the ones included that wait behind its turns.
 pub const MAX_DEPTH: usize = 8;
 
-/// Names a worker process. Never used twice for two processes, until 2^28 of them have had the same place.
+/// Names a worker process. Never used twice for two processes, until 2^28 of them have had the same
+/// place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WorkerId {
     index: u32,
@@ -61,7 +63,8 @@ pub enum Pace {
     Slow,
     /// It has served what is lent to it, and waits for that client's next request: as good as idle.
     Staying,
-    /// It did not take up what was lent to it, which was taken back. It is tried again at this time.
+    /// It did not take up what was lent to it, which was taken back. It is tried again at this
+    /// time.
     OnProbation(Time),
 }
 
@@ -93,11 +96,11 @@ pub struct Worker {
     pub lent: List,
     /// The first connection in `lent` that it can't have taken up yet.
     pub waiting: Option<u32>,
-    /// How often it was excused since it last made progress.
+    /// How often its patience was extended since it last made progress.
     extensions: u32,
     /// When it last made progress.
     pub progress: Time,
-    /// How long it stays suspect the next time.
+    /// How long its next probation lasts.
     probation: Duration,
     serial: u32,
 }
@@ -108,8 +111,8 @@ const FIRST_PROBATION: Duration = Duration::from_millis(10);
 const LAST_PROBATION: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// How many connections wait behind the turns that it can serve at once, the last of those turns included; 0 when
-    /// it could take up one more at once.
+    /// How many connections wait behind the turns that it can serve at once, the last of those
+    /// turns included; 0 when it could take up one more at once.
     fn key(&self) -> usize {
         (self.lent.len() + 1).saturating_sub(self.capacity)
     }
@@ -187,7 +190,7 @@ impl Workers {
             .expect("a linked worker is in the table")
     }
 
-    /// The worker at a place that is known to be taken.
+    /// The same, to change it.
     pub fn at_mut(&mut self, index: u32) -> &mut Worker {
         self.places[index as usize]
             .as_mut()
@@ -203,8 +206,8 @@ impl Workers {
         }
     }
 
-    /// Who serves next: the moving worker with the fewest connections waiting, if it has fewer than `depth`; else the
-    /// worker that became idle last, for its caches are the warmest.
+    /// The worker that serves next: the moving worker with the fewest connections waiting, if it has fewer than
+    /// `depth`; else the worker that became idle last, for its caches are the warmest.
     #[must_use]
     pub fn next(&self, depth: usize) -> Option<u32> {
         self.room_lists[..depth.clamp(1, MAX_DEPTH)]
@@ -213,7 +216,8 @@ impl Workers {
             .or_else(|| self.idle_list.first())
     }
 
-    /// Notes that `change` was done to what is lent to the worker, and that it made progress at `now`.
+    /// Notes that `change` was done to what is lent to the worker, and that it made progress at
+    /// `now`.
     pub fn moved(&mut self, index: u32, now: Time, change: impl FnOnce(&mut Worker)) {
         self.unlink(index);
         let worker = self.at_mut(index);
@@ -244,7 +248,8 @@ impl Workers {
         self.link(index);
     }
 
-    /// Ends all lending to the worker. Its place among the moving ones stays: it is still watched for lateness.
+    /// Ends all lending to the worker. Its place among the moving ones stays: it is still watched
+    /// for lateness.
     pub fn dismiss(&mut self, index: u32, tenure: Tenure) {
         if self.at(index).pace == Pace::Moving {
             self.changed(index, |worker| worker.tenure = tenure);
@@ -263,8 +268,8 @@ impl Workers {
         self.set_pace(index, Pace::OnProbation(until));
     }
 
-    /// Lets a slow worker count as moving for another while: it has been woken, but has not run yet. False when that
-    /// has lasted for too long, unless `always`.
+    /// Lets a slow worker count as moving for another while: it has been woken, but has not run
+    /// yet. False when that has lasted for too long, unless `always`.
     pub fn extend_patience(&mut self, index: u32, now: Time, always: bool) -> bool {
         let worker = self.at_mut(index);
         if worker.extensions >= MAX_EXTENSIONS && !always
@@ -315,7 +320,8 @@ impl Workers {
             .map(|index| (index, self.at(index).progress))
     }
 
-    /// Suspects whose time is over are idle again, the last in line. With `early`, so is one whose time is not.
+    /// Workers whose probation is over are idle again, last in line. With `early`, so is one whose
+    /// time is not.
     pub fn end_probation(&mut self, now: Time, early: bool) {
         let mut early = early;
         let mut next = self.on_probation.first();
@@ -332,7 +338,7 @@ impl Workers {
         }
     }
 
-    /// When the next suspect is to be pardoned.
+    /// When the next probation ends.
     #[must_use]
     pub fn next_probation_end(&self) -> Option<Time> {
         let on_probation =
