@@ -54,7 +54,8 @@ pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.
+/// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at
+/// all.
 fn any(asked: &Address, port: u16, backlog: i32) -> io::Result<Listener> {
     match inet(asked, Address::any(port), backlog) {
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
@@ -92,7 +93,8 @@ fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
     Ok(Listener::new(socket, asked, Bound::Unix(file)))
 }
 
-/// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which nobody listens.
+/// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which
+/// nobody listens.
 fn clear(path: &Path) -> Result<()> {
     let attempt = || format!("listen on unix:{}", path.display());
     let metadata = match fs::symlink_metadata(path) {

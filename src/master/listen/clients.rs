@@ -1,7 +1,8 @@
 //! How many connections each client has. Pure.
 //!
-//! A client is an IPv4 address, or an IPv6 network of 64 bits: that much is given to a single customer, who could
-//! otherwise come from a new address each time (RFC 6177). An IPv4 address inside IPv6 counts as IPv4.
+//! A client is an IPv4 address, or an IPv6 network of 64 bits, because a single customer is given
+//! that much and could otherwise use a new address each time (RFC 6177). An IPv4 address inside
+//! IPv6 counts as IPv4.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -27,7 +28,8 @@ impl Client {
     }
 }
 
-/// The connections of each client, up to a limit. Clients of Unix sockets have no address and no limit.
+/// The numbers of connections, by client. Nothing is counted while there is no limit. Clients of
+/// Unix sockets have no address, and so no limit.
 #[derive(Debug, Default)]
 pub struct Clients {
     limit: Option<u32>,
@@ -35,7 +37,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Counts, if there is a limit.
+    /// No connections yet, and this limit for each client.
     #[must_use]
     pub fn new(limit: Option<u32>) -> Self {
         Self {
@@ -44,21 +46,22 @@ impl Clients {
         }
     }
 
-    /// Goes by another limit from now on. Connections that were not counted, for there was no limit, are counted now: if
-    /// they were not, each that ends would make room for one too many.
-    pub fn set_limit(&mut self, limit: Option<u32>, there: impl Iterator<Item = Peer>) {
+    /// Changes the limit. If there was none, the connections that exist (`peers`) are counted now,
+    /// because each of them would otherwise make room for one too many when it ends.
+    pub fn set_limit(&mut self, limit: Option<u32>, peers: impl Iterator<Item = Peer>) {
         let counted = self.limit.is_some();
         self.limit = limit;
         if limit.is_none() {
             self.counts.clear();
         } else if !counted {
-            for peer in there {
+            for peer in peers {
                 let _ = self.enter(peer);
             }
         }
     }
 
-    /// Counts a new connection; false when it is one too many. It is counted all the same, until it ends.
+    /// Counts a new connection. False if it exceeds the limit; it is counted all the same, until it
+    /// ends.
     pub fn enter(&mut self, peer: Peer) -> bool {
         let Some(limit) = self.limit else { return true };
         let Some(client) = Client::of(peer) else {
@@ -105,7 +108,11 @@ mod tests {
             clients.leave(peer("10.0.0.1:1"));
         }
         assert!(clients.enter(peer("10.0.0.1:4")));
-        assert_eq!(clients.counts.len(), 2, "who has gone takes no memory");
+        assert_eq!(
+            clients.counts.len(),
+            2,
+            "a client without connections takes no memory"
+        );
     }
 
     #[test]
@@ -117,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_there_before_the_limit_counts_too() {
+    fn connections_from_before_the_limit_count_too() {
         let mut clients = Clients::new(None);
         let there = [1, 2, 3].map(|port| peer(&format!("10.0.0.1:{port}")));
         for peer in there {
@@ -125,7 +132,7 @@ mod tests {
         }
         clients.set_limit(Some(2), there.into_iter());
         assert!(!clients.enter(peer("10.0.0.1:4")));
-        // They are counted once, whatever the next limit.
+        // They are not counted again when the limit changes once more.
         clients.set_limit(Some(3), there.into_iter());
         for peer in &there[..2] {
             clients.leave(*peer);

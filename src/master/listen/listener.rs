@@ -25,7 +25,7 @@ pub struct Listener {
     /// The address that was asked for, as the configuration says it.
     asked: Address,
     bound: Bound,
-    /// The log has said that it is listening.
+    /// The log has said that the server listens here.
     announced: bool,
     client_timeout: Duration,
     /// The kernel holds connections back until their clients have sent something.
@@ -39,20 +39,19 @@ pub enum Bound {
     Inet(SocketAddr),
     /// A Unix socket whose file this server has made.
     Unix(SocketFile),
-    /// A Unix socket that somebody else has bound, and is to remove.
+    /// A Unix socket that another program has bound, and will remove.
     Foreign(Local),
 }
 
 /// What came of one accept.
 #[derive(Debug)]
 pub enum Accepted {
-    /// A connection.
     Connection(OwnedFd, Peer),
-    /// No one is waiting.
+    /// The backlog is empty.
     Nobody,
-    /// The one that was waiting has gone; there may be others.
+    /// The connection that was waiting has ended; there may be others.
     Lost,
-    /// No descriptor or no memory is left for it. It keeps waiting in the backlog.
+    /// No descriptor or no memory is left for the connection, which stays in the backlog.
     Exhausted(io::Error),
 }
 
@@ -72,7 +71,7 @@ impl AsFd for Listener {
     }
 }
 
-/// Whether this machine knows IPv6.
+/// Whether the kernel has IPv6.
 fn has_ipv6() -> bool {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None);
@@ -85,7 +84,7 @@ fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> 
 }
 
 impl Listener {
-    /// A socket that listens, on `bound`, for what the configuration calls `asked`.
+    /// A socket that listens on `bound`, where the configuration says `asked`.
     #[must_use]
     pub fn new(socket: OwnedFd, asked: Address, bound: Bound) -> Self {
         Self {
@@ -98,12 +97,12 @@ impl Listener {
         }
     }
 
-    /// A listener that another master has, and with it the file of its Unix socket if `has_file`
-    /// says so. The file stays until [`set_unlink_on_drop`](Self::set_unlink_on_drop) says
-    /// otherwise.
+    /// A listener that another master has. With `has_file`, that one has made the file of the Unix
+    /// socket, which becomes this listener's too. The file stays until
+    /// [`set_unlink_on_drop`](Self::set_unlink_on_drop) says otherwise.
     ///
     /// # Errors
-    /// When it is no listening socket.
+    /// When `socket` is not a listening socket.
     pub fn adopt(socket: OwnedFd, asked: Address, has_file: bool) -> Result<Self> {
         // If somebody has removed the file, there is nothing to remove later.
         let file = match &asked {
@@ -118,15 +117,15 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Whether the file of its Unix socket, if it has made one, is removed when this is dropped; not
-    /// while it is another master's too.
+    /// Sets whether the file of a Unix socket is removed when this is dropped. It must stay while
+    /// another master has the same socket.
     pub fn set_unlink_on_drop(&mut self, unlink: bool) {
         if let Bound::Unix(file) = &mut self.bound {
             file.set_unlink_on_drop(unlink);
         }
     }
 
-    /// Whether it has made a file for its Unix socket.
+    /// Whether the socket has a file that this server has made.
     #[must_use]
     pub fn has_file(&self) -> bool {
         matches!(self.bound, Bound::Unix(_))
@@ -138,19 +137,19 @@ impl Listener {
         &self.asked
     }
 
-    /// Says in the log that it is listening, once.
+    /// Logs once that the server listens here.
     pub fn announce(&mut self) {
         if !std::mem::replace(&mut self.announced, true) {
             log::info!("listening on {self}");
         }
     }
 
-    /// Listens on a socket that somebody else has bound, and passed to this process; `asked` is what the
-    /// configuration calls it. Its backlog is theirs. So is the file of a Unix socket: it stays. O_NONBLOCK is set,
-    /// for all who share the socket.
+    /// Listens on a socket that another program has bound and passed to this process; `asked` is
+    /// what the configuration calls it. The other program determines the backlog, and owns the file
+    /// of a Unix socket. O_NONBLOCK is set, which affects every process that shares the socket.
     ///
     /// # Errors
-    /// When it is no listening TCP or Unix stream socket.
+    /// When `socket` is not a listening TCP or Unix stream socket.
     pub fn inherit(socket: OwnedFd, asked: Address) -> Result<Self> {
         let attempt = || format!("listen on {asked}");
         let local = match kind(&socket) {
@@ -168,9 +167,11 @@ impl Listener {
         Ok(Self::new(socket, asked, bound))
     }
 
-    /// Whether it is bound to what an address asks for, whatever the configuration called it. Never for port 0,
-    /// which asks for a new one; nor for a name, to be [`resolve`]d first; nor for `fd:NAME`, for a socket has no
-    /// name.
+    /// Whether the socket is bound to what an address asks for, whatever the configuration called
+    /// it. Never for port 0, which asks for a new port; nor for a host name, which has to be
+    /// [`resolve`]d first; nor for `fd:NAME`, because the name is not a property of the socket.
+    ///
+    /// [`resolve`]: super::bind::resolve
     #[must_use]
     pub fn matches(&self, address: &Address) -> bool {
         match (address, &self.bound) {
@@ -182,7 +183,7 @@ impl Listener {
             (Address::Any(port), Bound::Inet(bound)) => {
                 let every = match bound.ip() {
                     IpAddr::V6(ip) => ip.is_unspecified() && self.takes_ipv4(),
-                    // What `any` makes of it where there is no IPv6.
+                    // Without IPv6, such an address is bound as an IPv4 one (bind.rs, `any`).
                     IpAddr::V4(ip) => ip.is_unspecified() && !has_ipv6(),
                 };
                 *port != 0 && *port == bound.port() && every
@@ -200,14 +201,15 @@ impl Listener {
         }
     }
 
-    /// Whether an IPv6 socket that is bound to every address takes IPv4 too. (Whoever passes one may have decided
-    /// otherwise.)
+    /// Whether an IPv6 socket that is bound to every address accepts IPv4 too. The program that
+    /// passes one may have decided otherwise.
     fn takes_ipv4(&self) -> bool {
         sockopt::ipv6_v6only(&self.socket) == Ok(false)
     }
 
-    /// Sets what connections inherit from their listener, which saves the calls on each of them. With `defer`, the
-    /// kernel holds connections back until their clients have sent something; not for a service that speaks first.
+    /// Sets the options that connections inherit from their listener, which saves these calls for
+    /// each connection. With `defer`, the kernel holds connections back until their clients have
+    /// sent something, which is wrong for a service that speaks first.
     ///
     /// # Errors
     /// What setsockopt(2) fails with.
@@ -231,16 +233,16 @@ impl Listener {
         self.deferred
     }
 
-    /// How many connections wait in the backlog, if the kernel tells.
+    /// How many connections wait in the backlog, if the kernel says so.
     #[must_use]
     pub fn backlog(&self) -> Option<usize> {
         tcp::backlog(&self.socket).ok()
     }
 
-    /// Takes one connection out of the backlog, without sleeping.
+    /// Takes one connection out of the backlog. Does not sleep.
     ///
     /// # Errors
-    /// What accept(2) fails with, but for the expected outcomes that [`Accepted`] names.
+    /// What accept(2) fails with, except for the outcomes that [`Accepted`] names.
     pub fn accept(&self) -> io::Result<Accepted> {
         match acceptfrom_with(&self.socket, SocketFlags::CLOEXEC) {
             Ok((socket, address)) => self.welcome(socket, address),
@@ -249,7 +251,7 @@ impl Listener {
                 libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
                     Ok(Accepted::Exhausted(error.into()))
                 }
-                // Errors of the new connection itself (accept(2), "Error handling"), and interruptions.
+                // An interruption, or an error of the new connection (accept(2), "Error handling").
                 libc::EINTR
                 | libc::ECONNABORTED
                 | libc::EPROTO
@@ -282,13 +284,13 @@ impl Listener {
         }
     }
 
-    /// The IP address that it is bound to, if it is one.
+    /// The IP address of a TCP listener.
     #[must_use]
     pub fn host(&self) -> Option<IpAddr> {
         self.local_address().map(|address| address.ip())
     }
 
-    /// The TCP address that it is bound to, with its real port.
+    /// The address of a TCP listener, with its real port.
     #[must_use]
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self.bound {

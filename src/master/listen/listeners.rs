@@ -16,16 +16,17 @@ use crate::service::Peer;
 /// How many connections are accepted before other events get their turn.
 const BATCH: usize = 64;
 
-/// How long accepting pauses when no descriptor or no memory is left, unless a connection ends before.
+/// How long accepting pauses when no descriptor or no memory is left, unless a connection ends
+/// before.
 const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether new connections are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Accepting {
     Yes,
-    /// The dispatcher has enough.
+    /// The pool has as many connections as it may have.
     Full,
-    /// No descriptor or memory was left; tried again then.
+    /// No descriptor or memory was left. The next attempt is at `until`.
     Exhausted {
         until: Time,
     },
@@ -34,24 +35,21 @@ enum Accepting {
 /// A connection that was just accepted.
 #[derive(Debug)]
 pub struct Newcomer {
-    /// The descriptor.
     pub socket: OwnedFd,
-    /// The client.
     pub peer: Peer,
     /// The client has most likely sent something (`TCP_DEFER_ACCEPT`).
     pub deferred: bool,
-    /// The client has no more connections than one may have.
+    /// The client does not exceed the limit of connections for each client.
     pub admitted: bool,
 }
 
 /// Whether there is room for another connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
-    /// There is.
     Left,
-    /// There are as many as the settings allow.
+    /// There are as many connections as the settings allow.
     Full,
-    /// There are so many, and the limit of open files allows no more.
+    /// There are this many connections, and the limit of open files allows no more.
     OutOfDescriptors(usize),
 }
 
@@ -62,15 +60,15 @@ pub struct Listeners {
     epoll: PoolEpoll,
     clients: Clients,
     accepting: Accepting,
-    /// Another master accepts.
+    /// Another master accepts from the same sockets, so this one does not.
     held_back: bool,
-    /// The log has said that no descriptor is left, and that is still so.
+    /// The log has said that no descriptor is left, and none has been since.
     warned: bool,
 }
 
 impl Listeners {
-    /// No listeners, of a pool in which each client may have so many connections. With `held_back`,
-    /// nothing is accepted before [`begin`](Self::begin).
+    /// No listeners yet, for a pool in which each client may have `per_client` connections. With
+    /// `held_back`, nothing is accepted before [`begin`](Self::begin).
     #[must_use]
     pub fn new(epoll: PoolEpoll, per_client: Option<u32>, held_back: bool) -> Self {
         Self {
@@ -83,24 +81,24 @@ impl Listeners {
         }
     }
 
-    /// All of them.
+    /// All listeners, each at the place that its events name.
     #[must_use]
     pub fn all(&self) -> &[Listener] {
         &self.all
     }
 
-    /// How many connections each client has.
+    /// The numbers of connections, by client.
     pub fn clients(&mut self) -> &mut Clients {
         &mut self.clients
     }
 
-    /// Whether new connections are taken, as far as this pool is concerned.
+    /// Whether this pool has room for new connections.
     #[must_use]
     pub fn accepts(&self) -> bool {
         self.accepting == Accepting::Yes
     }
 
-    // ---- accepting --------------------------------------------------------------------------------
+    // ---- accepting -----------------------------------------------------------------------------
 
     /// Takes connections out of a backlog, and gives each to `welcome`, which says whether there is
     /// room for more. True when more may wait in the backlog.
@@ -110,8 +108,9 @@ impl Listeners {
         now: Time,
         mut welcome: impl FnMut(Newcomer) -> Room,
     ) -> bool {
-        // To find nobody is the dearest way for accept(2) to end, because it makes a socket first.
-        // So it is called as often as somebody waits; who comes meanwhile makes another event.
+        // An accept(2) that finds nobody is the most expensive one, because it has made a socket
+        // first. So it is called once for each connection that waits; one that comes meanwhile
+        // makes another event.
         let waiting = self.all.get(index).and_then(Listener::backlog);
         for _ in 0..waiting.unwrap_or(BATCH).clamp(1, BATCH) {
             let Some(listener) = self.all.get(index) else {
@@ -200,19 +199,19 @@ impl Listeners {
         }
     }
 
-    /// Leaves new connections to another master.
+    /// Stops accepting, because another master is to accept from the same sockets.
     pub fn hold_back(&mut self) {
         self.held_back = true;
         self.watch();
     }
 
-    /// Accepts again after another master did, or for the first time.
+    /// Begins to accept, or does so again after another master did.
     pub fn begin(&mut self) {
         self.held_back = false;
         self.watch();
     }
 
-    /// Says in the log where the pool listens, once. To be called as soon as a worker can serve.
+    /// Logs once where the pool listens. Call it as soon as a worker can serve.
     pub fn announce(&mut self) {
         if !self.held_back {
             self.all.iter_mut().for_each(Listener::announce);
@@ -232,9 +231,9 @@ impl Listeners {
         }
     }
 
-    // ---- which listeners there are ----------------------------------------------------------------
+    // ---- which listeners there are -------------------------------------------------------------
 
-    /// Takes listeners over, and sets what connections inherit from all of them as the plan says.
+    /// Adds listeners, and sets on all listeners the options that the plan gives to connections.
     ///
     /// # Errors
     /// What setsockopt(2) and epoll_ctl(2) fail with.
@@ -254,20 +253,21 @@ impl Listeners {
         Ok(())
     }
 
-    /// Gives those listeners away whose addresses are no longer the pool's.
+    /// Removes the listeners whose addresses are `unwanted`, and returns them.
     pub fn give_away(&mut self, unwanted: impl Fn(&Address) -> bool) -> Vec<Listener> {
         let gone = |listener: &mut Listener| unwanted(listener.asked());
         let gone: Vec<_> = self.all.extract_if(.., gone).collect();
         for listener in &gone {
             self.epoll.remove(listener);
         }
-        // The others may have another place now, which is in their tokens.
+        // The others may have moved to other places, which their tokens name.
         self.watch();
         gone
     }
 
-    /// Closes listeners, after taking what waits in their backlogs: a client that is through to one
-    /// would be reset with it, and has perhaps sent its request.
+    /// Closes the listeners whose addresses are `unwanted`, after accepting what waits in their
+    /// backlogs: the kernel resets a connection that waits there when its listener is closed, and
+    /// its client may have sent a request already.
     pub fn close(
         &mut self,
         unwanted: impl Fn(&Address) -> bool,
@@ -278,7 +278,8 @@ impl Listeners {
         let rounds = plan.settings.backlog.unsigned_abs() as usize / BATCH + 1;
         for index in 0..self.all.len() {
             if unwanted(self.all[index].asked()) {
-                // Others may come as fast as these are taken.
+                // The number of rounds is limited, because clients may come as fast as they are
+                // accepted.
                 let mut rounds = 0..rounds;
                 while rounds.next().is_some() && self.accept(index, now, &mut welcome) {}
             }
@@ -288,13 +289,13 @@ impl Listeners {
         }
     }
 
-    /// Closes all of them, whatever waits there.
+    /// Closes all listeners, and with them what waits in their backlogs.
     pub fn drop_all(&mut self) {
         self.all.clear();
     }
 
-    /// Whether the files of the Unix sockets for which `is_meant` holds are removed with their
-    /// listeners; not while another master listens there too.
+    /// Sets for the Unix sockets for which `is_meant` holds whether their files are removed with
+    /// their listeners. They must stay while another master has the same sockets.
     pub fn set_unlink_on_drop(&mut self, unlink: bool, is_meant: impl Fn(&Address) -> bool) {
         for listener in self.all.iter_mut().filter(|one| is_meant(one.asked())) {
             listener.set_unlink_on_drop(unlink);

@@ -1,5 +1,5 @@
-//! Which listeners are for which addresses of which pools. Port 0 is another port each time, so it
-//! can be wanted, and bound, several times.
+//! Which listeners belong to which addresses of which pools. Port 0 stands for another port each
+//! time, so it can be wanted, and bound, several times.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::config::Address;
 use crate::error::Result;
 use crate::master::plan::Plan;
 
-/// Whether an address is bound more than so many times. Only port 0 can be, and is another port each time.
+/// Whether an address is bound more than `times` times. Only port 0 can be bound more than once.
 #[must_use]
 pub fn is_bound<'a>(
     listeners: impl IntoIterator<Item = &'a Listener>,
@@ -20,11 +20,11 @@ pub fn is_bound<'a>(
     let Some(first) = same.next() else {
         return false;
     };
-    // A name stands for several addresses, of which each is bound that often.
+    // A name stands for several addresses, each of which is bound that often.
     address.port() != Some(0) || same.filter(|one| one.host() == first.host()).count() >= times
 }
 
-/// Binds what the plans want and nobody has bound yet.
+/// Binds the addresses of the plans that no listener in `bound` has.
 ///
 /// # Errors
 /// When an address can't be bound.
@@ -39,7 +39,7 @@ pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Listener]) -> Result<Vec<Liste
     Ok(new)
 }
 
-/// Each address that a plan wants, and how many times it was wanted before.
+/// Each address that a plan wants, and how many times an earlier one was the same.
 pub fn wanted<'p, 'a>(
     plans: &'p [Plan<'a>],
 ) -> impl Iterator<Item = (&'p Plan<'a>, &'p Address, usize)> {
@@ -54,8 +54,8 @@ pub fn wanted<'p, 'a>(
     })
 }
 
-/// Takes those of the listeners that are for one of the addresses, and that whoever has those of `own` lacks: of port 0
-/// there may be more, which are for others.
+/// Takes those of the listeners that belong to one of the addresses and that are missing in `own`.
+/// Of port 0 there may be more listeners, which belong to other pools.
 pub fn take_wanted(
     listeners: &mut Vec<Listener>,
     addresses: &[Address],

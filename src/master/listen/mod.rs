@@ -1,4 +1,5 @@
-//! Where clients come in: the sockets that they connect to, and how many connections each may have.
+//! Where clients come in: the sockets that they connect to, and how many connections each client
+//! may have.
 
 pub mod bind;
 pub mod clients;

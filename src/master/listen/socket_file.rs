@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Plain;
 
-/// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A worker process drops
-/// nothing of the master's.)
+/// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A
+/// worker process drops nothing of the master's.)
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,

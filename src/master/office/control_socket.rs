@@ -27,8 +27,9 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Listens beside a path, where only this user may ask; [`publish`](Self::publish) moves the socket there. One that is
-    /// there already must belong to nobody, or to the master that is to be replaced.
+    /// Listens beside a path, where only this user may ask; [`publish`](Self::publish) moves the
+    /// socket there. One that is there already must belong to nobody, or to the master that is to
+    /// be replaced.
     ///
     /// # Errors
     /// What bind(2) fails with, and when another program listens there.
@@ -49,7 +50,8 @@ impl ControlSocket {
             }
             _ => {}
         }
-        // Moved to its place later, so that there is no moment without a socket, nor one without its mode.
+        // Moved to its place later, so that there is no moment without a socket, nor one without
+        // its mode.
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}", std::process::id()));
         let beside = PathBuf::from(beside);
@@ -119,7 +121,8 @@ fn attempt(path: &Path) -> String {
     format!("listen on control socket {}", path.display())
 }
 
-/// Whether a program has a socket there. One of another kind is told apart without disturbing it (unix(7), EPROTOTYPE).
+/// Whether a program has a socket there. One of another kind is told apart without disturbing it
+/// (unix(7), EPROTOTYPE).
 fn is_in_use(path: &Path) -> bool {
     let attempt = || -> rustix::io::Result<()> {
         let flags = SocketFlags::CLOEXEC;

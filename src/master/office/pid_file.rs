@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Plain, Result};
 
-/// A file with this process's id and a newline. It is removed on drop, if it still names this process: after an
-/// upgrade it names the new master. (A worker process drops nothing of the master's.)
+/// A file with this process's id and a newline. It is removed on drop, if it still names this
+/// process: after an upgrade it names the new master. (A worker process drops nothing of the
+/// master's.)
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
@@ -35,8 +36,8 @@ impl PidFile {
         Ok(file)
     }
 
-    /// Moves it to its place, over one that is there: whoever reads it finds the old one or the new one, never half of
-    /// it.
+    /// Moves it to its place, over one that is there: whoever reads it finds the old one or the new
+    /// one, never half of it.
     ///
     /// # Errors
     /// What rename(2) fails with.

@@ -1,4 +1,5 @@
-//! What the service manager is told: when the server is ready, reloads, stops, and that it is alive.
+//! What the service manager is told: when the server is ready, reloads, stops, and that it is
+//! alive.
 
 use std::os::fd::BorrowedFd;
 use std::process::Command;
@@ -8,25 +9,26 @@ use crate::error::Result;
 use crate::master::time::Time;
 use crate::systemd::{Hold, Notifier};
 
-/// How long a message waits that the manager's queue had no room for.
+/// How long to wait before a message is sent again for which the manager's queue had no room.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long it waits for room for the last message.
+/// How long to wait until the manager's queue has room for the last message of this master.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// The manager, if there is one that wants to know. It is told by the master in charge only.
+/// The manager, if there is one that expects messages. Only the active master sends them.
 #[derive(Debug, Default)]
 pub struct ServiceManager {
     notifier: Option<Notifier>,
     in_charge: bool,
-    /// It was told that the server is ready, and nothing else since.
+    /// The last state that the manager was told is that the server is ready.
     ready: bool,
     next_sign_of_life: Time,
     next_retry: Time,
 }
 
 impl ServiceManager {
-    /// Reports through this, if this master is in charge already.
+    /// The manager that `notifier` reaches, if there is one. Nothing is sent while this master is
+    /// not the active one.
     #[must_use]
     pub fn new(notifier: Option<Notifier>, in_charge: bool) -> Self {
         Self {
@@ -40,7 +42,7 @@ impl ServiceManager {
         self.notifier.as_mut().filter(|_| self.in_charge)
     }
 
-    /// The server serves. Said once, and again after a reload.
+    /// Reports that the server serves: once, and again after a reload.
     pub fn ready(&mut self) {
         if !self.ready
             && let Some(notifier) = self.reached()
@@ -50,7 +52,7 @@ impl ServiceManager {
         }
     }
 
-    /// The configuration is read anew; [`ServiceManager::ready`] says when that is over.
+    /// Reports that the server begins to reload. [`ready`](Self::ready) ends the reload.
     pub fn reloading(&mut self) {
         if let Some(notifier) = self.reached() {
             notifier.reloading();
@@ -58,18 +60,19 @@ impl ServiceManager {
         }
     }
 
-    /// The server stops.
+    /// Reports that the server begins to stop.
     pub fn stopping(&mut self) {
         if let Some(notifier) = self.reached() {
             notifier.stopping();
         }
     }
 
-    /// Another process is the server from now on, and this one says nothing more.
+    /// Reports that another process is the server from now on. This one sends nothing more.
     pub fn hand_over_to(&mut self, pid: Option<u32>) {
         if let (Some(notifier), Some(pid)) = (self.reached(), pid) {
             notifier.main_pid(pid);
-            // It can't be said later, and the manager listens to nobody before it knows.
+            // It can't be sent later, and the manager ignores the new master until it knows the
+            // pid.
             let end = Instant::now() + LAST_WORD;
             while !notifier.retry() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(2));
@@ -78,34 +81,35 @@ impl ServiceManager {
         self.in_charge = false;
     }
 
-    /// This process is the server from now on, or again.
+    /// Makes this process the one that reports, at a takeover or again after one that failed.
     pub fn take_charge(&mut self) {
         self.in_charge = true;
         if self.ready
             && let Some(notifier) = self.reached()
         {
-            // It was the server before, and another one was since.
+            // The manager was told that another process is the server.
             notifier.main_pid(std::process::id());
         }
     }
 
-    /// Lets a program that is started reach the manager too.
+    /// Adds to the environment of a command what a new master needs to reach the manager.
     pub fn introduce(&self, command: &mut Command) {
         if let Some(notifier) = &self.notifier {
             notifier.hand_over(command);
         }
     }
 
-    /// How many descriptors it keeps, if it does.
+    /// How many descriptors the manager stores; `None` if it does not.
     #[must_use]
     pub fn store_limit(&self) -> Option<usize> {
         self.notifier.as_ref()?.store_limit()
     }
 
-    /// Gives it copies to keep under a name; false when it has no room for the message now.
+    /// Stores copies of descriptors with the manager under a name. False if its queue has no room
+    /// for the message now.
     ///
     /// # Errors
-    /// When it can't be told at all.
+    /// When the message can't be sent at all.
     pub fn keep(&mut self, name: &str, descriptors: &[BorrowedFd<'_>], hold: Hold) -> Result<bool> {
         match self.reached() {
             Some(notifier) => Ok(notifier.store(name, descriptors, hold)? == descriptors.len()),
@@ -113,7 +117,8 @@ impl ServiceManager {
         }
     }
 
-    /// Has it close what it keeps under a name; false when it has no room for the message now.
+    /// Has the manager close what it stores under a name. False if its queue has no room for the
+    /// message now.
     pub fn drop_kept(&mut self, name: &str) -> bool {
         let Some(notifier) = self.reached() else {
             return true;
@@ -125,20 +130,20 @@ impl ServiceManager {
         room
     }
 
-    /// Whether something waits for room.
+    /// Whether messages wait for room in the manager's queue.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.notifier.as_ref().is_some_and(Notifier::is_waiting)
     }
 
-    /// Sends what waits for room, if there is some.
+    /// Sends the messages that wait for room, as far as there is some now.
     pub fn flush(&mut self) {
         if let Some(notifier) = &mut self.notifier {
             notifier.retry();
         }
     }
 
-    /// Says what is due.
+    /// Sends what is due: a sign of life, or what waits for room.
     pub fn tick(&mut self, now: Time) {
         let Some(notifier) = &mut self.notifier else {
             return;
@@ -156,7 +161,7 @@ impl ServiceManager {
         }
     }
 
-    /// When something is due.
+    /// The next time that [`tick`](Self::tick) has something to send.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         let notifier = self.notifier.as_ref()?;

@@ -1,4 +1,5 @@
-//! SIGUSR2: the new program is started by the old master, with its arguments, its directory and its standard streams.
+//! SIGUSR2: the new program is started by the old master, with its arguments, its directory and its
+//! standard streams.
 
 use std::ffi::OsString;
 use std::io;
@@ -26,9 +27,9 @@ use crate::sys::{self, environment};
 /// How the new program learns where the old master is: `DESCRIPTOR PARENT`.
 const VARIABLE: &str = "BATOND_TAKEOVER";
 
-/// How it learns which version of the protocol the old master speaks: `PARENT VERSION`. A program that
-/// does not know this variable speaks version 1, and may leave it to the programs that it starts
-/// itself. So it names the master which it is about.
+/// How it learns which version of the protocol the old master speaks: `PARENT VERSION`. A program
+/// that does not know this variable speaks version 1, and may leave it to the programs that it
+/// starts itself. So it names the master which it is about.
 const VERSION_VARIABLE: &str = "BATOND_TAKEOVER_VERSION";
 
 /// The exit status of a process that could not execute a program, as shells have it.
@@ -43,8 +44,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Remembers it. To be called at the start: the name of a program that is replaced later must still mean the
-    /// place, not the old file.
+    /// Remembers it. To be called at the start: the name of a program that is replaced later must
+    /// still mean the place, not the old file.
     #[must_use]
     pub fn of_this_program() -> Self {
         let arguments: Vec<_> = std::env::args_os().collect();
@@ -56,8 +57,9 @@ impl Launch {
         }
     }
 
-    /// Starts the program again; `theirs` is its end of the session. `keep` are the descriptors that it has besides,
-    /// `introduce` adds to its environment, and `detach` drops what of the master's must not live on.
+    /// Starts the program again; `theirs` is its end of the session. `keep` are the descriptors
+    /// that it has besides, `introduce` adds to its environment, and `detach` drops what of the
+    /// master's must not live on.
     ///
     /// # Errors
     /// What fork(2) fails with.
@@ -78,8 +80,8 @@ impl Launch {
         command.env(VARIABLE, format!("{descriptor} {parent}"));
         command.env(VERSION_VARIABLE, format!("{parent} {VERSION}"));
         introduce(&mut command);
-        // As for a worker: no signal may reach the child while it still has the master's handlers, which are gone when
-        // it executes the program. What is blocked then stays blocked.
+        // As for a worker: no signal may reach the child while it still has the master's handlers,
+        // which are gone when it executes the program. What is blocked then stays blocked.
         let mut before = SigSet::empty();
         let all = SigSet::all();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
@@ -230,8 +232,8 @@ fn version_of(name: &str, version: Option<&str>) -> u32 {
         .unwrap_or(OLDEST_VERSION)
 }
 
-/// The socket of this name, if it is one whose other end that master has made. The name may have come from anywhere, and
-/// the number mean something that is none of this program's business.
+/// The socket of this name, if it is one whose other end that master has made. The name may have
+/// come from anywhere, and the number mean something that is none of this program's business.
 fn session_named(name: &str) -> Option<OwnedFd> {
     let (descriptor, parent) = name.split_once(' ')?;
     let parent: i32 = parent.parse().ok()?;

@@ -59,7 +59,7 @@ fn the_file_of_a_unix_socket_stays() {
     assert_eq!(takes_one(&listener), Some(Peer::Unix));
     drop(listener);
     assert!(path.exists());
-    // One of our own goes with its listener.
+    // The file of a socket that the server has bound is removed with its listener.
     fs::remove_file(&path).unwrap();
     drop(bind_all(&Address::Unix(path.clone()), 1).unwrap());
     assert!(!path.exists());
