@@ -111,15 +111,16 @@ fn new_workers_are_replaced_too() {
     lives::new_workers_are_replaced_too(&Reload);
 }
 
-/// A reload that is under way for as long as it is held: one of the new workers was stopped before it could say that it
-/// is ready.
+/// A reload that is under way for as long as it is held: one of the new workers was stopped before
+/// it could say that it is ready.
 struct Held {
     /// The workers that serve.
     old: Vec<Worker>,
     new: Pid,
 }
 
-/// Asks for reloads until one of them is held up. Who looks is often too late, and then waits for the end of that reload.
+/// Asks for reloads until one of them is held up. Who looks is often too late, and then waits for
+/// the end of that reload.
 #[track_caller]
 fn hold_up_a_reload(server: &mut Server, workers: usize) -> Held {
     let mut held = None;

@@ -1,5 +1,5 @@
-//! `kill -9` of the master of a server whose service manager keeps descriptors: what the next master finds, and what
-//! clients see of it.
+//! `kill -9` of the master of a server whose service manager keeps descriptors: what the next
+//! master finds, and what clients see of it.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -19,7 +19,8 @@ const CONNECTION: &str = "baton";
 const LISTENER: &str = "baton-listen-";
 const STATE: &str = "baton-state-";
 
-/// Where the version stands in the ledger, and how an entry begins there (`src/master/store/ledger.rs`).
+/// Where the version stands in the ledger, and how an entry begins there
+/// (`src/master/store/ledger.rs`).
 const VERSION_AT: u64 = 8;
 const ENTRY: usize = 128;
 const PARKED: u64 = 2;
@@ -33,7 +34,8 @@ fn count(manager: &Manager, beginning: &str) -> usize {
     named.count()
 }
 
-/// Waits until so many connections are stored, and nothing else but one listener and the state of one master.
+/// Waits until so many connections are stored, and nothing else but one listener and the state of
+/// one master.
 #[track_caller]
 fn wait_for_connections(manager: &Manager, connections: usize) {
     eventually(&format!("{connections} connections are stored"), || {

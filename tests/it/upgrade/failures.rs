@@ -90,7 +90,8 @@ fn replaceable(arguments: &[&str]) -> (Setup, PathBuf) {
     (setup.program(&program).expect("takeover failed"), program)
 }
 
-/// An upgrade to what `replace` puts in place of the program fails for this reason, and one to the program works.
+/// An upgrade to what `replace` puts in place of the program fails for this reason, and one to the
+/// program works.
 #[track_caller]
 fn fails(arguments: &[&str], replace: impl FnOnce(&Path), expected: &str, why: &str) {
     let (setup, program) = replaceable(&[&["demo", "-w", "2"], arguments].concat());
@@ -316,8 +317,8 @@ fn only_one_change_at_a_time() {
     assert!(new.wait(DEADLINE));
 }
 
-/// An upgrade of a server with this limit of its last turn; the new master, and a client that is still served by the
-/// old one.
+/// An upgrade of a server with this limit of its last turn; the new master, and a client that is
+/// still served by the old one.
 #[track_caller]
 fn upgrade_with_a_sleeper(server: &mut Server, milliseconds: u32) -> (Client, Watched) {
     let workers = server.workers(2);

@@ -1,4 +1,5 @@
-//! The new master in a takeover, with a test in the place of the old one: it gives up, says why, and touches nothing.
+//! The new master in a takeover, with a test in the place of the old one: it gives up, says why,
+//! and touches nothing.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;

@@ -1,4 +1,5 @@
-//! Where a master is found: the control socket and the pid file, before, through and after a change of masters.
+//! Where a master is found: the control socket and the pid file, before, through and after a change
+//! of masters.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,5 +1,5 @@
-//! The old master in a takeover, with a test in the place of the new one, that does everything wrong: the old one
-//! serves on.
+//! The old master in a takeover, with a test in the place of the new one, that does everything
+//! wrong: the old one serves on.
 
 use std::time::{Duration, Instant};
 

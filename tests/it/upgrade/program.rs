@@ -1,4 +1,5 @@
-//! Which program is started, and with what: arguments, directory, streams, log file, variables, descriptors.
+//! Which program is started, and with what: arguments, directory, streams, log file, variables,
+//! descriptors.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -59,7 +60,8 @@ fn it_is_started_as_the_old_one_was() {
             streams
         );
         let mut new = variables(now);
-        // They are there, because /proc shows what it was started with, and are taken out before the first worker starts.
+        // They are there, because /proc shows what it was started with, and are taken out before
+        // the first worker starts.
         assert!(new.remove("BATOND_TAKEOVER"));
         assert!(new.remove("BATOND_TAKEOVER_VERSION"));
         assert_eq!(new, kept);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::harness::client::Served;
 use crate::harness::{Client, Endpoint, Server, Setup, begin_sleep, eventually, process};
 
-/// Upgrades, and waits until the old master is gone: a worker of it may still have stayed with a client.
+/// Upgrades, and waits until the old master is gone: a worker of it may still have stayed with a
+/// client.
 #[track_caller]
 fn upgrade(server: &mut Server) {
     server.upgrade();
@@ -132,7 +133,8 @@ fn connections_count_for_their_clients() {
     });
 }
 
-// ---- another configuration ----------------------------------------------------------------------------------------------
+// ---- another configuration
+// ----------------------------------------------------------------------------------------------
 
 fn pool(name: &str, service: &str, sockets: &[&str]) -> String {
     let listen: Vec<_> = sockets
