@@ -1,8 +1,8 @@
-//! The ledger: what a master writes down of the connections that it has stored, for the master which
-//! comes after it if it is killed. Pure: words of memory, whosever they are.
+//! The ledger: what a master writes down of the connections that it has stored, for the master
+//! which comes after it if it is killed. Pure: words of memory, whosever they are.
 //!
-//! An entry is written with plain stores. SIGKILL can come between any two of them: while an entry is
-//! written, it says so, and one that says so is worth nothing.
+//! An entry is written with plain stores. SIGKILL can come between any two of them: while an entry
+//! is written, it says so, and one that says so is worth nothing.
 //!
 //! ```text
 //! header    48 words   magic, version, capacity, since, how many fields, their names
@@ -12,8 +12,8 @@
 //!
 //! The names make it readable for another version of the program: a field that the reader does not
 //! know is passed over, or makes it refuse the ledger if the name says that it must be known
-//! ([`REQUIRED`]); a field that is missing is zero. Version 1 had a header of 16 words, no names, and
-//! a fixed order without the client's address; it is still read.
+//! ([`REQUIRED`]); a field that is missing is zero. Version 1 had a header of 16 words, no names,
+//! and a fixed order without the client's address; it is still read.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::{Deref, Range};
@@ -42,8 +42,8 @@ const AT_SINCE: usize = 3;
 const AT_FIELDS: usize = 4;
 const AT_NAMES: usize = 5;
 
-/// What the fields of an entry are called, in the order in which this version writes them. The state
-/// has the same word in all versions.
+/// What the fields of an entry are called, in the order in which this version writes them. The
+/// state has the same word in all versions.
 const NAMES: [&[u8; 8]; FIELDS] = [
     b"state\0\0\0",
     b"cookie\0\0",

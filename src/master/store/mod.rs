@@ -1,16 +1,16 @@
-//! What the master leaves with the service manager, so that no client notices when it is killed: its
-//! listeners, the connections of those clients that stay for more than a turn, and the [`ledger`]
-//! with what has to be known of each.
+//! What the master leaves with the service manager, so that no client notices when it is killed:
+//! its listeners, the connections of those clients that stay for more than a turn, and the
+//! [`ledger`] with what has to be known of each.
 //!
-//! A connection is stored when it is parked after a turn; from then on, the ledger is kept up to date
-//! without a system call. A stored copy hides from the client that the master has closed its own:
-//! whatever is stored is shut down before it is closed (`Held`), in both directions. That is also how
-//! the manager knows that it is over: it drops what hangs up. So the end of a connection takes no
-//! message, and a lost message could leave nothing behind.
+//! A connection is stored when it is parked after a turn; from then on, the ledger is kept up to
+//! date without a system call. A stored copy hides from the client that the master has closed its
+//! own: whatever is stored is shut down before it is closed (`Held`), in both directions. That is
+//! also how the manager knows that it is over: it drops what hangs up. So the end of a connection
+//! takes no message, and a lost message could leave nothing behind.
 //!
-//! The *life line* is a pipe. The master and its workers have its writing end, and the manager keeps
-//! the reading end: when that is at its end, none of them is left, and nobody will touch a connection
-//! that was lent.
+//! The *life line* is a pipe. The master and its workers have its writing end, and the manager
+//! keeps the reading end: when that is at its end, none of them is left, and nobody will touch a
+//! connection that was lent.
 //!
 //! Without a manager that stores descriptors there is none of this, and no connection costs more.
 
@@ -189,8 +189,8 @@ impl Store {
         self.0.borrow_mut().relisted = true;
     }
 
-    /// From now on the manager listens to this master. With the instance of a master that has stored descriptors, what that
-    /// one has stored is this one's.
+    /// From now on the manager listens to this master. With the instance of a master that has
+    /// stored descriptors, what that one has stored is this one's.
     pub fn take_charge(&self, predecessor: Option<u64>) {
         let mut inner = self.0.borrow_mut();
         if inner.role == Role::Replacement {
@@ -212,8 +212,8 @@ impl Store {
         }
     }
 
-    /// Former masters' listeners have these names. If one of them was killed, the manager has them; else it has them
-    /// if that master has stored them.
+    /// Former masters' listeners have these names. If one of them was killed, the manager has them;
+    /// else it has them if that master has stored them.
     pub fn know_listeners(&self, names: BTreeSet<String>) {
         let mut inner = self.0.borrow_mut();
         match inner.role {
@@ -230,8 +230,8 @@ impl Store {
         inner.fresh.clear();
     }
 
-    /// The other master is gone without an end, and this one is in charge again. What that one had is ended: nobody knows
-    /// how it stands. The copies of what is still lent go with it.
+    /// The other master is gone without an end, and this one is in charge again. What that one had
+    /// is ended: nobody knows how it stands. The copies of what is still lent go with it.
     pub fn resume(&self) {
         let mut inner = self.0.borrow_mut();
         inner.role = Role::Active;
@@ -266,7 +266,7 @@ impl Inner {
 }
 
 impl Kept {
-    /// Whether the manager has it.
+    /// Whether the manager has the connection.
     #[must_use]
     pub fn is_stored(&self) -> bool {
         self.store.0.borrow().stored[self.place as usize]
@@ -294,8 +294,9 @@ impl Kept {
         self.store.0.borrow().ledger.enter(self.place, place);
     }
 
-    /// Another master has the connection from now on, and what is stored of it. If both are killed before that one has
-    /// noted it, what stands in this ledger is old: so it is to be held against what the kernel says.
+    /// Another master has the connection from now on, and what is stored of it. If both are killed
+    /// before that one has noted it, what stands in this ledger is old: so it is to be held against
+    /// what the kernel says.
     pub fn pass_on(self) {
         self.enter(Place::Lent);
         std::mem::forget(self);

@@ -1,9 +1,10 @@
 //! What the things are called that a master leaves with the service manager. Pure.
 //!
-//! A listener is called by its address, so that its name is the same whichever master has it. What a master notes has a
-//! random number in its name, the master's *instance*. All connections have the same name, and a short one: the manager
-//! passes all names in one variable, and the kernel starts no program with one of more than 128 KiB (execve(2)). Which
-//! is which, the kernel says: each socket has a number of its own for as long as the machine runs, its *cookie*.
+//! A listener is called by its address, so that its name is the same whichever master has it. What
+//! a master notes has a random number in its name, the master's *instance*. All connections have
+//! the same name, and a short one: the manager passes all names in one variable, and the kernel
+//! starts no program with one of more than 128 KiB (execve(2)). Which is which, the kernel says:
+//! each socket has a number of its own for as long as the machine runs, its *cookie*.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
@@ -14,7 +15,8 @@ const STATE: &str = "baton-state-";
 /// The name of each connection.
 pub const CONNECTION: &str = "baton";
 
-/// How many connections can be stored at the most, for the sake of that variable; listeners need some room too.
+/// How many connections can be stored at the most, for the sake of that variable; listeners need
+/// some room too.
 pub const MOST: usize = 110 * 1024 / (CONNECTION.len() + 1);
 
 /// What may not be in a name, or means something in it.
@@ -31,7 +33,8 @@ pub enum Meaning {
     Connection,
 }
 
-/// The name of a listener; nothing when its address does not fit into one, or when it is the manager's own.
+/// The name of a listener; nothing when its address does not fit into one, or when it is the
+/// manager's own.
 #[must_use]
 pub fn of_listener(asked: &Address) -> Option<String> {
     if matches!(asked, Address::Inherited(_)) {

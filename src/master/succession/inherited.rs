@@ -30,8 +30,9 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes it out of the environment. The master from which to take over is the one that has started this program
-    /// (SIGUSR2), or else the one behind the control socket. To be called once, before there are threads.
+    /// Takes what was left for this process out of its environment. The master from which to take over is the one that has
+    /// started this program (SIGUSR2), or else the one behind the control socket. To be called
+    /// once, before there are threads.
     ///
     /// # Errors
     /// When what systemd says makes no sense, or the old master refuses or is gone.
@@ -63,8 +64,8 @@ impl Inherited {
         })
     }
 
-    /// Makes sure that there are listeners for an address: the old master's, or what systemd has passed for it, or new
-    /// ones. Port 0 may have been wanted so many times `before`.
+    /// Makes sure that there are listeners for an address: the old master's, or what systemd has
+    /// passed for it, or new ones. Port 0 may have been wanted so many times `before`.
     ///
     /// # Errors
     /// When it can't be bound, or what was passed is no listener.
@@ -88,7 +89,7 @@ impl Inherited {
         Ok(())
     }
 
-    /// The numbers of its descriptors, which are the master's alone.
+    /// The numbers of all these descriptors, which no worker may have.
     #[must_use]
     pub fn descriptors(&self) -> Vec<RawFd> {
         let listeners = self.listeners.iter().map(AsFd::as_fd);
@@ -101,7 +102,7 @@ impl Inherited {
         all.map(|fd| fd.as_raw_fd()).collect()
     }
 
-    /// Closes what was passed and is for nothing.
+    /// Closes the passed descriptors that nothing uses.
     pub fn close_unused(&mut self) {
         for one in self.passed.drain(..) {
             let name = one.name;
@@ -110,7 +111,7 @@ impl Inherited {
     }
 }
 
-/// Whether what was passed is the very socket that would be bound.
+/// Whether the passed descriptor is a socket that is bound to this very address.
 fn is_bound_to(one: &Passed, address: &Address) -> bool {
     let Ok(copy) = one.fd.try_clone() else {
         return false;

@@ -1,9 +1,10 @@
 //! What the old master and the new one say to each other. Pure.
 //!
-//! A message is one SEQPACKET datagram: a header line in ASCII and, behind it, the bytes that came along with a
-//! connection. The first message of the new master names the version of all that follows; the old one refuses what it
-//! does not know. Texts that may hold anything (names, addresses) are percent-encoded.
-//! Version 1 differs in the form of a connection only ([`snapshot`](crate::master::snapshot)).
+//! A message is one SEQPACKET datagram: a header line in ASCII and, behind it, the bytes that came
+//! along with a connection. The first message of the new master names the version of all that
+//! follows; the old one refuses what it does not know. Texts that may hold anything (names,
+//! addresses) are percent-encoded. Version 1 differs in the form of a connection only
+//! ([`snapshot`](crate::master::snapshot)).
 //!
 //! ```text
 //! new: TAKEOVER 2                     old: REFUSED reason, or
@@ -42,7 +43,7 @@ pub enum FromNew {
     Ready(Vec<String>),
     /// It has received so many connections.
     Confirm(u64),
-    /// It serves.
+    /// It serves from now on.
     Done,
     /// Its control socket and its pid file are in their places.
     Settled,
@@ -53,7 +54,7 @@ pub enum FromNew {
 /// What the old master says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromOld<'a> {
-    /// It does not give anything away.
+    /// It hands nothing over, and this is why.
     Refused(String),
     /// The listener of an address, as the configuration has it. Its descriptor comes along.
     Listener {
@@ -62,7 +63,7 @@ pub enum FromOld<'a> {
         /// The master that bound it has made the file of its Unix socket.
         has_file: bool,
     },
-    /// That were all listeners.
+    /// All listeners were sent.
     Offer,
     /// A connection of the pool of this name. Its descriptor comes along.
     Connection(String, Snapshot<'a>),
@@ -70,14 +71,14 @@ pub enum FromOld<'a> {
     All(u64),
     /// The new master is in charge, when it has said so.
     Go,
-    /// The manager that started the server listens to the new master from now on. The old one had stored descriptors
-    /// there, with this number in their names.
+    /// The manager that started the server listens to the new master from now on. The old one had
+    /// stored descriptors there, with this number in their names.
     Store(u64),
     /// The old master has nothing left.
     End,
 }
 
-/// The header and what follows it.
+/// The header line of a message, and the bytes behind it.
 fn split(bytes: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let end = end.ok_or(Malformed)?;
@@ -86,7 +87,7 @@ fn split(bytes: &[u8]) -> Result<(&str, &[u8]), Malformed> {
 }
 
 impl FromNew {
-    /// As it is sent.
+    /// The message as it is sent.
     #[must_use]
     pub fn header(&self) -> String {
         match self {
@@ -106,7 +107,7 @@ impl FromNew {
         }
     }
 
-    /// As it was received.
+    /// The message that was received.
     ///
     /// # Errors
     /// [`Malformed`] for anything else.
@@ -132,7 +133,7 @@ impl FromNew {
 }
 
 impl<'a> FromOld<'a> {
-    /// As it is sent, but for the carry.
+    /// The message as it is sent, without the carry.
     #[must_use]
     pub fn header(&self, version: u32) -> String {
         match self {
@@ -147,12 +148,12 @@ impl<'a> FromOld<'a> {
             }
             Self::All(count) => format!("ALL {count}\n"),
             Self::Go => "GO\n".to_owned(),
-            Self::Store(mark) => format!("STORE {mark}\n"),
+            Self::Store(instance) => format!("STORE {instance}\n"),
             Self::End => "END\n".to_owned(),
         }
     }
 
-    /// As it was received.
+    /// The message that was received.
     ///
     /// # Errors
     /// [`Malformed`] for anything else.

@@ -20,7 +20,8 @@ use crate::master::time::Time;
 /// What the log calls the other master.
 pub const NEW: &str = "the new master";
 
-/// How much longer the old master waits than the new one may take: that gives up first, and says why.
+/// How much longer the old master waits than the new one may take: that gives up first, and says
+/// why.
 const MARGIN: Duration = Duration::from_secs(5);
 
 /// A takeover from this master that is under way.
@@ -46,16 +47,16 @@ enum Stage {
     Hello,
     /// It starts its workers.
     Starting,
-    /// It has closed its end, and is this one's child: how it ends will be known at once.
+    /// It has closed its end, and is a child of this master: its exit status will be there at once.
     Gone,
-    /// It is in charge, and gets the rest as it comes.
+    /// It is in charge, and gets the other connections as their turns end.
     Replaced,
 }
 
 /// What is to become of a takeover.
 #[derive(Debug)]
 pub enum Step {
-    /// It goes on.
+    /// The takeover goes on.
     GoOn,
     /// The new master has failed, and this is why: this one is in charge, as it was.
     Fail(String),
@@ -64,8 +65,8 @@ pub enum Step {
 }
 
 impl TakeoverServer {
-    /// A new master is about to take over, and speaks through this session. `child` is its process, if
-    /// this one has started it.
+    /// A new master is about to take over, and speaks through this session. `child` is its process,
+    /// if this one has started it.
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
@@ -75,8 +76,8 @@ impl TakeoverServer {
         pools: &Pools<'_>,
         now: Time,
     ) -> Result<Self, (io::Error, Option<Child>)> {
-        // A program has to start first. One that is there already has something to say, or blocks the
-        // way for others.
+        // A program has to start first. One that is there already has something to say, or blocks
+        // the way for others.
         let patience = match child {
             Some(_) => start_limit(pools),
             None => PATIENCE,
@@ -315,8 +316,8 @@ impl TakeoverServer {
         }
     }
 
-    /// The new master has failed: this one is in charge, as it was, or stops if it is not `serving`.
-    /// The process of the new one is returned, if this one has started it.
+    /// The new master has failed: this one is in charge, as it was, or stops if it is not
+    /// `serving`. The process of the new one is returned, if this one has started it.
     pub fn fail(
         self,
         why: &str,

@@ -76,7 +76,7 @@ impl Recovered {
         (recovered, listeners)
     }
 
-    /// Nothing but the listeners that a master which lives has offered.
+    /// Nothing but the listeners that a living master has offered.
     pub fn offered(listeners: &[Listener]) -> Self {
         Self {
             listeners: listeners.iter().filter_map(name_of).collect(),
@@ -84,14 +84,14 @@ impl Recovered {
         }
     }
 
-    /// Its descriptors.
+    /// The descriptors of the states and of the connections.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let states = self.states.values().flatten();
         states.chain(&self.connections).map(AsFd::as_fd)
     }
 
-    /// Takes over from a master that was killed. What it had lent is returned, to be settled when its
-    /// workers have ended.
+    /// Takes over from a master that was killed. What it had lent is returned, to be settled when
+    /// its workers have ended.
     pub fn adopt(self, pools: &mut Pools<'_>, now: Time) -> Option<UnsettledTurns> {
         let store = pools.store().cloned()?;
         let kept = self.listeners.difference(&self.useless);

@@ -122,8 +122,8 @@ impl Session {
     /// What the new master says.
     ///
     /// # Errors
-    /// What recvmsg(2) fails with; `TimedOut` when it is silent for too long, `UnexpectedEof` when it is gone, and
-    /// `InvalidData`.
+    /// What recvmsg(2) fails with; `TimedOut` when it is silent for too long, `UnexpectedEof` when
+    /// it is gone, and `InvalidData`.
     pub fn recv_from_new(&self, buffer: &mut Buffer) -> io::Result<FromNew> {
         let (length, _) = self.receive(buffer, 0, Wait::Block)?;
         FromNew::parse(&buffer.0[..length]).map_err(strange)
