@@ -56,7 +56,7 @@ fn a_retiring_worker_finishes_its_turn_and_keeps_no_connection() {
 #[test]
 fn the_last_worker_stays() {
     let server = Setup::new(&["demo", "-w", "2"])
-        .expect("the last worker stays")
+        .expect("this is the last worker")
         .start();
     server.workers(2);
     for _ in 0..3 {

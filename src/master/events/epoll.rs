@@ -1,4 +1,5 @@
-//! The master's epoll set: the only calls of epoll(7), and what every entry of the set is for.
+//! The master's epoll set, with the only calls of epoll(7). Each entry has a [`Token`] that says
+//! what it is for.
 //!
 //! Closing a descriptor does not end the watching while another process has the same open file
 //! description (epoll(7)). The master shares every connection with a worker or with a service
@@ -16,16 +17,16 @@ use super::token::{MasterEvent, PoolEvent, Token};
 
 pub use rustix::event::epoll::EventFlags;
 
-/// How many events are taken out of the set at a time.
+/// The most events that one wait returns.
 const BATCH: usize = 256;
 
-/// The set. All clones are the same one.
+/// An epoll set. All clones refer to the same one.
 #[derive(Debug, Clone)]
 pub struct Epoll {
     set: Rc<OwnedFd>,
 }
 
-/// The part of the set that is one pool's.
+/// The epoll set as one pool sees it: its entries carry the pool's place.
 #[derive(Debug, Clone)]
 pub struct PoolEpoll {
     epoll: Epoll,
@@ -42,7 +43,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Takes the events out, each with what it is for.
+    /// Takes the events out, each with its token.
     pub fn drain(&mut self) -> impl Iterator<Item = (Token, EventFlags)> {
         let events = self.0.drain(..);
         events.map(|event| (Token::decode(event.data.u64()), event.flags))
@@ -59,7 +60,7 @@ impl Epoll {
         Ok(Self { set })
     }
 
-    /// The part for the pool at this place of the master's table.
+    /// The set as the pool at this place of the master's table sees it.
     #[must_use]
     pub fn of_pool(&self, pool: u8) -> PoolEpoll {
         let epoll = self.clone();
@@ -74,13 +75,13 @@ impl Epoll {
         self.insert(fd, Token::Master(event), flags)
     }
 
-    /// Ends the watching. A descriptor that is not watched is left as it is.
+    /// Stops watching a descriptor. Does nothing if the descriptor is not watched.
     pub fn remove(&self, fd: impl AsFd) {
-        // ENOENT: it is not in the set. Nothing else can fail with a descriptor that is open.
+        // ENOENT: the descriptor is not in the set. No other error is possible with an open one.
         let _ = epoll::delete(&*self.set, fd);
     }
 
-    /// Waits until something happens, or for as long as `timeout` says; `None` is for ever.
+    /// Waits for an event, for `timeout` at most; `None` waits for ever.
     ///
     /// # Errors
     /// What epoll_wait(2) fails with. A signal that interrupts it is no error.
@@ -126,7 +127,7 @@ impl PoolEpoll {
         Ok(epoll::modify(&*self.epoll.set, fd, data, flags)?)
     }
 
-    /// Ends the watching, as [`Epoll::remove`] does.
+    /// Stops watching a descriptor, as [`Epoll::remove`] does.
     pub fn remove(&self, fd: impl AsFd) {
         self.epoll.remove(fd);
     }

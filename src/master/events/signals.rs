@@ -13,25 +13,26 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 /// What a signal asks of the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// SIGTERM, SIGINT: finish the turns, answer what is ready, then exit. A second SIGINT means at once.
+    /// SIGTERM, SIGINT: finish the turns, answer what is ready, then exit. A second SIGINT means at
+    /// once.
     Stop { interrupt: bool },
     /// SIGQUIT: exit at once.
     Quit,
-    /// SIGCHLD: a worker has ended.
+    /// SIGCHLD: a child has ended, was stopped or was continued.
     Reap,
-    /// SIGHUP: read the configuration anew, and let new workers take over.
+    /// SIGHUP: read the configuration again, and let new workers take over.
     Reload,
-    /// SIGUSR1: open the log file anew.
+    /// SIGUSR1: open the log file again.
     Reopen,
-    /// SIGUSR2: start the program anew, to take over from this one.
+    /// SIGUSR2: start the program again, which takes over from this master.
     Upgrade,
-    /// SIGTTIN: one worker more.
+    /// SIGTTIN: add one worker to each pool.
     Grow,
-    /// SIGTTOU: one worker less.
+    /// SIGTTOU: remove one worker from each pool.
     Shrink,
 }
 
-/// The signals that have come, and a descriptor that is readable when there are some.
+/// The signals that have arrived, and a descriptor that is readable when there are any.
 #[derive(Debug)]
 pub struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
@@ -52,7 +53,7 @@ impl Signals {
         Ok(Self { delivery })
     }
 
-    /// What has come since the last call, each request once.
+    /// The requests since the last call, each kind once.
     pub fn requests(&mut self) -> Vec<Request> {
         let request = |signal| match signal {
             SIGTERM => Some(Request::Stop { interrupt: false }),

@@ -1,9 +1,10 @@
-//! What an entry of the master's epoll set is for, as the 64 bits that the kernel keeps with it.
+//! What an entry of the master's epoll set is for, encoded as the 64 bits of data that the kernel
+//! keeps with it.
 
 use crate::master::dispatch::WorkerId;
 use crate::master::dispatch::table::ConnectionId;
 
-/// Whose event it is, and what has happened.
+/// The receiver of an event, and what has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
     /// An event of the pool at this place of the master's table.
@@ -15,37 +16,37 @@ pub enum Token {
 /// What can happen to a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolEvent {
-    /// The client of a connection has sent something, has taken something, or has gone.
+    /// The client of a connection has sent something, taken something, or gone.
     Connection(ConnectionId),
-    /// A worker has something to say: it has rung its doorbell, or a worker without a scoreboard
-    /// has sent a message.
+    /// A worker has something to report: it has rung its doorbell, or it has no scoreboard and has
+    /// sent a message.
     Worker(WorkerId),
-    /// Somebody wants to connect to the listener at this place.
+    /// A client waits in the backlog of the listener at this place.
     Listener(usize),
 }
 
 /// What can happen to the master itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MasterEvent {
-    /// A signal has come.
+    /// A signal has arrived.
     Signals,
-    /// Somebody asks at the control socket.
+    /// A process has connected to the control socket.
     Control,
-    /// The master to which this one hands over has said something.
+    /// The master to which this one hands over has sent a message.
     NewMaster,
-    /// The master from which this one has taken over has said something.
+    /// The master from which this one has taken over has sent a message.
     OldMaster,
     /// The last worker of a master that was killed has ended.
     LifeLine,
 }
 
-// The 64 bits: a kind, a pool, and then an index or a name. A name is a serial number of 28 bits and
-// an index, for which 24 bits are left: there can't be more connections than that.
+// The 64 bits: a kind, a pool, and then an index or a name. A name is a serial number of 28 bits
+// and an index, for which 24 bits are left: there can't be more connections than that.
 const KIND_SHIFT: u32 = 60;
 const POOL_SHIFT: u32 = 52;
 const SERIAL_SHIFT: u32 = 24;
 
-/// How many connections a pool can have.
+/// The most connections that a pool can have.
 pub const MAX_CONNECTIONS: usize = 1 << SERIAL_SHIFT;
 
 const CONNECTION: u64 = 0;
@@ -74,7 +75,7 @@ impl Token {
         kind << KIND_SHIFT | u64::from(pool) << POOL_SHIFT | rest
     }
 
-    /// The token that was encoded so.
+    /// The token that [`encode`](Self::encode) made these bits of.
     #[must_use]
     pub fn decode(data: u64) -> Self {
         let pool = (data >> POOL_SHIFT) as u8;

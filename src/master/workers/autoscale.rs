@@ -1,32 +1,35 @@
-//! How many workers a pool has, by demand: more while too few are idle, fewer while too many are. Pure.
+//! How many workers a pool has, by demand: more while too few are idle, fewer while too many are.
+//! Pure.
 //!
-//! What keeps it from swinging: more are started than are missing only if connections wait, workers that are starting
-//! count as if they were idle, and nobody is retired before there have been too many for a while.
+//! What keeps it from swinging: more are started than are missing only if connections wait, workers
+//! that are starting count as if they were idle, and nobody is retired before there have been too
+//! many for a while.
 
 use std::time::Duration;
 
 use crate::config::Settings;
 use crate::master::time::Time;
 
-/// How long it is from one look to the next, unless there is a hurry.
+/// The time between two looks, unless there is a hurry.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a connection must have waited before there is a hurry: every queue is that of a moment first.
+/// How long a connection must have waited before there is a hurry, because most queues last for a
+/// moment only.
 const HURRY: Duration = Duration::from_millis(10);
 
-/// How long there must have been too many idle workers before the first of them is retired.
+/// How long there must have been too many idle workers before the first one is retired.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// How many workers are started at a time, at most.
+/// The most workers that are started at one look.
 const FASTEST: usize = 16;
 
-/// How many more than `min_spare` may be idle, unless `max_spare` says.
+/// How many workers more than `min_spare` may be idle, if `max_spare` is not set.
 const LEEWAY: usize = 3;
 
-/// By how much demand may multiply the workers, unless `max_workers` says.
+/// How many times as many workers demand may start, if `max_workers` is not set.
 const MULTIPLE: usize = 4;
 
-/// Within what the size may change.
+/// The bounds of a pool's size, and of its idle workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// The fewest workers.
@@ -37,39 +40,39 @@ pub struct Bounds {
     max_spare: usize,
 }
 
-/// What there is.
+/// What the pool has, and what waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// How many workers are wanted.
     pub size: usize,
-    /// How many of them do not serve yet.
+    /// How many of the wanted workers do not serve yet.
     pub starting: usize,
-    /// How many have nothing to do.
+    /// How many workers have nothing to do.
     pub idle: usize,
     /// How many connections wait for a worker.
     pub waiting: usize,
-    /// Since when the first of them does.
+    /// Since when the first of these connections waits.
     pub since: Option<Time>,
 }
 
-/// What is to be done.
+/// The change of size that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
     /// Nothing.
     None,
-    /// So many workers more.
+    /// Start this many workers.
     Grow(usize),
-    /// One worker less, that is idle.
+    /// Retire one idle worker.
     Shrink,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Autoscale {
-    /// How many are started the next time, if that many are missing.
+    /// How many workers the next look starts, if that many are missing.
     rate: usize,
     last: Time,
-    /// Since when there have been too many.
+    /// Since when too many workers have been idle.
     surplus: Option<Time>,
 }
 
@@ -108,7 +111,8 @@ impl Bounds {
         demand.size < self.most && demand.idle + demand.starting < self.min_spare
     }
 
-    /// When there is a hurry: nobody is idle or about to be, and a connection has waited for too long.
+    /// When there is a hurry: nobody is idle or about to be, and a connection has waited for too
+    /// long.
     fn hurry(&self, demand: Demand) -> Option<Time> {
         let none = demand.idle + demand.starting == 0 && demand.size < self.most;
         Some(demand.since.filter(|_| none)?.after(HURRY))
@@ -120,7 +124,8 @@ impl Bounds {
 }
 
 impl Autoscale {
-    /// Looks whether the size is to change. To be called as often as convenient: it has its own time.
+    /// Decides whether the size should change. It keeps its own interval, so it may be called as
+    /// often as the caller likes.
     #[must_use]
     pub fn look(&mut self, bounds: &Bounds, demand: Demand, now: Time) -> Resize {
         let short = bounds.is_short(demand);
@@ -152,7 +157,7 @@ impl Autoscale {
         }
     }
 
-    /// When to look again if nothing happens; `None` when there is nothing to look for.
+    /// The time of the next look if nothing happens; `None` when nothing can become due.
     #[must_use]
     pub fn next(&self, bounds: &Bounds, demand: Demand) -> Option<Time> {
         let settled = self.rate == 1 && self.surplus.is_none();

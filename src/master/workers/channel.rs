@@ -1,9 +1,10 @@
-//! How the master speaks to one worker: messages over its socketpair, and reports on its scoreboard.
+//! How the master speaks to one worker: messages over its socketpair, and reports on its
+//! scoreboard.
 //!
-//! A worker may do without a scoreboard. Then all of its reports are messages, and the master watches
-//! the socketpair. A worker that has one rings its doorbell instead, for messages too: an epoll set
-//! on the sending side would be called for each message that the worker takes, because that makes
-//! room to send (unix_write_space in the kernel), and its lock is one that all share.
+//! A worker may do without a scoreboard. Then all of its reports are messages, and the master
+//! watches the socketpair. A worker that has one rings its doorbell instead, for messages too: an
+//! epoll set on the sending side would be called for each message that the worker takes, because
+//! that makes room to send (unix_write_space in the kernel), and its lock is one that all share.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -24,26 +25,26 @@ pub struct Channel {
     sent: u64,
 }
 
-/// What a worker says.
+/// What a worker reports.
 #[derive(Debug)]
 pub enum Said<'a> {
-    /// It can serve.
+    /// The worker can serve.
     Ready,
     /// A turn is over. What stood on the board says more than a message does.
     Turn(Report<'a>, Option<Entry>),
 }
 
-/// Why a worker can't be understood.
+/// Why a worker's report or message cannot be used.
 #[derive(Debug)]
 pub enum Fault {
-    /// It says what no honest worker says.
+    /// The worker has sent what no honest worker sends.
     Protocol(String),
     /// The socketpair fails.
     System(io::Error),
 }
 
 impl Channel {
-    /// A channel over a worker's socketpair, with the memory that both share, if they do.
+    /// A channel over a worker's socketpair, with the scoreboard that both share, if there is one.
     #[must_use]
     pub fn new(end: MasterEnd, board: Option<Scoreboard>) -> Self {
         Self {
@@ -66,7 +67,7 @@ impl Channel {
         }
     }
 
-    /// Listens no more: a rogue may ring without end.
+    /// Stops listening, because a rogue worker may ring without end.
     pub fn unwatch(&self, epoll: &PoolEpoll) {
         match &self.board {
             Some(board) => epoll.remove(board.doorbell()),
@@ -74,7 +75,7 @@ impl Channel {
         }
     }
 
-    // ---- to the worker ----------------------------------------------------------------------------
+    // ---- to the worker --------------------------------------------------------------------------
 
     /// Lends a connection, without sleeping. `may_stay` says that the worker may wait on it for the
     /// next request when the turn is over, because nobody else waits for a worker.
@@ -95,7 +96,7 @@ impl Channel {
         Ok(lent)
     }
 
-    /// Takes back the connection that lies longest in the inbox: its name, if there is one.
+    /// Takes back the connection that has been in the inbox for longest, and returns its name.
     ///
     /// # Errors
     /// What recv(2) fails with.
@@ -144,7 +145,7 @@ impl Channel {
         }
     }
 
-    // ---- from the worker --------------------------------------------------------------------------
+    // ---- from the worker ------------------------------------------------------------------------
 
     /// The next report on the board. This costs no system call.
     ///
@@ -167,7 +168,8 @@ impl Channel {
     /// The next message.
     ///
     /// # Errors
-    /// [`Fault::Protocol`] for a message that no honest worker sends, and what recvmsg(2) fails with.
+    /// [`Fault::Protocol`] for a message that no honest worker sends, and what recvmsg(2) fails
+    /// with.
     pub fn next_message<'b>(
         &self,
         buffer: &'b mut MessageBuffer,
@@ -183,8 +185,8 @@ impl Channel {
         }
     }
 
-    /// How many connections lie in the inbox: sent, and neither taken up nor taken back. `None` when
-    /// that can't be known without asking the kernel.
+    /// How many connections lie in the inbox: sent, and neither taken up nor taken back. `None`
+    /// when that can't be known without asking the kernel.
     #[must_use]
     pub fn inbox_length(&self) -> Option<u64> {
         let board = self.board.as_ref()?;

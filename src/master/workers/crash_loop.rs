@@ -1,25 +1,26 @@
-//! Workers that die at their start, one after the other: whether that is a loop, and when it is over. Pure.
+//! Workers that die at their start, one after another: whether that is a loop, and when the loop is
+//! over. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::master::time::Time;
 
-/// So many early deaths within so long are a loop.
+/// This many early deaths within [`WITHIN`] are a loop.
 const MANY: usize = 5;
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// The early deaths of one pool. They are counted together, for what is wrong with one worker is most often wrong with
-/// all.
+/// The early deaths in one pool. All slots are counted together, because what is wrong with one
+/// worker is usually wrong with all of them.
 #[derive(Debug, Default)]
 pub struct CrashLoop {
-    /// The last of them, at most [`MANY`].
+    /// The times of the last deaths, at most [`MANY`].
     recent: VecDeque<Time>,
     looping: bool,
 }
 
 impl CrashLoop {
-    /// A worker has died early. True when that is what makes it a loop.
+    /// Counts an early death. True when this death makes it a loop.
     #[must_use]
     pub fn count(&mut self, now: Time) -> bool {
         if self.recent.len() == MANY {
@@ -37,7 +38,8 @@ impl CrashLoop {
         self.looping
     }
 
-    /// A worker has outlived its start that was born at this time. True when that ends the loop: none has died since.
+    /// A worker that was started at `born` has outlived its start. True when that ends the loop,
+    /// because no worker has died since then.
     #[must_use]
     pub fn outlived(&mut self, born: Time) -> bool {
         let over = self.looping && self.recent.back().is_none_or(|last| *last <= born);

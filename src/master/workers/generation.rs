@@ -1,5 +1,5 @@
-//! The generation of workers that is to follow the one that serves: what it is to be, and whether it
-//! can be.
+//! The generation of workers that should replace the one that serves: its plan, and whether it is
+//! ready or has failed.
 
 use super::slots::Slots;
 use crate::master::plan::Plan;
@@ -7,17 +7,17 @@ use crate::master::time::Time;
 
 /// A generation that does not serve yet.
 pub struct Incoming<'a> {
-    /// The slots that its workers are started in.
+    /// The slots for which its workers are started.
     pub slots: Slots,
     plan: Plan<'a>,
-    /// When it is given up.
+    /// The time at which the generation is given up.
     until: Time,
-    /// Why it can't be.
+    /// Why the generation never comes to serve.
     failure: Option<String>,
 }
 
 impl<'a> Incoming<'a> {
-    /// A generation that has as long to become ready as the plan says.
+    /// A generation that has the plan's start timeout to become ready.
     #[must_use]
     pub fn new(slots: Slots, plan: Plan<'a>, now: Time) -> Self {
         Self {
@@ -28,22 +28,22 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    /// What the pool is to be.
+    /// The plan by which the pool serves once this generation has taken over.
     #[must_use]
     pub fn plan(&self) -> &Plan<'a> {
         &self.plan
     }
 
-    /// One of its workers has ended, so nothing comes of the others.
+    /// One of its workers has ended, so the others never come to serve.
     pub fn fail(&mut self, worker: &str, how: &str) {
         let failure = format!("a new worker ({worker}) {how} before all were ready");
         self.failure.get_or_insert(failure);
     }
 
-    /// Whether the pool can go over to it, if this many of its workers are ready.
+    /// Whether the pool can go over to this generation, if this many of its workers are ready.
     ///
     /// # Errors
-    /// Why it never can: one of its workers has died, or was not ready in time.
+    /// Why the pool never can: a worker of the generation has died, or was not ready in time.
     pub fn is_ready(&self, ready: usize, now: Time) -> Result<bool, String> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
@@ -59,8 +59,8 @@ impl<'a> Incoming<'a> {
         Ok(whole)
     }
 
-    /// When it is given up, if not all of its workers are ready. A generation that is ready waits for
-    /// those of other pools, which may have more time.
+    /// The time at which the generation is given up, unless all of its workers are ready: then it
+    /// waits for those of other pools, which may have more time.
     #[must_use]
     pub fn due(&self, ready: usize) -> Option<Time> {
         (ready < self.slots.size()).then_some(self.until)

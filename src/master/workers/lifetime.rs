@@ -1,4 +1,4 @@
-//! How long a worker is to live: until it has served, aged or grown enough. Pure.
+//! How long a worker lives: until it has served, aged or grown enough. Pure.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,17 +19,17 @@ pub struct Lifetime {
 /// Why another worker is to take a worker's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// It has served so many turns.
+    /// The worker has served this many turns.
     Turns(u64),
-    /// It has lived for so long.
+    /// The worker has lived for this long.
     Age(Duration),
-    /// It has so many bytes of memory.
+    /// The worker has this many bytes of memory.
     Memory(u64),
 }
 
 impl Lifetime {
-    /// The life of a worker that is born now. Two workers with the same settings and different seeds do not come to
-    /// their ends at the same time.
+    /// The life of a worker that starts now. Each seed gives other limits, so that workers with the
+    /// same settings are not all replaced at the same time.
     #[must_use]
     pub fn new(settings: &Settings, seed: u64, born: Time) -> Self {
         let age = settings.max_lifetime.map(|limit| {
@@ -44,14 +44,14 @@ impl Lifetime {
         }
     }
 
-    /// Whether the last `more` of these turns were those that made them enough.
+    /// Whether the limit was reached by the last `more` of these turns.
     #[must_use]
     pub fn is_served_by(&self, turns: u64, more: u64) -> bool {
         self.turns
             .is_some_and(|limit| turns >= limit && turns - more < limit)
     }
 
-    /// Why it is over, if it is.
+    /// Why the life is over, if it is.
     #[must_use]
     pub fn over(&self, turns: u64, memory: u64, now: Time) -> Option<Reason> {
         let age = now.since(self.born);
@@ -66,13 +66,13 @@ impl Lifetime {
         }
     }
 
-    /// When it is over if nothing happens.
+    /// The time at which the age limit is reached, if there is one.
     #[must_use]
     pub fn end(&self) -> Option<Time> {
         self.age.map(|age| self.born.after(age))
     }
 
-    /// Whether its memory is bounded.
+    /// Whether memory is one of the limits.
     #[must_use]
     pub fn is_measured(&self) -> bool {
         self.memory.is_some()
@@ -89,7 +89,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The limit, give or take up to a tenth; at least one.
+/// The limit, plus or minus up to a tenth; at least one.
 fn jittered(limit: u64, seed: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     seed.hash(&mut hasher);

@@ -1,11 +1,11 @@
-//! How much memory a process has.
+//! The memory of a process, as the kernel counts it.
 
 use std::fs;
 
 use nix::unistd::Pid;
 
-/// The resident memory of a process in bytes (RSS, proc_pid_statm(5)), what it shares with others included; `None` when
-/// that can't be known now.
+/// The resident memory of a process in bytes (RSS, proc_pid_statm(5)), shared memory included;
+/// `None` when /proc does not say.
 #[must_use]
 pub fn resident(pid: Pid) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;

@@ -1,4 +1,5 @@
-//! The worker processes of a pool: which there are to be, which there are, and how each is spoken to.
+//! The worker processes of a pool: which are wanted, which exist, and how the master speaks to
+//! each.
 
 pub mod autoscale;
 pub mod channel;

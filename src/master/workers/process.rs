@@ -1,4 +1,4 @@
-//! One worker process: how far it has come, and what is known of it.
+//! One worker process: the stage of its life, and what the master knows about it.
 
 use std::fmt;
 use std::io;
@@ -15,58 +15,57 @@ use crate::master::events::epoll::PoolEpoll;
 use crate::master::plan::MAIN;
 use crate::master::time::Time;
 
-/// A worker that lives for less than this, and dies of its first connection or before it is ready,
-/// has died early: its successor waits. One that has served others is no sign of a service that can't
-/// work, whatever has killed it.
+/// The age under which a death is an early one, unless the worker has served more than one
+/// connection. The successor of a worker that died early waits. A worker that has served clients is
+/// no sign of a service that cannot work, whatever has killed it.
 pub const YOUNG: Duration = Duration::from_secs(1);
 
-/// How far a worker process has come. It goes from the top to the bottom.
+/// The stage of a worker's life. A worker goes from the top to the bottom, and never back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Not ready yet: it has until its start timeout.
+    /// Not ready yet. It has its start timeout to become ready.
     Starting,
-    /// Lent connections.
+    /// It is lent connections.
     Serving,
-    /// Lent nothing more; it finishes what it has.
+    /// It is lent nothing more, and finishes the turns that it has.
     Draining,
     /// Asked to exit, or killed on purpose.
     Exiting,
-    /// Ended, or killed because it broke the protocol: what it says no longer counts.
+    /// It has ended, or was killed because it broke the protocol: what it says no longer counts.
     Dead,
 }
 
 /// What the end of a process means for its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Departure {
-    /// Nobody is wanted in the slot, or somebody else is there already.
+    /// No worker is wanted in the slot, or another one is there already.
     Unwanted,
-    /// It was asked to go: another one follows at once.
+    /// The worker was asked to go: another one follows at once.
     Expected,
-    /// It died: another one follows at once.
+    /// The worker died: another one follows at once.
     Sudden,
-    /// It died at its start: another one follows after a delay.
+    /// The worker died at its start: another one follows after a delay.
     Early,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Process {
-    /// The pool to which it belongs, for the log.
+    /// The name of its pool, for the log.
     pool: Rc<str>,
-    /// Its slot, of the generation to which it belongs.
     slot: SlotId,
     worker: WorkerId,
     /// The process as the kernel knows it, with the signals that are due.
     pub child: Child,
-    /// How it is spoken to.
+    /// How the master speaks to it.
     pub channel: Channel,
     stage: Stage,
     departure: Option<Departure>,
-    /// How many turns it serves at the same time; other generations may differ.
+    /// How many turns the worker serves at the same time; other generations may differ.
     threads: usize,
     lifetime: Lifetime,
     turns: u64,
-    /// How much memory it had when that was last looked up, in bytes.
+    /// Its memory when that was last looked up, in bytes.
     memory: u64,
     born: Time,
 }
@@ -99,43 +98,43 @@ impl Process {
         }
     }
 
-    /// What the dispatcher calls it.
+    /// Its name in the dispatcher.
     #[must_use]
     pub fn worker(&self) -> WorkerId {
         self.worker
     }
 
-    /// Its slot.
+    /// The slot that it was started for, and the generation of that slot.
     #[must_use]
     pub fn slot(&self) -> SlotId {
         self.slot
     }
 
-    /// How far it has come.
+    /// The stage of its life.
     #[must_use]
     pub fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// Whether it is lent connections, unless a signal has stopped it.
+    /// Whether the worker is lent connections, unless a signal has stopped it.
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.stage == Stage::Serving
     }
 
-    /// When it was started.
+    /// The time of its start.
     #[must_use]
     pub fn born(&self) -> Time {
         self.born
     }
 
-    /// How many turns it serves at the same time.
+    /// How many turns the worker serves at the same time.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Whether it has lived long enough to have died early no more.
+    /// Whether its death would no longer be an early one.
     #[must_use]
     pub fn has_outlived_its_start(&self, now: Time) -> bool {
         let proved = self.turns.max(self.channel.taken()) > 1;
@@ -143,9 +142,9 @@ impl Process {
         was_ready && (now.since(self.born) >= YOUNG || proved)
     }
 
-    // ---- its life ---------------------------------------------------------------------------------
+    // ---- its life -------------------------------------------------------------------------------
 
-    /// It says that it can serve. False when that comes too late.
+    /// The worker reports that it can serve. False when that comes too late.
     pub fn become_ready(&mut self) -> bool {
         let in_time = self.stage == Stage::Starting;
         if in_time {
@@ -155,49 +154,50 @@ impl Process {
         in_time
     }
 
-    /// Counts turns that it has served, at least one. True when they are the last ones of its life.
+    /// Counts turns that the worker has served, at least one. True when they are the last ones of
+    /// its life.
     pub fn count_turns(&mut self, turns: u64) -> bool {
         self.turns = self.turns.saturating_add(turns.max(1));
         self.lifetime.is_served_by(self.turns, turns.max(1))
     }
 
-    /// Why another one is to take its place, if that is so.
+    /// Why another worker should take its place, if one should.
     #[must_use]
     pub fn is_spent(&self, now: Time) -> Option<Reason> {
         self.lifetime.over(self.turns, self.memory, now)
     }
 
-    /// When its life is over if nothing happens.
+    /// The time at which the worker has reached its age limit, if it has one.
     #[must_use]
     pub fn spent_at(&self) -> Option<Time> {
         self.lifetime.end()
     }
 
-    /// Whether its memory is bounded.
+    /// Whether the settings bound its memory.
     #[must_use]
     pub fn is_measured(&self) -> bool {
         self.lifetime.is_measured()
     }
 
-    /// Looks up how much memory it has.
+    /// Looks up how much memory the worker has.
     pub fn measure(&mut self) {
-        // What can't be known now is known the next time.
+        // If /proc does not say now, the next look may tell; the last known size stays until then.
         self.memory = super::memory::resident(self.child.pid()).unwrap_or(self.memory);
     }
 
-    // ---- its end ----------------------------------------------------------------------------------
+    // ---- its end --------------------------------------------------------------------------------
 
-    /// It is wanted no more: it finishes what it has, until then at the latest.
+    /// The worker is no longer wanted: it finishes its turns, and is killed at `until`.
     pub fn drain(&mut self, until: Time) {
         self.stage = self.stage.max(Stage::Draining);
         self.departure.get_or_insert(Departure::Unwanted);
         self.child.kill_at(until);
     }
 
-    /// Asks it to exit, until then at the latest; once.
+    /// Asks the worker to exit, and kills it at `until`. A second call does nothing.
     ///
     /// # Errors
-    /// What sendmsg(2) fails with. A worker that takes no more is exiting by itself.
+    /// What sendmsg(2) fails with. A worker that has closed its end is exiting anyway.
     pub fn retire(&mut self, until: Time) -> io::Result<()> {
         if self.stage >= Stage::Exiting {
             return Ok(());
@@ -211,14 +211,15 @@ impl Process {
         }
     }
 
-    /// Kills it, because it was never to serve anybody.
+    /// Kills the worker at once, because its generation never comes to serve.
     pub fn discard(&mut self) {
         self.stage = self.stage.max(Stage::Exiting);
         self.departure.get_or_insert(Departure::Expected);
         self.child.kill();
     }
 
-    /// Sends the signal that is due. One that is not ready in time has had its start.
+    /// Sends the signal that is due. A worker that was not ready in time counts as dead at its
+    /// start.
     pub fn escalate(&mut self, now: Time) {
         if self.stage == Stage::Starting {
             self.departure.get_or_insert(Departure::Early);
@@ -227,8 +228,8 @@ impl Process {
         self.child.escalate(now);
     }
 
-    /// Kills it because it broke the protocol, and listens to it no more. False when it is dead
-    /// already.
+    /// Kills the worker because it broke the protocol, and ignores whatever else it says. False
+    /// when it is dead already.
     pub fn condemn(&mut self, epoll: &PoolEpoll, now: Time) -> bool {
         if self.stage == Stage::Dead {
             return false;
@@ -239,7 +240,7 @@ impl Process {
         true
     }
 
-    /// It has ended, or is as good as that. Returns how far it had come.
+    /// The worker has ended, or is about to. Returns the stage that it had reached.
     pub fn mark_dead(&mut self, now: Time) -> Stage {
         let departure = match self.has_outlived_its_start(now) {
             true => Departure::Sudden,
@@ -249,15 +250,15 @@ impl Process {
         std::mem::replace(&mut self.stage, Stage::Dead)
     }
 
-    /// What its end means for its slot.
+    /// What the end of the worker means for its slot.
     #[must_use]
     pub fn departure(&self) -> Departure {
         self.departure.unwrap_or(Departure::Sudden)
     }
 }
 
-/// As the log names it: by slot and pid; by pool too where there may be several, and by generation
-/// after a reload.
+/// The worker as the log names it: by slot and pid, by pool if that has a name of its own, and by
+/// generation after a reload.
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "slot={} pid={}", self.slot.slot, self.child.pid())?;

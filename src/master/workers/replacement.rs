@@ -1,8 +1,8 @@
 //! A worker of a pool that is being replaced while it serves: how far that has come. Pure.
 //!
-//! The replacement is started in the same slot. When it is ready, the old worker finishes what it has
-//! and exits. If the replacement dies before, the old one serves on, and another replacement is tried
-//! after a delay. In a pool one worker is replaced at a time.
+//! The replacement is started in the same slot. When it is ready, the old worker finishes what it
+//! has and exits. If the replacement dies before, the old one serves on, and another replacement is
+//! tried after a delay. In a pool one worker is replaced at a time.
 
 use super::lifetime::Reason;
 use crate::master::dispatch::WorkerId;
@@ -11,33 +11,34 @@ use crate::master::time::Time;
 /// See the module.
 #[derive(Debug, Clone, Copy)]
 pub struct Replacement {
-    /// The worker that is to go.
+    /// The old worker.
     pub worker: WorkerId,
-    /// Why it is to go.
+    /// Why the old worker is replaced.
     pub why: Reason,
-    /// How far that has come.
+    /// How far the replacement has come.
     pub step: Step,
 }
 
-/// How far a replacement has come.
+/// How far the replacement has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A second worker is to be started in the slot, no earlier than then.
+    /// A second worker should be started in the slot, at `from` or later.
     Wanted {
-        /// The earliest time.
+        /// The earliest time of that.
         from: Time,
     },
-    /// There is a second worker, which is not ready yet.
+    /// A second worker was started and is not ready yet.
     Started,
-    /// The old worker is finishing. Until then nobody else is replaced while it does.
+    /// The old worker finishes its turns. No other worker is replaced before it has ended or
+    /// `until` has come.
     Draining {
-        /// When its time is over.
+        /// When it no longer holds up the next replacement.
         until: Time,
     },
 }
 
 impl Replacement {
-    /// A worker that is to be replaced, for this reason.
+    /// The replacement of a worker, for this reason.
     #[must_use]
     pub fn of(worker: WorkerId, why: Reason) -> Self {
         let from = Time::default();
@@ -45,7 +46,7 @@ impl Replacement {
         Self { worker, why, step }
     }
 
-    /// When the second worker is to be started.
+    /// The earliest time at which the second worker is started.
     #[must_use]
     pub fn start_due(&self) -> Option<Time> {
         match self.step {
@@ -54,7 +55,7 @@ impl Replacement {
         }
     }
 
-    /// When the next worker may be replaced, whatever becomes of this one.
+    /// The time from which another worker may be replaced, whatever becomes of this one.
     #[must_use]
     pub fn over_at(&self) -> Option<Time> {
         match self.step {

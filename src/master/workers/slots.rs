@@ -1,45 +1,46 @@
-//! The workers that there should be, of one generation: which slots are wanted, which are taken, and when a vacant one is
-//! filled again. Pure.
+//! The slots of one generation of workers: which are wanted, which are taken, and when a vacant one
+//! is filled again. Pure.
 
 use std::time::Duration;
 
 use crate::master::time::Time;
 
-/// How long the first successor of a worker that died early waits, and how long any waits at most.
+/// The delay before the first successor of a worker that died early. Each further one waits twice
+/// as long, up to [`LAST_DELAY`].
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// See [`FIRST_DELAY`].
+/// The longest delay before a successor.
 pub const LAST_DELAY: Duration = Duration::from_secs(10);
 
-/// A place that a process is started for.
+/// A slot: a place in the pool for which a process is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotId {
-    /// The generation that it belongs to.
+    /// The generation of the slot; each reload begins a new one.
     pub generation: u32,
-    /// The place in the pool, from 0.
+    /// The number of the slot, from 0.
     pub slot: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SlotState {
-    /// No process is wanted there.
+    /// No process is wanted in the slot.
     Unwanted,
-    /// A process is there.
+    /// The slot has a process.
     Taken,
-    /// A process is to be started, no earlier than then.
+    /// A process should be started, at `from` or later.
     Vacant { from: Time },
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     state: SlotState,
-    /// How long the last successor waited; nothing once one of them did not die early.
+    /// How long the last successor waited; zero after a worker that did not die early.
     delay: Duration,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Slots {
-    /// Which one it is: each reload makes a new one.
+    /// The number of the generation.
     pub generation: u32,
     slots: Vec<Slot>,
 }
@@ -62,7 +63,8 @@ impl Slots {
         self.slots.iter().filter(|slot| slot.is_wanted()).count()
     }
 
-    /// Wants `size` workers from now on: the first slots that are free for more, and none in the last for fewer.
+    /// Wants `size` workers from now on. Further workers get the first free slots, and fewer
+    /// workers give up the last slots.
     pub fn resize(&mut self, size: usize) {
         for _ in size..self.size() {
             let last = self.slots.iter().rposition(Slot::is_wanted);
@@ -95,7 +97,7 @@ impl Slots {
         self.slots.get(slot as usize).is_some_and(Slot::is_wanted)
     }
 
-    /// A place that is to be filled now, if there is one.
+    /// A slot that should be filled now, if there is one.
     #[must_use]
     pub fn due(&self, now: Time) -> Option<SlotId> {
         let vacant = |slot: &Slot| matches!(slot.state, SlotState::Vacant { from } if from <= now);
@@ -106,7 +108,7 @@ impl Slots {
         })
     }
 
-    /// When the next place is to be filled.
+    /// The time at which the next slot should be filled.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         let times = self.slots.iter().filter_map(|slot| match slot.state {
@@ -123,15 +125,16 @@ impl Slots {
         }
     }
 
-    /// The slot has no process any more, or none could be started. Says when there is to be another; `early` makes it
-    /// wait, longer each time.
+    /// The slot has no process any more, or none could be started. Returns the time at which the
+    /// next one is started; `early` delays that, longer each time.
     pub fn vacate(&mut self, slot: u32, early: bool, now: Time) -> Option<Time> {
         let from = self.put_off(slot, early, now)?;
         self.wanted(slot)?.state = SlotState::Vacant { from };
         Some(from)
     }
 
-    /// When there is to be another process in the slot after one has gone, while a third one serves there.
+    /// The time at which the next process of the slot is started, if one process has ended while
+    /// another one still serves there.
     pub fn put_off(&mut self, slot: u32, early: bool, now: Time) -> Option<Time> {
         let slot = self.wanted(slot)?;
         slot.delay = match early {

@@ -15,11 +15,11 @@ use crate::master::master_only::MasterOnly;
 use crate::master::plan::Plan;
 use crate::sys;
 
-/// How many descriptors it takes to start a worker: the socketpair and a copy of one end, the
-/// doorbell.
+/// The descriptors that the start of a worker takes: both ends of the socketpair, a copy of one
+/// end, and the doorbell.
 pub const DESCRIPTORS: usize = 4;
 
-/// Forks a worker that runs what the plan says.
+/// Forks a worker that runs the plan's main function.
 ///
 /// # Errors
 /// What socketpair(2), mmap(2), eventfd(2) and fork(2) fail with.

@@ -1,9 +1,9 @@
-//! The worker processes of one pool: which there are to be, and which there are.
+//! The worker processes of one pool: which are wanted, and which exist.
 //!
-//! This reconciles: it compares the workers that there are to be with those that there are, and
-//! starts what is missing. It never decides from an event alone, so that a lost or doubled event does
-//! no harm. What is due when nothing happens is in `upkeep`, and how workers and generations give way
-//! to others is in `turnover`.
+//! This reconciles: it compares the workers that are wanted with those that exist, and starts what
+//! is missing. It never decides from an event alone, so that a lost or doubled event
+//! does no harm. What is due when nothing happens is in `upkeep`, and how workers and generations
+//! give way to others is in `turnover`.
 
 use std::rc::Rc;
 
@@ -39,17 +39,17 @@ pub struct Workers<'a> {
     pub(super) processes: Vec<Option<Process>>,
     /// The slots of the generation that serves.
     pub(super) current: Slots,
-    /// The generation that is to follow, when all of its workers are ready.
+    /// The generation that takes over when all of its workers are ready.
     pub(super) incoming: Option<Incoming<'a>>,
     pub(super) last_generation: u32,
     pub(super) replacement: Option<Replacement>,
-    /// Descriptors that stand for nothing, given up for a worker that is to be started.
+    /// Descriptors that refer to nothing of use, given up when a worker is started.
     reserve: Vec<EventFd>,
-    /// When to look at all workers; `None` when there is nothing to look for.
+    /// The time of the next look at all workers; `None` when nothing can become due.
     pub(super) check_at: Option<Time>,
-    /// When their memory was looked up.
+    /// The time at which the workers' memory was last looked up.
     pub(super) measured: Time,
-    /// How many workers there are to be without any demand.
+    /// How many workers are wanted without any demand.
     pub(super) base: usize,
     pub(super) scaling: Scaling,
     pub(super) crash_loop: CrashLoop,
@@ -61,7 +61,7 @@ pub(super) struct Scaling {
     pub bounds: Option<Bounds>,
     /// How many workers are wanted.
     pub size: usize,
-    /// How many of them do not serve yet.
+    /// How many of the wanted workers do not serve yet.
     pub starting: usize,
     pub autoscale: Autoscale,
 }
@@ -91,7 +91,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    // ---- which there are --------------------------------------------------------------------------
+    // ---- which exist ----------------------------------------------------------------------------
 
     /// The process of a worker.
     #[must_use]
@@ -134,7 +134,7 @@ impl<'a> Workers<'a> {
         process.slot().generation == self.current.generation
     }
 
-    /// Whether the worker belongs to the generation that is to follow.
+    /// Whether the worker belongs to the generation that is getting ready.
     #[must_use]
     pub fn is_incoming(&self, process: &Process) -> bool {
         let slots = self.incoming.as_ref().map(|incoming| &incoming.slots);
@@ -159,21 +159,22 @@ impl<'a> Workers<'a> {
         self.current.size()
     }
 
-    /// Something has changed about the workers: they are looked at before the master sleeps.
+    /// Has all workers looked at before the master sleeps, because something about them has
+    /// changed.
     pub fn schedule_check(&mut self) {
         self.check_at = Some(Time::default());
     }
 
-    // ---- how many there are to be -----------------------------------------------------------------
+    // ---- how many are wanted --------------------------------------------------------------------
 
-    /// Wants `size` workers from now on. Those beyond it finish what they have, until then at the
-    /// latest.
+    /// Wants `size` workers from now on. Those beyond that finish their turns, and are killed at
+    /// `until`.
     pub fn resize<C>(&mut self, size: usize, dispatcher: &mut Dispatcher<C>, until: Time) {
         self.current.resize(size);
         self.let_unwanted_go(dispatcher, until);
     }
 
-    /// Wants one worker less, and not this one nor another in its slot.
+    /// Wants one worker less: this one goes, and no other one follows in its slot.
     pub(super) fn close_slot_of<C>(
         &mut self,
         worker: WorkerId,
@@ -196,7 +197,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// Wants a worker no more: it finishes what it has, until then at the latest, and exits.
+    /// Lets a worker go: it finishes its turns and exits, and is killed at `until`.
     pub fn let_go<C>(&mut self, worker: WorkerId, dispatcher: &mut Dispatcher<C>, until: Time) {
         if let Some(process) = self.get_mut(worker) {
             process.drain(until);
@@ -205,16 +206,16 @@ impl<'a> Workers<'a> {
         self.schedule_check();
     }
 
-    // ---- starting ---------------------------------------------------------------------------------
+    // ---- starting -------------------------------------------------------------------------------
 
-    /// A slot for which a worker is to be started now, if there is one.
+    /// A slot for which a worker should be started now, if there is one.
     fn due(&self, now: Time) -> Option<SlotId> {
         let incoming = || self.incoming.as_ref()?.slots.due(now);
         let second = || Some(self.second_due().filter(|(_, from)| *from <= now)?.0);
         self.current.due(now).or_else(second).or_else(incoming)
     }
 
-    /// When the next worker is to be started.
+    /// The time at which the next worker should be started.
     pub(super) fn next_start(&self) -> Option<Time> {
         let incoming = self.incoming.as_ref();
         let incoming = incoming.and_then(|incoming| incoming.slots.next_due());
@@ -223,7 +224,7 @@ impl<'a> Workers<'a> {
         times.into_iter().flatten().min()
     }
 
-    /// Starts the workers that are wanted and not there.
+    /// Starts the workers that are wanted and missing.
     pub(super) fn start_missing<C>(
         &mut self,
         plan: &Plan<'a>,
@@ -268,7 +269,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// Takes a worker in that was started for a slot, and listens to it.
+    /// Adds a worker that was started for a slot, and listens to it.
     pub fn admit(
         &mut self,
         slot: SlotId,
@@ -313,10 +314,10 @@ impl<'a> Workers<'a> {
         }
     }
 
-    // ---- the end of a process ---------------------------------------------------------------------
+    // ---- the end of a process -------------------------------------------------------------------
 
-    /// Forgets a process that has ended, and wants another in its slot if one is still wanted and
-    /// nobody is there. True when it was of the generation that serves, and has died early.
+    /// Forgets a process that has ended, and wants another one in its slot if the slot is still
+    /// wanted and now vacant. True when a worker of the generation that serves has died early.
     pub fn remove(&mut self, worker: WorkerId, now: Time) -> bool {
         if self.get(worker).is_none() {
             return false;
@@ -334,7 +335,7 @@ impl<'a> Workers<'a> {
         early && slot.generation == self.current.generation
     }
 
-    /// There is one process less for a slot than there was, or than there was to be.
+    /// A process of the slot has ended, or could not be started.
     fn vacated(&mut self, slot: SlotId, early: bool, now: Time) {
         let serves = |other: &Process| other.slot() == slot && other.stage() <= Stage::Serving;
         let another = self.all().any(serves);
@@ -358,19 +359,19 @@ impl<'a> Workers<'a> {
         all.find(|slots| slots.generation == generation)
     }
 
-    /// The slot that has a worker and is to have a second one, and from when on.
+    /// The slot whose worker is being replaced, and the earliest time for a second worker in it.
     fn second_due(&self) -> Option<(SlotId, Time)> {
         let from = self.replacement?.start_due()?;
         self.second_slot().map(|slot| (slot, from))
     }
 
-    /// The slot of the worker that is to be replaced, unless there is no use in that any more.
+    /// The slot of the worker that is being replaced, if that worker still serves.
     fn second_slot(&self) -> Option<SlotId> {
         let old = self.get(self.replacement?.worker)?;
         (self.is_member(old) && old.is_serving()).then(|| old.slot())
     }
 
-    /// Kills every process. They are returned to be reaped.
+    /// Kills every process, and returns them to be reaped.
     pub fn kill_all(&mut self) -> Vec<Child> {
         let mut killed = Vec::new();
         for mut process in self.processes.iter_mut().filter_map(Option::take) {

@@ -12,12 +12,12 @@ use crate::master::plan::Plan;
 use crate::master::time::Time;
 
 impl<'a> Workers<'a> {
-    // ---- generations ------------------------------------------------------------------------------
+    // ---- generations ----------------------------------------------------------------------------
 
-    /// Wants a whole new generation, by this plan, beside the one that serves. Until each of its
-    /// workers is ready nothing changes, and if one of them fails nothing will.
+    /// Starts a whole new generation by this plan, beside the one that serves. Nothing changes
+    /// before all of its workers are ready, and nothing at all if one of them fails.
     pub fn prepare(&mut self, plan: Plan<'a>, now: Time) {
-        // What demand has made of the old generation is not to begin anew with the next one.
+        // The new generation begins with the size that demand has given to the old one.
         let workers = plan.settings.workers;
         let bounds = Bounds::of(&plan.settings, workers);
         let size = bounds.map_or(workers, |bounds| {
@@ -46,26 +46,26 @@ impl<'a> Workers<'a> {
         incoming.filter(|process| process.is_serving()).count()
     }
 
-    /// When the new generation is given up.
+    /// The time at which the new generation is given up.
     pub(super) fn incoming_due(&self) -> Option<Time> {
         self.incoming.as_ref()?.due(self.incoming_ready())
     }
 
-    /// What the pool is to be once the new generation serves, if there is one.
+    /// The plan of the new generation, if there is one.
     #[must_use]
     pub fn incoming_plan(&self) -> Option<&Plan<'a>> {
         self.incoming.as_ref().map(Incoming::plan)
     }
 
-    /// A worker has ended. If it was of the new generation, nothing comes of that.
+    /// A worker of the new generation has ended, so the generation never comes to serve.
     pub fn fail_incoming(&mut self, worker: &str, how: &str) {
         if let Some(incoming) = &mut self.incoming {
             incoming.fail(worker, how);
         }
     }
 
-    /// The new generation serves from now on, and what it is to be is returned. The old one has
-    /// until then to finish; workers that were replaced before keep the time that they have.
+    /// The new generation serves from now on, and its plan is returned. The old one has the grace
+    /// period to finish; workers that were let go before keep their deadline.
     pub fn promote<C>(&mut self, dispatcher: &mut Dispatcher<C>, now: Time) -> Option<Plan<'a>> {
         let (slots, plan) = self.incoming.take()?.into_parts();
         let until = now.after(plan.settings.grace);
@@ -85,7 +85,7 @@ impl<'a> Workers<'a> {
         Some(plan)
     }
 
-    /// Gives the new generation up, and kills what there is of it: it serves nobody.
+    /// Gives the new generation up, and kills its workers, which serve nobody.
     pub fn abandon(&mut self) {
         let Some(incoming) = self.incoming.take() else {
             return;
@@ -99,9 +99,10 @@ impl<'a> Workers<'a> {
         self.schedule_check();
     }
 
-    // ---- one worker -------------------------------------------------------------------------------
+    // ---- one worker -----------------------------------------------------------------------------
 
-    /// Goes on with replacing workers whose life is over. Says when it goes on if nothing happens.
+    /// Continues the replacement of workers whose life is over. Returns the next time that
+    /// something is due if nothing happens.
     pub(super) fn recycle<C>(
         &mut self,
         plan: &Plan<'_>,
@@ -116,7 +117,7 @@ impl<'a> Workers<'a> {
             return replacement.over_at();
         }
         if self.incoming.is_some() {
-            // The whole generation is about to go.
+            // The whole generation is about to be replaced.
             return None;
         }
         let serving = || self.members().filter(|process| process.is_serving());
@@ -130,7 +131,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// `None` when it is over.
+    /// Continues one replacement; `None` when it is over.
     fn go_on<C>(
         &mut self,
         replacement: Replacement,
@@ -158,7 +159,7 @@ impl<'a> Workers<'a> {
         Some(Replacement { worker, why, step })
     }
 
-    /// Wants no second worker in a slot any more.
+    /// Gives up the replacement under way, if there is one.
     pub fn end_replacement(&mut self) {
         self.replacement = None;
     }

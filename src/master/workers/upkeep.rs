@@ -1,10 +1,9 @@
-//! What is done for the workers when nothing happens: those that are missing are started, those that
-//! do not come to serve or do not end are killed, age and memory are looked at, and there are kept as
-//! many as demand wants.
+//! What time alone requires of a pool's workers: missing ones are started, those that do not become
+//! ready or do not end are killed, age and memory are checked, and the size follows demand.
 //!
-//! Nothing of this is done per request. A look at all workers is taken when one of them has come,
-//! gone or served its last turn, and when something is due by the clock; otherwise the loop passes by
-//! with a comparison.
+//! Nothing here is done per request. All workers are looked at when one of them has come, gone or
+//! served its last turn, and when something is due by the clock; otherwise each round of the loop
+//! costs one comparison.
 
 use std::time::Duration;
 
@@ -18,15 +17,15 @@ use crate::master::master_only::MasterOnly;
 use crate::master::plan::{MAIN, Plan};
 use crate::master::time::Time;
 
-/// How often the workers' memory is looked up.
+/// The time between two looks at the workers' memory.
 const MEASURE: Duration = Duration::from_secs(1);
 
-/// What a pool wants of its workers now.
+/// What a pool wants of its workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wants {
-    /// Workers that are missing are to be started.
+    /// Missing workers are started.
     pub start: bool,
-    /// The pool serves, and is to go on doing so.
+    /// The pool serves and goes on serving, so age, memory and size matter.
     pub serve: bool,
 }
 
@@ -64,7 +63,7 @@ impl<'a> Workers<'a> {
         [self.check_at, scaling].into_iter().flatten().min()
     }
 
-    /// The workers that get a signal now unless they say that they are ready.
+    /// The starting workers which get a signal now unless they report that they are ready.
     #[must_use]
     pub fn late(&self, now: Time) -> Vec<WorkerId> {
         if self.check_at.is_none_or(|at| at > now) {
@@ -139,7 +138,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    // ---- workers that die at their start ----------------------------------------------------------
+    // ---- workers that die at their start --------------------------------------------------------
 
     /// Counts a worker that has died at its start.
     pub fn count_early_death(&mut self, exit: Exit, now: Time) {
@@ -151,7 +150,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// Says when a worker has outlived its start after many had not.
+    /// Logs that workers start again, once one of them has outlived its start after a crash loop.
     fn log_recovery(&mut self, now: Time) {
         if !self.crash_loop.is_loop() {
             return;
@@ -164,9 +163,9 @@ impl<'a> Workers<'a> {
         }
     }
 
-    // ---- memory -----------------------------------------------------------------------------------
+    // ---- memory ---------------------------------------------------------------------------------
 
-    /// Looks up how much memory the workers have, if that matters and a while has passed.
+    /// Looks up the memory of the workers whose memory is bounded, if [`MEASURE`] has passed.
     fn measure(&mut self, now: Time) {
         if self.measured.after(MEASURE) > now {
             return;
@@ -179,7 +178,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    // ---- size -------------------------------------------------------------------------------------
+    // ---- size -----------------------------------------------------------------------------------
 
     fn recount(&mut self, plan: &Plan<'_>) {
         let size = self.size();
@@ -199,7 +198,7 @@ impl<'a> Workers<'a> {
         }
     }
 
-    /// SIGTTIN and SIGTTOU: so many workers more or less, whatever the demand.
+    /// SIGTTIN and SIGTTOU: this many workers more or less, whatever the demand.
     pub fn resize_by<C>(
         &mut self,
         change: isize,
@@ -209,7 +208,10 @@ impl<'a> Workers<'a> {
     ) {
         let base = self.base.saturating_add_signed(change);
         if base == 0 {
-            log::warn!("the last worker stays");
+            log::warn!(
+                "SIGTTOU ignored: this is the last worker of pool {}",
+                self.pool
+            );
             return;
         }
         self.base = base;
@@ -234,7 +236,7 @@ impl<'a> Workers<'a> {
         self.log_size(plan, dispatcher);
     }
 
-    /// Retires the worker that is missed least.
+    /// Retires the worker that has been idle for longest.
     fn give_one_up<C>(&mut self, plan: &Plan<'_>, dispatcher: &mut Dispatcher<C>, now: Time) {
         if let Some(coldest) = dispatcher.coldest() {
             self.close_slot_of(coldest, dispatcher, now.after(plan.settings.grace));
