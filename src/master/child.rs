@@ -1,4 +1,5 @@
-//! A process that the master has started, from its start to its end: the only kill(2) and waitpid(2).
+//! A process that the master has started, from its start to its end: the only kill(2) and
+//! waitpid(2).
 //!
 //! Whatever is to end has a deadline: it is asked first (SIGTERM, or the signal that the caller
 //! chooses), and killed when it has not ended a second later. A signal to a process that has just

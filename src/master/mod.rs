@@ -1,8 +1,8 @@
 //! The master: accepts connections, holds them, and lends them to workers.
 //!
-//! One thread, one epoll set, one loop: events go to the [`pool`]s, each of which has a [`dispatch`]er
-//! and carries out what that decides, or to one of the master's own parts. The master never runs
-//! service code and parses no protocol.
+//! One thread, one epoll set, one loop: events go to the [`pool`]s, each of which has a
+//! [`dispatch`]er and carries out what that decides, or to one of the master's own parts. The
+//! master never runs service code and parses no protocol.
 
 mod child;
 mod connection;
@@ -54,8 +54,8 @@ use transition::Transition;
 pub struct Start<'a> {
     /// What the pools are to be.
     pub plans: Vec<Plan<'a>>,
-    /// Listeners that exist already (what else the plans want is bound), and the master from which it
-    /// takes over.
+    /// Listeners that exist already (what else the plans want is bound), and the master from which
+    /// it takes over.
     pub inherited: Inherited,
     /// Where it can be found.
     pub endpoints: Endpoints,
@@ -159,7 +159,7 @@ impl<'a> Master<'a> {
         time_since(self.begin)
     }
 
-    // ---- the loop ---------------------------------------------------------------------------------
+    // ---- the loop -------------------------------------------------------------------------------
 
     fn serve(&mut self) -> Result<()> {
         let mut events = Events::default();
@@ -289,7 +289,7 @@ impl<'a> Master<'a> {
         !changing && !self.transition.is_pending_takeover() && self.run == Run::Serving
     }
 
-    // ---- signals ----------------------------------------------------------------------------------
+    // ---- signals --------------------------------------------------------------------------------
 
     fn on_signals(&mut self, now: Time) {
         let signals = self.only.signals.as_mut();
@@ -371,7 +371,7 @@ impl<'a> Master<'a> {
         self.pools.quit();
     }
 
-    // ---- reload -----------------------------------------------------------------------------------
+    // ---- reload ---------------------------------------------------------------------------------
 
     /// SIGHUP: reads the configuration anew, and begins to change over to it.
     fn reload(&mut self, now: Time) {
@@ -424,7 +424,7 @@ impl<'a> Master<'a> {
         }
     }
 
-    // ---- another master ---------------------------------------------------------------------------
+    // ---- another master -------------------------------------------------------------------------
 
     /// Why no other master can take over now.
     fn obstacle(&self) -> Option<&'static str> {
@@ -526,7 +526,7 @@ impl<'a> Master<'a> {
         }
     }
 
-    // ---- what a service manager keeps -------------------------------------------------------------
+    // ---- what a service manager keeps -----------------------------------------------------------
 
     /// Settles what a killed master had lent, once its workers have ended or have had their time.
     fn settle_recovered(&mut self, now: Time) {

@@ -127,8 +127,8 @@ impl<'a> Pools<'a> {
         times.max().unwrap_or_default()
     }
 
-    /// How many connections leave enough descriptors for the workers and their replacements, and for
-    /// a reload; so many descriptors are `open` already.
+    /// How many connections leave enough descriptors for the workers and their replacements, and
+    /// for a reload; so many descriptors are `open` already.
     #[must_use]
     pub fn room(plans: &[Plan<'_>], open: usize) -> usize {
         let limit =
@@ -143,7 +143,7 @@ impl<'a> Pools<'a> {
             .max(1)
     }
 
-    // ---- what the master's loop calls -------------------------------------------------------------
+    // ---- what the master's loop calls -----------------------------------------------------------
 
     /// Does whatever is due in all of them, and forgets those that are over.
     pub fn advance(&mut self, only: &mut MasterOnly, now: Time) {
@@ -198,7 +198,7 @@ impl<'a> Pools<'a> {
         &self.killed
     }
 
-    // ---- connections of another master ------------------------------------------------------------
+    // ---- connections of another master ----------------------------------------------------------
 
     /// Goes on with a connection of another master: the one way in, whether that one is being
     /// replaced or was killed. False when it is closed instead.

@@ -1,4 +1,5 @@
-//! Points in time as the pure parts of the master see them: they are given the time, they never ask for it.
+//! Points in time as the pure parts of the master see them: they are given the time, they never ask
+//! for it.
 
 use std::time::Duration;
 

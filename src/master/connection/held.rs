@@ -103,7 +103,7 @@ impl Held {
         self.socket.as_fd()
     }
 
-    // ---- what another master must know --------------------------------------------------------
+    // ---- what another master must know ----------------------------------------------------------
 
     /// What the kernel calls the connection, in whichever process it is (socket(7), SO_COOKIE).
     ///
@@ -170,7 +170,7 @@ impl Held {
         }
     }
 
-    // ---- between turns ------------------------------------------------------------------------
+    // ---- between turns --------------------------------------------------------------------------
 
     /// Counts what a report says, and keeps its carry.
     pub fn count(&mut self, report: &Report<'_>) {
@@ -267,7 +267,7 @@ impl Held {
         news.contains(EventFlags::IN)
     }
 
-    // ---- the end ------------------------------------------------------------------------------
+    // ---- the end --------------------------------------------------------------------------------
 
     /// Sends the server's last words, as far as they fit without sleeping, and ends the sending
     /// side.

@@ -1,5 +1,5 @@
-//! Which worker serves which connection, next. Pure: events and the time in, actions out; no descriptor, no clock, no
-//! system call.
+//! Which worker serves which connection, next. Pure: events and the time in, actions out; no
+//! descriptor, no clock, no system call.
 //!
 //! The dispatcher owns the state of every connection and the order in which they are served. The
 //! master tells it what happened through the event functions, then carries out the [`Action`]s it
@@ -233,7 +233,7 @@ impl<C> Dispatcher<C> {
             .filter(|id| self.table.at(id.index()).state == State::Parked)
     }
 
-    // ---- connections: what happens to them ----------------------------------------------------
+    // ---- connections: what happens to them ------------------------------------------------------
 
     /// A connection was accepted. `ready` says that it can have its first turn at once.
     pub fn accepted(&mut self, payload: C, ready: bool, now: Time) -> ConnectionId {
@@ -315,7 +315,7 @@ impl<C> Dispatcher<C> {
         self.hung_up(id);
     }
 
-    // ---- workers: what they say ---------------------------------------------------------------
+    // ---- workers: what they say -----------------------------------------------------------------
 
     /// A worker was started. It is lent nothing before it says that it is ready.
     pub fn worker_started(&mut self, capacity: usize) -> WorkerId {
@@ -494,7 +494,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    // ---- time, and the end --------------------------------------------------------------------
+    // ---- time, and the end ----------------------------------------------------------------------
 
     /// Time has passed: notices whatever is due.
     pub fn tick(&mut self, now: Time) {

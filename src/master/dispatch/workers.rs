@@ -206,8 +206,9 @@ impl Workers {
         }
     }
 
-    /// The worker that serves next: the moving worker with the fewest connections waiting, if it has fewer than
-    /// `depth`; else the worker that became idle last, for its caches are the warmest.
+    /// The worker that serves next: the moving worker with the fewest connections waiting, if it
+    /// has fewer than `depth`; else the worker that became idle last, for its caches are the
+    /// warmest.
     #[must_use]
     pub fn next(&self, depth: usize) -> Option<u32> {
         self.room_lists[..depth.clamp(1, MAX_DEPTH)]

@@ -98,7 +98,7 @@ impl Listeners {
         self.accepting == Accepting::Yes
     }
 
-    // ---- accepting -----------------------------------------------------------------------------
+    // ---- accepting ------------------------------------------------------------------------------
 
     /// Takes connections out of a backlog, and gives each to `welcome`, which says whether there is
     /// room for more. True when more may wait in the backlog.
@@ -231,7 +231,7 @@ impl Listeners {
         }
     }
 
-    // ---- which listeners there are -------------------------------------------------------------
+    // ---- which listeners there are --------------------------------------------------------------
 
     /// Adds listeners, and sets on all listeners the options that the plan gives to connections.
     ///

@@ -17,9 +17,9 @@ impl Pool<'_> {
             return;
         };
         if !matches!(state, State::Parked | State::Lingering) {
-            // The worker may be reading just that: the connection is looked at again when the turn is
-            // over. But if the worker has had its last look, the end of the turn is what the client
-            // waits for.
+            // The worker may be reading just that: the connection is looked at again when the turn
+            // is over. But if the worker has had its last look, the end of the turn is what the
+            // client waits for.
             if held.keep_events(flags) && matches!(state, State::Lent(_)) {
                 self.attention.awaited.push(id);
             }

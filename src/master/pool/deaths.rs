@@ -12,7 +12,8 @@ use crate::master::workers::process::{Departure, Stage};
 use super::{Phase, Pool};
 
 impl Pool<'_> {
-    /// Something has happened to a child of the master; false when it is none of this pool's workers.
+    /// Something has happened to a child of the master; false when it is none of this pool's
+    /// workers.
     pub fn on_child(&mut self, pid: Pid, event: ChildEvent, now: Time) -> bool {
         let Some(worker) = self.workers.by_pid(pid) else {
             return false;
@@ -88,8 +89,8 @@ impl Pool<'_> {
         let process = self.workers.get(worker);
         let left_behind = process.map(|process| process.channel.left_behind(id.into()));
         let (unreported, pending) = left_behind.unwrap_or_default();
-        // What was taken out of the inbox, and not counted as taken, was taken by the kernel while it
-        // ended the process.
+        // What was taken out of the inbox, and not counted as taken, was taken by the kernel while
+        // it ended the process.
         let unseen = process.is_some_and(|process| {
             process.threads() == 1
                 && process

@@ -99,8 +99,8 @@ impl Default for Buffers {
 }
 
 impl<'a> Pool<'a> {
-    /// A pool at this place of the master's table that wants `size` workers, with descriptors for so
-    /// many connections; without listeners, and with no worker yet. With `held_back`, it accepts
+    /// A pool at this place of the master's table that wants `size` workers, with descriptors for
+    /// so many connections; without listeners, and with no worker yet. With `held_back`, it accepts
     /// nothing before it is told to.
     #[must_use]
     pub fn new(
@@ -180,7 +180,7 @@ impl<'a> Pool<'a> {
         added
     }
 
-    // ---- what the master's loop calls -------------------------------------------------------------
+    // ---- what the master's loop calls -----------------------------------------------------------
 
     /// Something has happened to one of the pool's descriptors.
     pub fn on_event(&mut self, event: PoolEvent, flags: EventFlags, now: Time) {
@@ -240,7 +240,7 @@ impl<'a> Pool<'a> {
         Wants { start, serve }
     }
 
-    // ---- new connections --------------------------------------------------------------------------
+    // ---- new connections ------------------------------------------------------------------------
 
     /// The listeners, and what becomes of a connection that they accept.
     fn accepting(&mut self, now: Time) -> (&mut Listeners, impl FnMut(Newcomer) -> Room) {

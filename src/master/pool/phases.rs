@@ -64,7 +64,7 @@ impl<'a> Pool<'a> {
             .unwrap_or_else(|| now.after(self.plan.settings.grace))
     }
 
-    // ---- a new generation -------------------------------------------------------------------------
+    // ---- a new generation -----------------------------------------------------------------------
 
     /// The pool is nothing without the reload for which it was made.
     pub fn await_reload(&mut self) {
@@ -116,7 +116,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    // ---- the end ----------------------------------------------------------------------------------
+    // ---- the end --------------------------------------------------------------------------------
 
     /// Begins to stop.
     pub fn stop(&mut self, now: Time) {
@@ -199,7 +199,7 @@ impl<'a> Pool<'a> {
         self.workers.kill_all()
     }
 
-    // ---- beside another master --------------------------------------------------------------------
+    // ---- beside another master ------------------------------------------------------------------
 
     /// Holds still, so that another master can be told how everything stands.
     pub fn freeze(&mut self, now: Time) {
@@ -226,8 +226,8 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Serves no more, but for what is lent. Listeners that the other master has not kept are closed,
-    /// and what waits there goes to it with the rest.
+    /// Serves no more, but for what is lent. Listeners that the other master has not kept are
+    /// closed, and what waits there goes to it with the rest.
     pub fn leave(&mut self, is_kept: impl Fn(&crate::config::Address) -> bool, now: Time) {
         let until = self.grace_until(now);
         self.phase = Phase::Leaving { until };

@@ -86,7 +86,8 @@ impl Pool<'_> {
         }
     }
 
-    /// A worker says that it can serve. One of a generation that does not serve yet is only counted.
+    /// A worker says that it can serve. One of a generation that does not serve yet is only
+    /// counted.
     fn on_ready(&mut self, worker: WorkerId, now: Time) {
         let Some(process) = self.workers.get_mut(worker) else {
             return;
@@ -113,7 +114,7 @@ impl Pool<'_> {
         }
     }
 
-    // ---- before the master sleeps -----------------------------------------------------------------
+    // ---- before the master sleeps ---------------------------------------------------------------
 
     /// Asks a slow worker to ring for its next report, because the master no longer looks at its
     /// board by itself.

@@ -7,7 +7,7 @@
 //! ```text
 //! header    48 words   magic, version, capacity, since, how many fields, their names
 //! entries   16 words each, one for each field
-//! carries   8192 words each, from the next multiple of 512 (a page) on; all zero where there is none
+//! carries   8192 words each, from the next multiple of 512 (a page) on; all zero without one
 //! ```
 //!
 //! The names make it readable for another version of the program: a field that the reader does not

@@ -30,9 +30,9 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes what was left for this process out of its environment. The master from which to take over is the one that has
-    /// started this program (SIGUSR2), or else the one behind the control socket. To be called
-    /// once, before there are threads.
+    /// Takes what was left for this process out of its environment. The master from which to take
+    /// over is the one that has started this program (SIGUSR2), or else the one behind the control
+    /// socket. To be called once, before there are threads.
     ///
     /// # Errors
     /// When what systemd says makes no sense, or the old master refuses or is gone.

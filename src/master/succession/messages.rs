@@ -7,16 +7,16 @@
 //! ([`snapshot`](crate::master::snapshot)).
 //!
 //! ```text
-//! new: TAKEOVER 2                     old: REFUSED reason, or
-//!                                     old: LISTENER address file|-  (with its descriptor; each of them)
-//!                                     old: OFFER
+//! new: TAKEOVER 2              old: REFUSED reason, or
+//!                              old: LISTENER address file|-  (with its descriptor; each of them)
+//!                              old: OFFER
 //! new: KEEP address  (each that it wants)
-//! new: READY pool...                  old: CONNECTION pool=... peer=...  (with its descriptor; each of them)
-//!                                     old: ALL count
-//! new: CONFIRM count                  old: GO
-//! new: DONE                           old: STORE instance  (if it has stored descriptors with a manager)
-//! new: SETTLED                        old: CONNECTION ...  (as their turns end)
-//! new: STOP  (if it is told to stop)  old: END
+//! new: READY pool...           old: CONNECTION pool=... peer=...  (with its descriptor; each)
+//!                              old: ALL count
+//! new: CONFIRM count           old: GO
+//! new: DONE                    old: STORE instance  (if it has stored with a manager)
+//! new: SETTLED                 old: CONNECTION ...  (as their turns end)
+//! new: STOP  (if it is told)   old: END
 //! ```
 
 use std::fmt::Write as _;

@@ -1,4 +1,5 @@
-//! The user that a worker runs as: names to numbers, the change, and the proof that there is no way back.
+//! The user that a worker runs as: names to numbers, the change, and the proof that there is no way
+//! back.
 
 use std::ffi::CString;
 use std::fmt::Display;
