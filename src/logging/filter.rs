@@ -146,8 +146,13 @@ fn directive(text: &str) -> Result<Directive<'_>, String> {
         }),
         Some((target, word)) => {
             let word = word.trim();
-            let level = level(word)
-                .ok_or_else(|| format!("{word:?} is no level: {}{}", levels(), hint(word)))?;
+            let level = level(word).ok_or_else(|| {
+                format!(
+                    "{word:?} is not a level: expected {}{}",
+                    levels(),
+                    hint(word)
+                )
+            })?;
             Ok(Directive {
                 target: Some(target),
                 level: Some(level),
@@ -203,9 +208,12 @@ mod tests {
             (" , ", "expected a level"),
             ("/text", "expected a level"),
             ("info/a/b", "there is more than one"),
-            ("batond=loud", "\"loud\" is no level: off, error, warn"),
-            ("batond=", "\"\" is no level"),
-            ("batond=info=debug", "\"info=debug\" is no level"),
+            (
+                "batond=loud",
+                "\"loud\" is not a level: expected off, error, warn",
+            ),
+            ("batond=", "\"\" is not a level"),
+            ("batond=info=debug", "\"info=debug\" is not a level"),
             (
                 "batond::mater=debug",
                 "\"batond::mater\" is no module of batond",

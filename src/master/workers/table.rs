@@ -18,10 +18,10 @@ use super::process::{Departure, Process, Stage};
 use super::replacement::{Replacement, Step};
 use super::slots::{SlotId, Slots};
 use super::spawn;
-use crate::config::{MAX_THREADS, Settings};
+use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::master::child::Child;
-use crate::master::dispatch::{Dispatcher, MAX_DEPTH, WorkerId};
+use crate::master::dispatch::{Dispatcher, WorkerId};
 use crate::master::events::epoll::PoolEpoll;
 use crate::master::master_only::MasterOnly;
 use crate::master::plan::Plan;
@@ -29,7 +29,10 @@ use crate::master::time::Time;
 
 // All that a worker can have at a time fits into the ring of its scoreboard.
 #[cfg(not(loom))]
-const _: () = assert!(MAX_THREADS + MAX_DEPTH <= crate::channel::scoreboard::RING);
+const _: () = {
+    let most = crate::config::MAX_THREADS + crate::master::dispatch::MAX_DEPTH;
+    assert!(most <= crate::channel::scoreboard::RING);
+};
 
 /// See the module.
 pub struct Workers<'a> {
