@@ -307,6 +307,9 @@ impl Setup {
         let directory = server.directory.path();
         let endpoints = lines.iter().map(|line| endpoint(line).within(directory));
         server.endpoints = endpoints.collect();
+        // Pools say so in the order in which they become ready, which is any.
+        let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
+        server.endpoints.sort_by_key(is_unix);
         if !self.wrapper.is_empty() {
             let (children, _) = process::children(server.master);
             let [master] = children[..] else {
@@ -386,7 +389,7 @@ impl Server {
         &self.endpoints[0]
     }
 
-    /// All the addresses where it listens, in the order in which it says them.
+    /// All the addresses where it listens, TCP before Unix; those of one pool in their order.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
