@@ -77,9 +77,25 @@ pub(crate) struct Plain<'a>(pub &'a io::Error);
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(code) => f.write_str(Errno::from_raw(code).desc()),
+            Some(code) => f.write_str(words(Errno::from_raw(code))),
             None => write!(f, "{}", self.0),
         }
+    }
+}
+
+/// The words for an error number. Where the usual ones mislead, they say which limit it is about.
+fn words(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EAGAIN => "the kernel has no room for it now",
+        Errno::EMFILE => "too many open files (this process's RLIMIT_NOFILE)",
+        Errno::ENFILE => "too many open files on this machine (fs.file-max)",
+        Errno::ENOMEM => "the kernel has no memory for it",
+        Errno::ENOBUFS => "the kernel has no memory for socket buffers",
+        Errno::ETOOMANYREFS => {
+            "too many descriptors of this user are in flight between processes (RLIMIT_NOFILE)"
+        }
+        Errno::ENOSPC => "no space left (on the device, or in one of the kernel's tables)",
+        other => other.desc(),
     }
 }
 

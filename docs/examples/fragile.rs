@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger
-//! by 100 MiB, and `echo exit > /tmp/mood` so that each worker exits when it is started; `hang`
-//! makes it hang, and anything else is well.
+//! by 100 MiB, and `curl localhost:8080/exit` to have one exit in the middle of a turn. `echo exit >
+//! /tmp/mood` makes each worker exit with status 3 when it is started, and `quit` with status 0;
+//! `hang` makes it hang at its start, and `cling` at its end. Anything else is well.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,12 @@ struct Arguments {
     /// In bytes.
     #[arg(long)]
     max_rss: Option<u64>,
+    /// In seconds.
+    #[arg(long)]
+    max_lifetime: Option<u64>,
+    /// In seconds.
+    #[arg(long, default_value_t = 30)]
+    grace: u64,
     /// In milliseconds.
     #[arg(long, default_value_t = 60_000)]
     start_timeout: u64,
@@ -51,17 +58,35 @@ struct Arguments {
 struct Fragile {
     /// What it never gives back.
     hoard: Vec<Vec<u8>>,
+    /// It never comes to its end.
+    clings: bool,
 }
 
 impl Fragile {
     fn new(mood: &Path) -> Self {
         match fs::read_to_string(mood).unwrap_or_default().trim() {
             "exit" => process::exit(3),
-            "hang" => loop {
-                thread::sleep(Duration::from_secs(60));
+            "quit" => process::exit(0),
+            "hang" => hang(),
+            mood => Self {
+                hoard: Vec::new(),
+                clings: mood == "cling",
             },
-            _ => Self { hoard: Vec::new() },
         }
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        if self.clings {
+            hang();
+        }
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        thread::sleep(Duration::from_secs(60));
     }
 }
 
@@ -73,6 +98,7 @@ impl Handler for Fragile {
             grow.and_then(|count| count.parse::<usize>().ok()),
         ) {
             ("/", _) => {}
+            ("/exit", _) => process::exit(0),
             (_, Some(mebibytes)) => self.hoard.push(vec![1; mebibytes << 20]),
             (_, None) => return Response::error(StatusCode::NOT_FOUND),
         }
@@ -91,6 +117,8 @@ fn main() -> batond::Result<()> {
         .settings(|settings| {
             settings.max_turns = arguments.max_turns;
             settings.max_rss = arguments.max_rss;
+            settings.max_lifetime = arguments.max_lifetime.map(Duration::from_secs);
+            settings.grace = Duration::from_secs(arguments.grace);
             settings.start_timeout = Duration::from_millis(arguments.start_timeout);
             settings.defer_accept = Duration::from_secs(arguments.defer_accept);
             settings.queue = arguments.queue;

@@ -6,6 +6,20 @@ use std::time::Duration;
 /// that a worker has at one time must fit into the ring of its scoreboard.
 pub const MAX_THREADS: usize = 64;
 
+/// The longest time that a setting may have: more than a century. It is a bound for arithmetic, which
+/// could overflow with [`Duration::MAX`].
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The longest patience, the same that the command line accepts.
+pub(crate) const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most workers that a pool may have: few machines have room for so many processes, so that a
+/// larger number is a mistake.
+pub(crate) const MOST_WORKERS: usize = 10_000;
+
+/// The longest time that the kernel may hold a silent connection back.
+pub(crate) const LONGEST_DEFERRAL: Duration = Duration::from_secs(3600);
+
 /// How a pool runs, apart from where it listens and what it serves. A limit that is `None` does not
 /// apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +112,33 @@ impl Settings {
     /// none at all to the kernel (socket(7)).
     #[must_use]
     pub fn within_bounds(self) -> Self {
+        let count = |number: usize| number.min(MOST_WORKERS);
+        let time = |limit: Duration| limit.min(LONGEST);
+        let microsecond = Duration::from_micros(1);
+        let millisecond = Duration::from_millis(1);
         Self {
-            workers: self.workers.max(1),
+            workers: self.workers.clamp(1, MOST_WORKERS),
             threads: self.threads.clamp(1, MAX_THREADS),
-            patience: self.patience.max(Duration::from_micros(1)),
-            client_timeout: self.client_timeout.max(Duration::from_millis(1)),
+            grace: time(self.grace),
+            patience: self.patience.clamp(microsecond, LONGEST_PATIENCE),
+            turn_timeout: self.turn_timeout.map(time),
             queue: self.queue.max(1),
-            ..self
+            queue_wait: self.queue_wait.map(time),
+            idle_timeout: self.idle_timeout.map(time),
+            head_timeout: self.head_timeout.map(time),
+            linger: time(self.linger),
+            client_timeout: self.client_timeout.clamp(millisecond, LONGEST),
+            defer_accept: self.defer_accept.min(LONGEST_DEFERRAL),
+            start_timeout: self.start_timeout.clamp(millisecond, LONGEST),
+            max_lifetime: self.max_lifetime.map(time),
+            min_spare: self.min_spare.map(count),
+            max_spare: self.max_spare.map(count),
+            max_workers: self.max_workers.map(count),
+            backlog: self.backlog.max(1),
+            max_connections: self.max_connections.max(1),
+            per_client: self.per_client.map(|most| most.max(1)),
+            max_turns: self.max_turns,
+            max_rss: self.max_rss,
         }
     }
 }

@@ -43,7 +43,6 @@ use reload::Reload;
 use store::Store;
 use succession::inherited::Inherited;
 use succession::launch::Upgrades;
-use succession::messages::FromOld;
 use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
 use succession::session::Session;
@@ -125,7 +124,7 @@ impl<'a> Master<'a> {
             inherited.listen_on(address, before, plan.settings.backlog)?;
         }
         inherited.close_unused();
-        let room = Pools::room(&plans, only.inherited.len());
+        let room = Pools::room(&plans, only.inherited.len())?;
         let store = open_store(manager.store_limit(), room, !replaces, now);
         only.inherited.extend(store.as_ref().map(Store::life_line));
         let mut pools = Pools::new(epoll, store);
@@ -380,7 +379,7 @@ impl<'a> Master<'a> {
         }
         self.give_up_reload("another one begins", now);
         let begun = (self.source)().and_then(|plans| {
-            let room = Pools::room(&plans, self.only.inherited.len());
+            let room = Pools::room(&plans, self.only.inherited.len())?;
             Reload::begin(plans, room, &mut self.pools, now)
         });
         match begun {
@@ -462,8 +461,7 @@ impl<'a> Master<'a> {
             None => self.begin_handing_over(session, None, now),
             Some(why) => {
                 log::warn!("takeover refused: {why}");
-                let refusal = FromOld::Refused(why.to_owned());
-                let _ = session.send_to_new(&refusal, None);
+                session.refuse(why);
             }
         }
     }

@@ -11,10 +11,10 @@ use crate::harness::process::{self, eventually_within};
 use crate::harness::{Clients, Habit, Server, Setup, eventually, field};
 
 /// A file that tells workers how they are when they start.
-struct Mood(PathBuf);
+pub struct Mood(PathBuf);
 
 impl Mood {
-    fn set(&self, mood: &str) {
+    pub fn set(&self, mood: &str) {
         // At once, for a worker may be reading it.
         let new = self.0.with_extension("new");
         fs::write(&new, mood).expect("the directory is ours");
@@ -24,7 +24,7 @@ impl Mood {
 
 /// The fragile example, which is well for now, and dies only as the test expects it.
 #[track_caller]
-fn fragile(arguments: &[&str]) -> (Server, Mood) {
+pub fn fragile(arguments: &[&str]) -> (Server, Mood) {
     let setup = Setup::example("fragile", &[&["--mood", "mood"], arguments].concat());
     let mood = Mood(setup.directory().join("mood"));
     let setup = setup.expect(" died ").expect("die at their start");
