@@ -5,11 +5,16 @@
 //! ```
 //!
 //! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger
-//! by 100 MiB, and `curl localhost:8080/exit` to have one exit in the middle of a turn. `echo exit >
+//! by 100 MiB, `curl localhost:8080/exit` to have one exit in the middle of a turn, and `curl
+//! localhost:8080/flood` to have one keep so many descriptors in flight that its user may pass no
+//! more (without CAP_SYS_RESOURCE and CAP_SYS_ADMIN). `echo exit >
 //! /tmp/mood` makes each worker exit with status 3 when it is started, and `quit` with status 0;
 //! `hang` makes it hang at its start, and `cling` at its end. Anything else is well.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
@@ -17,6 +22,7 @@ use std::time::Duration;
 
 use batond::Server;
 use batond::config::Address;
+use batond::fdpass::{self, Wait};
 use batond::http::{Handler, Http, Request, Response, StatusCode};
 use clap::Parser;
 
@@ -58,6 +64,8 @@ struct Arguments {
 struct Fragile {
     /// What it never gives back.
     hoard: Vec<Vec<u8>>,
+    /// Sockets with descriptors in flight.
+    unreceived: Vec<(UnixStream, UnixStream)>,
     /// It never comes to its end.
     clings: bool,
 }
@@ -70,6 +78,7 @@ impl Fragile {
             "hang" => hang(),
             mood => Self {
                 hoard: Vec::new(),
+                unreceived: Vec::new(),
                 clings: mood == "cling",
             },
         }
@@ -90,6 +99,28 @@ fn hang() -> ! {
     }
 }
 
+impl Fragile {
+    /// Sends descriptors that nobody receives, until the kernel lets its user send no more.
+    fn flood(&mut self) {
+        let one = File::open("/dev/null").expect("it is there");
+        let many = [one.as_fd(); 60];
+        loop {
+            let (from, to) = UnixStream::pair().expect("few are open");
+            while let Ok(1) = fdpass::send(&from, &[IoSlice::new(b"*")], &many, Wait::Dont) {}
+            self.unreceived.push((from, to));
+            let last = fdpass::send(
+                &self.unreceived[0].0,
+                &[IoSlice::new(b"*")],
+                &many,
+                Wait::Dont,
+            );
+            if self.unreceived.len() == 50 || !matches!(last, Err(error) if error.would_block()) {
+                return;
+            }
+        }
+    }
+}
+
 impl Handler for Fragile {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {
         let grow = request.path().strip_prefix("/grow/");
@@ -99,6 +130,7 @@ impl Handler for Fragile {
         ) {
             ("/", _) => {}
             ("/exit", _) => process::exit(0),
+            ("/flood", _) => self.flood(),
             (_, Some(mebibytes)) => self.hoard.push(vec![1; mebibytes << 20]),
             (_, None) => return Response::error(StatusCode::NOT_FOUND),
         }

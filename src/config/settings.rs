@@ -142,3 +142,117 @@ impl Settings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::option::of as maybe;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::keys::{Choice, KEYS};
+
+    fn time() -> impl Strategy<Value = Duration> {
+        let extreme = prop_oneof![Just(Duration::ZERO), Just(Duration::MAX)];
+        prop_oneof![
+            extreme,
+            any::<Duration>(),
+            any::<u64>().prop_map(Duration::from_nanos)
+        ]
+    }
+
+    fn number() -> impl Strategy<Value = usize> {
+        prop_oneof![Just(0), Just(usize::MAX), any::<usize>(), 0..100_000usize]
+    }
+
+    fn settings() -> impl Strategy<Value = Settings> {
+        let times = (time(), time(), time(), time(), time());
+        let limits = (
+            maybe(time()),
+            maybe(time()),
+            maybe(time()),
+            maybe(time()),
+            maybe(time()),
+        );
+        let numbers = (number(), number(), number(), number(), any::<i32>());
+        let bounds = (
+            maybe(number()),
+            maybe(number()),
+            maybe(number()),
+            maybe(any::<u32>()),
+        );
+        let usage = (maybe(any::<u64>()), maybe(any::<u64>()));
+        (times, limits, numbers, bounds, usage).prop_map(
+            |(times, limits, numbers, bounds, usage)| Settings {
+                grace: times.0,
+                patience: times.1,
+                linger: times.2,
+                client_timeout: times.3,
+                defer_accept: times.4,
+                start_timeout: times.0,
+                turn_timeout: limits.0,
+                queue_wait: limits.1,
+                idle_timeout: limits.2,
+                head_timeout: limits.3,
+                max_lifetime: limits.4,
+                workers: numbers.0,
+                threads: numbers.1,
+                max_connections: numbers.2,
+                queue: numbers.3,
+                backlog: numbers.4,
+                min_spare: bounds.0,
+                max_spare: bounds.1,
+                max_workers: bounds.2,
+                per_client: bounds.3,
+                max_turns: usage.0,
+                max_rss: usage.1,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn settings_within_bounds_survive_arithmetic(settings in settings()) {
+            let Settings {
+                grace,
+                patience,
+                turn_timeout,
+                queue_wait,
+                idle_timeout,
+                head_timeout,
+                linger,
+                client_timeout,
+                defer_accept,
+                start_timeout,
+                max_lifetime,
+                ..
+            } = settings.clone().within_bounds();
+            prop_assert!(patience * 1000 <= LONGEST && patience > Duration::ZERO);
+            let may_be_none = [turn_timeout, queue_wait, idle_timeout, head_timeout, max_lifetime];
+            let all = [grace, linger, client_timeout, defer_accept, start_timeout];
+            for time in all.into_iter().chain(may_be_none.into_iter().flatten()) {
+                prop_assert!(time <= LONGEST);
+                // Some are added to others, multiplied, counted in nanoseconds or in milliseconds.
+                prop_assert!(u64::try_from((time + LONGEST).as_nanos()).is_ok());
+            }
+        }
+
+        #[test]
+        fn settings_within_bounds_stay_as_they_are(settings in settings()) {
+            let once = settings.within_bounds();
+            prop_assert_eq!(once.clone().within_bounds(), once);
+        }
+
+        #[test]
+        fn what_an_operator_may_write_is_within_bounds(values in proptest::collection::vec(any::<u64>(), KEYS.len())) {
+            let mut settings = Settings::for_processors(1);
+            for (key, value) in KEYS.iter().zip(values) {
+                for value in [value, value % 1000, value % 100_000] {
+                    if let Ok(value) = key.accept(Some(value)) {
+                        Choice { key, value }.apply(&mut settings);
+                    }
+                }
+            }
+            prop_assert_eq!(settings.clone().within_bounds(), settings);
+        }
+    }
+}

@@ -29,11 +29,12 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
+use crate::sys::process::open_descriptors;
 use child::{Child, ChildEvent};
 use events::epoll::{Epoll, EventFlags, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
-use listen::matching;
+use listen::{bind, matching};
 use master_only::MasterOnly;
 use office::service_manager::ServiceManager;
 use office::{Endpoints, Office};
@@ -96,6 +97,16 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     child::reap(master.pools.killed());
     master.clear_store();
     result
+}
+
+/// Looks for what would keep a master with these plans from serving, without binding their addresses.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(plans: &[Plan<'_>]) -> Result<()> {
+    let addresses = plans.iter().flat_map(|plan| &plan.listen);
+    addresses.map(bind::check).collect::<Result<()>>()?;
+    Pools::room(plans, open_descriptors().len()).map(drop)
 }
 
 impl<'a> Master<'a> {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
 use crate::harness::process::{children, signal};
@@ -156,20 +156,29 @@ fn who_exits_with_0_when_nobody_asked_has_died() {
 
 #[test]
 fn a_signal_to_the_whole_group_starts_nobody() {
-    // As `timeout batond serve` does it, and a terminal that hangs up.
-    let setup = Setup::new(&["demo", "-w", "4"]);
-    let script = "setsid \"$@\"; exit $?";
-    let mut server = setup.under(&["sh", "-c", script, "sh"]).start();
+    // As `timeout batond serve` sends it. The master is stopped meanwhile, so that it finds all of it
+    // at the same time.
+    let mut server = Setup::new(&["demo", "-w", "4"]).start();
     let workers = server.workers(4);
     let mut parked = server.connect();
     assert_eq!(Served::of(&parked.get("/")).turn, 1);
-    killpg(server.master(), Signal::SIGTERM).expect("it leads its group");
+    server.signal(Signal::SIGSTOP);
+    for worker in &workers {
+        signal(worker.pid, Signal::SIGTERM);
+    }
+    eventually("the workers have ended", || {
+        children(server.master()).1.len() == 4
+    });
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGCONT);
     assert_eq!(server.wait().code(), Some(0));
-    let started = server.log_lines("worker ready").len();
-    // Those that have ended before the master looked at its own signal had to be replaced.
-    assert!(started <= workers.len() + 4, "{started}");
-    let log = server.log();
-    let stopping = log.iter().position(|line| line.contains("stopping: "));
-    let after = &log[stopping.expect("it says so")..];
-    assert!(!after.iter().any(|line| line.contains("worker ready")));
+    assert!(parked.is_closed());
+    let retired = server.log_lines("worker retired");
+    assert_eq!(retired.len(), 4, "{retired:?}");
+    let known = |line: &String| {
+        workers
+            .iter()
+            .any(|one| one.pid.as_raw() == field(line, "pid"))
+    };
+    assert!(retired.iter().all(known), "{retired:?}");
 }

@@ -22,6 +22,7 @@ mod recycle;
 mod reload;
 mod scale;
 mod serve;
+mod shortage;
 mod signals;
 mod staying;
 mod stop;

@@ -25,7 +25,15 @@ impl Mood {
 /// The fragile example, which is well for now, and dies only as the test expects it.
 #[track_caller]
 pub fn fragile(arguments: &[&str]) -> (Server, Mood) {
-    let setup = Setup::example("fragile", &[&["--mood", "mood"], arguments].concat());
+    fragile_in(Setup::example(
+        "fragile",
+        &[&["--mood", "mood"], arguments].concat(),
+    ))
+}
+
+/// The same, set up by the test.
+#[track_caller]
+pub fn fragile_in(setup: Setup) -> (Server, Mood) {
     let mood = Mood(setup.directory().join("mood"));
     let setup = setup.expect(" died ").expect("die at their start");
     let server = setup.expect("is not ready after").start();

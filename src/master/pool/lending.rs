@@ -29,7 +29,7 @@ impl Pool<'_> {
         self.attention.may_stay |= uncontended;
         held.store(Place::Lent, &Progress::before(turn), now);
         match process.channel.lend(lend, held.descriptor(), uncontended) {
-            Ok(Lent::Sent) => self.shortage.sent(now),
+            Ok(Lent::Sent) => self.shortage.sent(&self.plan.name, now),
             Ok(Lent::Full) => self.refused(worker, id, now),
             Ok(Lent::Refused(errno)) => {
                 self.shortage.refused(&self.plan.name, errno.into(), now);

@@ -37,12 +37,12 @@ impl Shortage {
 
     /// A lend went out.
     #[inline]
-    pub fn sent(&mut self, now: Time) {
+    pub fn sent(&mut self, pool: &str, now: Time) {
         if self.current.is_some()
             && let Some((count, lasted)) = self.end(now)
         {
             let seconds = lasted.as_secs_f64();
-            log::warn!("lending works again: {count} lends were refused in {seconds:.1} s");
+            log::warn!("pool {pool} lends again: {count} lends were refused in {seconds:.1} s");
         }
     }
 
