@@ -104,8 +104,8 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
 /// # Errors
 /// The first thing that is wrong.
 pub fn check(plans: &[Plan<'_>]) -> Result<()> {
-    let addresses = plans.iter().flat_map(|plan| &plan.listen);
-    addresses.map(bind::check).collect::<Result<()>>()?;
+    let mut addresses = plans.iter().flat_map(|plan| &plan.listen);
+    addresses.try_for_each(bind::check)?;
     Pools::room(plans, open_descriptors().len()).map(drop)
 }
 

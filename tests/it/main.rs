@@ -5,6 +5,7 @@ mod config;
 mod confine;
 mod crash;
 mod demo;
+mod docs;
 mod ends;
 mod errors;
 mod fdpass;
