@@ -86,15 +86,14 @@ impl fmt::Display for Plain<'_> {
 /// The words for an error number. Where the usual ones mislead, they say which limit it is about.
 fn words(errno: Errno) -> &'static str {
     match errno {
-        Errno::EAGAIN => "the kernel has no room for it now",
-        Errno::EMFILE => "too many open files (this process's RLIMIT_NOFILE)",
-        Errno::ENFILE => "too many open files on this machine (fs.file-max)",
-        Errno::ENOMEM => "the kernel has no memory for it",
-        Errno::ENOBUFS => "the kernel has no memory for socket buffers",
+        Errno::EAGAIN => "Not possible at the moment",
+        Errno::EMFILE => "Too many open files (RLIMIT_NOFILE of this process)",
+        Errno::ENFILE => "Too many open files on this machine (fs.file-max)",
+        Errno::ENOMEM => "The kernel has no memory for it",
+        Errno::ENOBUFS => "The kernel has no memory for socket buffers",
         Errno::ETOOMANYREFS => {
-            "too many descriptors of this user are in flight between processes (RLIMIT_NOFILE)"
+            "Too many descriptors of this user are in flight between processes (RLIMIT_NOFILE)"
         }
-        Errno::ENOSPC => "no space left (on the device, or in one of the kernel's tables)",
         other => other.desc(),
     }
 }
@@ -109,6 +108,11 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "cannot listen on 127.0.0.1:80: Permission denied"
+        );
+        let limit = Error::new("accept on :80", Errno::EMFILE).to_string();
+        assert!(
+            limit.ends_with("(RLIMIT_NOFILE of this process)"),
+            "{limit}"
         );
         let error = Error::because("pass 300 descriptors", "one message carries at most 253");
         assert_eq!(

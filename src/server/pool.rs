@@ -10,7 +10,7 @@ use super::start::Plan;
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
 use crate::config::{Address, Confinement, Settings, name_fault};
-use crate::error::{Error, Result};
+use crate::error::{Error, Plain, Result};
 use crate::logging::{self, Role};
 use crate::service::{Service, ServiceProfile};
 use crate::worker::{self, confine};
@@ -220,7 +220,7 @@ fn exit_status(result: io::Result<()>) -> u8 {
         // The master is gone, and nobody is left to report to.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
-            log::error!("cannot go on: {error}");
+            log::error!("cannot go on: {}", Plain(&error));
             1
         }
     }

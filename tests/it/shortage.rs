@@ -63,7 +63,7 @@ fn descriptors_in_flight_of_a_neighbour_are_told_and_so_is_their_end() {
     assert_eq!(server.get("/").status, 503);
     let line = server.wait_for_log("pool main cannot lend connections to its workers");
     assert!(
-        line.contains("too many descriptors of this user are in flight"),
+        line.contains("Too many descriptors of this user are in flight"),
         "{line}"
     );
     assert_eq!(server.get("/").status, 503);
@@ -102,4 +102,32 @@ fn a_second_takeover_is_told_why_it_is_refused() {
     drop(first);
     server.wait_for_log("takeover failed: the new master is gone");
     server.stop();
+}
+
+#[test]
+fn a_limit_of_processes_is_named_and_told_once_for_all_workers() {
+    if !Uid::effective().is_root() {
+        // Only root may become a user that has no other process.
+        return;
+    }
+    let script = "prlimit --nproc=3:10 setpriv --reuid 64123 --clear-groups \"$@\"; exit $?";
+    let setup = Setup::new(&["demo", "-w", "5"]).under(&["sh", "-c", script, "sh"]);
+    let server = setup.expect("cannot start a worker").start();
+    server.workers(2);
+    let line = server.wait_for_log("cannot start a worker for slot 2 and 2 others of pool main: ");
+    for words in [
+        "no more processes",
+        "RLIMIT_NPROC",
+        "pids.max",
+        "; trying again",
+    ] {
+        assert!(line.contains(words), "{line}");
+    }
+    assert_eq!(server.get("/").status, 200);
+    let mut raise = command("setpriv");
+    raise.args(["--reuid", "64123", "--clear-groups", "prlimit"]);
+    raise.args([&format!("--pid={}", server.master()), "--nproc=10:10"]);
+    let raised = finish(raise);
+    assert!(raised.status.success(), "{raised:?}");
+    server.workers(5);
 }

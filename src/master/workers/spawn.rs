@@ -46,7 +46,7 @@ pub fn fork_worker(
             board: board.publisher(),
         }),
         Err(error) => {
-            log::error!("cannot set up the worker's signals: {error}");
+            log::error!("cannot set up the worker's signals: {}", Plain(&error));
             1
         }
     });
@@ -83,4 +83,20 @@ fn prepare(inbox: &WorkerEnd, mask: &SigSet) -> io::Result<()> {
     sys::signals::shut_on(Signal::SIGTERM, inbox, Shutdown::Read)?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_cannot_be_started_names_the_limit() {
+        let why = |code| explain(&io::Error::from_raw_os_error(code));
+        for limit in ["RLIMIT_NPROC", "pids.max"] {
+            assert!(why(libc::EAGAIN).contains(limit), "{}", why(libc::EAGAIN));
+        }
+        assert!(why(libc::ENOMEM).contains("overcommit"));
+        assert!(why(libc::EMFILE).contains("RLIMIT_NOFILE"));
+        assert_eq!(why(libc::EACCES), "Permission denied");
+    }
 }
