@@ -14,5 +14,6 @@ mod table;
 pub use address::{Address, BadAddress, is_descriptor_name};
 pub use confinement::{Confinement, Resource};
 pub(crate) use file::{parse, without_file};
+pub(crate) use server::name_fault;
 pub use server::{Config, Log, PoolConfig, ServiceConfig};
 pub use settings::{MAX_THREADS, Settings};

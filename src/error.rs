@@ -77,9 +77,24 @@ pub(crate) struct Plain<'a>(pub &'a io::Error);
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(code) => f.write_str(Errno::from_raw(code).desc()),
+            Some(code) => f.write_str(words(Errno::from_raw(code))),
             None => write!(f, "{}", self.0),
         }
+    }
+}
+
+/// The words for an error number. Where the usual ones mislead, they say which limit it is about.
+fn words(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EAGAIN => "Not possible at the moment",
+        Errno::EMFILE => "Too many open files (RLIMIT_NOFILE of this process)",
+        Errno::ENFILE => "Too many open files on this machine (fs.file-max)",
+        Errno::ENOMEM => "The kernel has no memory for it",
+        Errno::ENOBUFS => "The kernel has no memory for socket buffers",
+        Errno::ETOOMANYREFS => {
+            "Too many descriptors of this user are in flight between processes (RLIMIT_NOFILE)"
+        }
+        other => other.desc(),
     }
 }
 
@@ -93,6 +108,11 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "cannot listen on 127.0.0.1:80: Permission denied"
+        );
+        let limit = Error::new("accept on :80", Errno::EMFILE).to_string();
+        assert!(
+            limit.ends_with("(RLIMIT_NOFILE of this process)"),
+            "{limit}"
         );
         let error = Error::because("pass 300 descriptors", "one message carries at most 253");
         assert_eq!(

@@ -5,10 +5,16 @@
 //! ```
 //!
 //! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger
-//! by 100 MiB, and `echo exit > /tmp/mood` so that each worker exits when it is started; `hang`
-//! makes it hang, and anything else is well.
+//! by 100 MiB, `curl localhost:8080/exit` to have one exit in the middle of a turn, and `curl
+//! localhost:8080/flood` to have one keep so many descriptors in flight that its user may pass no
+//! more (without CAP_SYS_RESOURCE and CAP_SYS_ADMIN). `echo exit >
+//! /tmp/mood` makes each worker exit with status 3 when it is started, and `quit` with status 0;
+//! `hang` makes it hang at its start, and `cling` at its end. Anything else is well.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
@@ -16,6 +22,7 @@ use std::time::Duration;
 
 use batond::Server;
 use batond::config::Address;
+use batond::fdpass::{self, Wait};
 use batond::http::{Handler, Http, Request, Response, StatusCode};
 use clap::Parser;
 
@@ -33,6 +40,12 @@ struct Arguments {
     /// In bytes.
     #[arg(long)]
     max_rss: Option<u64>,
+    /// In seconds.
+    #[arg(long)]
+    max_lifetime: Option<u64>,
+    /// In seconds.
+    #[arg(long, default_value_t = 30)]
+    grace: u64,
     /// In milliseconds.
     #[arg(long, default_value_t = 60_000)]
     start_timeout: u64,
@@ -51,16 +64,59 @@ struct Arguments {
 struct Fragile {
     /// What it never gives back.
     hoard: Vec<Vec<u8>>,
+    /// Sockets with descriptors in flight.
+    unreceived: Vec<(UnixStream, UnixStream)>,
+    /// It never comes to its end.
+    clings: bool,
 }
 
 impl Fragile {
     fn new(mood: &Path) -> Self {
         match fs::read_to_string(mood).unwrap_or_default().trim() {
             "exit" => process::exit(3),
-            "hang" => loop {
-                thread::sleep(Duration::from_secs(60));
+            "quit" => process::exit(0),
+            "hang" => hang(),
+            mood => Self {
+                hoard: Vec::new(),
+                unreceived: Vec::new(),
+                clings: mood == "cling",
             },
-            _ => Self { hoard: Vec::new() },
+        }
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        if self.clings {
+            hang();
+        }
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        thread::sleep(Duration::from_secs(60));
+    }
+}
+
+impl Fragile {
+    /// Sends descriptors that nobody receives, until the kernel lets its user send no more.
+    fn flood(&mut self) {
+        let one = File::open("/dev/null").expect("it is there");
+        let many = [one.as_fd(); 60];
+        loop {
+            let (from, to) = UnixStream::pair().expect("few are open");
+            while let Ok(1) = fdpass::send(&from, &[IoSlice::new(b"*")], &many, Wait::Dont) {}
+            self.unreceived.push((from, to));
+            let last = fdpass::send(
+                &self.unreceived[0].0,
+                &[IoSlice::new(b"*")],
+                &many,
+                Wait::Dont,
+            );
+            if self.unreceived.len() == 50 || !matches!(last, Err(error) if error.would_block()) {
+                return;
+            }
         }
     }
 }
@@ -73,6 +129,8 @@ impl Handler for Fragile {
             grow.and_then(|count| count.parse::<usize>().ok()),
         ) {
             ("/", _) => {}
+            ("/exit", _) => process::exit(0),
+            ("/flood", _) => self.flood(),
             (_, Some(mebibytes)) => self.hoard.push(vec![1; mebibytes << 20]),
             (_, None) => return Response::error(StatusCode::NOT_FOUND),
         }
@@ -91,6 +149,8 @@ fn main() -> batond::Result<()> {
         .settings(|settings| {
             settings.max_turns = arguments.max_turns;
             settings.max_rss = arguments.max_rss;
+            settings.max_lifetime = arguments.max_lifetime.map(Duration::from_secs);
+            settings.grace = Duration::from_secs(arguments.grace);
             settings.start_timeout = Duration::from_millis(arguments.start_timeout);
             settings.defer_accept = Duration::from_secs(arguments.defer_accept);
             settings.queue = arguments.queue;

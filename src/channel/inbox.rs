@@ -49,8 +49,11 @@ impl Default for MessageBuffer {
 pub enum Lent {
     /// The connection is in the worker's inbox.
     Sent,
-    /// The kernel has no room now: the inbox is full, or too many descriptors are in flight.
-    Refused,
+    /// The inbox is full.
+    Full,
+    /// The kernel refuses, whatever the inbox holds: too many descriptors are in flight between the
+    /// processes of this user, or it has no memory. The error says which.
+    Refused(Errno),
     /// The worker has closed its end.
     Gone,
 }
@@ -110,9 +113,10 @@ impl MasterEnd {
         match fdpass::send(&self.ours, parts, &[connection], Wait::Dont).map_err(io::Error::from) {
             Ok(_) => Ok(Lent::Sent),
             Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => Ok(Lent::Full),
                 // ETOOMANYREFS: descriptors in flight count against RLIMIT_NOFILE (unix(7)).
-                Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM) => {
-                    Ok(Lent::Refused)
+                Some(code @ (libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM)) => {
+                    Ok(Lent::Refused(Errno::from_raw_os_error(code)))
                 }
                 Some(libc::EPIPE | libc::ECONNRESET) => Ok(Lent::Gone),
                 _ => Err(error),

@@ -1,14 +1,23 @@
 //! `batond check`: what `batond serve` would do with the same arguments, without doing it.
+//!
+//! Whatever can be known without binding an address, writing a file or starting a process is looked
+//! at as `serve` does it. What is left: whether an address or a control socket is taken, which
+//! sockets systemd passes, which master there is to take over from, and whether workers come to
+//! serve.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{self, Write as _};
+use std::path::Path;
 
-use nix::unistd::{Group, User};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 
 use super::config_source::ConfigSource;
-use crate::config::{Config, Confinement, PoolConfig, ServiceConfig};
+use super::serve;
+use crate::config::{Config, PoolConfig};
 use crate::error::{Error, Result};
-use crate::services::http;
+use crate::server;
 
 /// Writes what `serve` would do to stdout, in one line.
 ///
@@ -16,14 +25,23 @@ use crate::services::http;
 /// What `serve` would fail with, as far as it shows without serving.
 pub(super) fn check(source: &ConfigSource) -> Result<()> {
     let config = source.load()?;
-    for pool in &config.pools {
-        look_up(pool)?;
+    let summary = summary(&config);
+    for (what, path) in [
+        ("log to", &config.log.file),
+        ("write pid file", &config.pid_file),
+        ("listen on control socket", &config.control),
+    ] {
+        if let Some(path) = path {
+            check_writable(what, path)?;
+        }
     }
+    let pools = config.pools.into_iter().map(serve::pool);
+    server::check(pools.collect::<Result<_>>()?, config.control.as_deref())?;
     let mut line = String::new();
     if let Some(file) = &source.file {
         let _ = write!(line, "{}: ", file.display());
     }
-    line += &summary(&config);
+    line += &summary;
     // A name with a newline must not make it two lines.
     let line = line.replace(char::is_control, "?");
     writeln!(io::stdout(), "{line}").map_err(|error| Error::new("write to stdout", error))
@@ -44,47 +62,21 @@ fn summary(config: &Config) -> String {
     format!("{count} {noun}: {}", pools.join("; "))
 }
 
-/// Fails if the directory, the user or a group that the pool names is missing.
-fn look_up(pool: &PoolConfig) -> Result<()> {
-    if let ServiceConfig::Http { root } = &pool.service {
-        http::Files::open(root)?;
+/// Looks whether a file could be written at a path: its directory is there, and this user may write
+/// to it. Writes nothing.
+fn check_writable(what: &str, path: &Path) -> Result<()> {
+    let attempt = || format!("{what} {}", path.display());
+    let failed = |errno: Errno| Error::new(attempt(), errno);
+    match fs::metadata(path) {
+        Ok(file) if file.is_dir() => return Err(failed(Errno::EISDIR)),
+        Ok(_) => return access(path, AccessFlags::W_OK).map_err(failed),
+        // It is made.
+        Err(_) => {}
     }
-    let Confinement {
-        user,
-        group,
-        groups,
-        chroot,
-        ..
-    } = &pool.confinement;
-    let find = |what: &str, name: &str, found: nix::Result<bool>| {
-        let attempt = || format!("use pool {:?}: find the {what} {name:?}", pool.name);
-        match found {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::because(attempt(), "there is none of this name")),
-            Err(error) => Err(Error::new(attempt(), error)),
-        }
-    };
-    // A number needs no entry in the user database.
-    let named = |name: &&String| name.parse::<u32>().is_err();
-    if let Some(user) = user.as_ref().filter(named) {
-        find(
-            "user",
-            user,
-            User::from_name(user).map(|found| found.is_some()),
-        )?;
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    if fs::metadata(parent).is_ok_and(|parent| !parent.is_dir()) {
+        return Err(failed(Errno::ENOTDIR));
     }
-    for group in group.iter().chain(groups.iter().flatten()).filter(named) {
-        find(
-            "group",
-            group,
-            Group::from_name(group).map(|found| found.is_some()),
-        )?;
-    }
-    match chroot {
-        Some(chroot) if !chroot.is_dir() => Err(Error::because(
-            format!("use pool {:?}: chroot to {}", pool.name, chroot.display()),
-            "it is not a directory",
-        )),
-        _ => Ok(()),
-    }
+    access(parent, AccessFlags::W_OK | AccessFlags::X_OK).map_err(failed)
 }

@@ -19,10 +19,12 @@ use crate::fdtool;
 use crate::logging::{self, Role};
 use usage::UsageError;
 
+/// The version, with the commit that it was built from where git could tell (src/build.rs).
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("BATOND_COMMIT"));
+
 /// A pre-fork server that lends connections to its workers.
 #[derive(Debug, Parser)]
-#[command(name = "batond", version, max_term_width = 100)]
-#[command(disable_help_subcommand = true)]
+#[command(name = "batond", version = VERSION, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,7 +34,8 @@ struct Cli {
 enum Command {
     /// Serve TCP clients with a pool of worker processes.
     Serve(serve::ServeArgs),
-    /// Say what serve would do with the same arguments, or what is wrong with them or the file.
+    /// Say what serve would do with the same arguments, or what is wrong with them, the file, or
+    /// what both name. Binds no address, writes no file, starts no worker.
     Check(serve::ServeArgs),
     /// Wait for file descriptors on a Unix socket and show what is behind them.
     RecvFd(fd::RecvArgs),
@@ -101,6 +104,16 @@ mod tests {
             ("serve --grace soon", "expected a whole number of seconds"),
             ("serve ftp", "'ftp'"),
             ("dance", "'dance'"),
+            (
+                "serve --port 80",
+                "say -l 127.0.0.1:80, or -l :80 for every address",
+            ),
+            ("serve -p 80 demo", "say -l 127.0.0.1:80"),
+            ("serve ./www", "did you mean 'batond serve http ./www'?"),
+            (
+                "serve /srv/www",
+                "did you mean 'batond serve http /srv/www'?",
+            ),
             ("send-fd --tlpi --payload x f", "'--payload <TEXT>'"),
             ("send-fd", "FILE"),
         ] {

@@ -1,10 +1,11 @@
 //! `batond serve`: what its command line can say, and what it then does.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{EnumValueParser, NonEmptyStringValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{Args, ValueEnum};
+use clap::{Arg, Args, Command, ValueEnum};
 
 use super::config_source::ConfigSource;
 use super::settings::SettingArgs;
@@ -20,7 +21,7 @@ use crate::sys::signals;
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// What to serve. [default: demo]
-    #[arg(value_enum)]
+    #[arg(value_name = "SERVICE", value_parser = ServiceParser)]
     service: Option<ServiceName>,
     /// The directory that http serves.
     #[arg(value_name = "DIR")]
@@ -33,6 +34,9 @@ pub(super) struct ServeArgs {
     /// given more than once. [default: 127.0.0.1:8080]
     #[arg(short, long, value_name = "ADDR")]
     listen: Vec<Address>,
+    /// There is no such flag, but many servers have it.
+    #[arg(short, long, hide = true, value_parser = no_port)]
+    port: Option<Never>,
     #[command(flatten)]
     process: ProcessArgs,
     #[command(flatten)]
@@ -72,6 +76,48 @@ enum ServiceName {
     Echo,
     /// Serve the files of a directory over HTTP.
     Http,
+}
+
+/// What cannot be given.
+#[derive(Debug, Clone, Copy)]
+enum Never {}
+
+/// Refuses `--port` with what to say instead.
+fn no_port(port: &str) -> Result<Never, String> {
+    Err(format!(
+        "say -l 127.0.0.1:{port}, or -l :{port} for every address of this machine"
+    ))
+}
+
+/// A parser for the names of the services, which knows what a path in their place is meant to be.
+#[derive(Debug, Clone)]
+struct ServiceParser;
+
+impl TypedValueParser for ServiceParser {
+    type Value = ServiceName;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<ServiceName, clap::Error> {
+        let parser = EnumValueParser::<ServiceName>::new();
+        parser.parse_ref(command, arg, value).map_err(|error| {
+            let path = value.to_string_lossy();
+            if !path.contains(['/', '.']) && !Path::new(value).is_dir() {
+                return error;
+            }
+            let reason =
+                format!("'{path}' is no service; did you mean 'batond serve http {path}'?\n");
+            clap::Error::raw(ErrorKind::InvalidValue, reason).with_cmd(command)
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let values = ServiceName::value_variants().iter();
+        Some(Box::new(values.filter_map(ValueEnum::to_possible_value)))
+    }
 }
 
 /// What the command line asks for.
@@ -162,7 +208,7 @@ pub(super) fn serve(request: Request) -> Result<()> {
 ///
 /// # Errors
 /// When the directory that it is to serve can't be opened.
-fn pool(config: PoolConfig) -> Result<Pool<'static>> {
+pub(super) fn pool(config: PoolConfig) -> Result<Pool<'static>> {
     let PoolConfig {
         name,
         listen,
@@ -191,7 +237,7 @@ fn pool(config: PoolConfig) -> Result<Pool<'static>> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Command;
+    use super::super::Command as Asked;
     use super::super::tests::parse;
     use super::*;
     use crate::config::keys::KEYS;
@@ -199,7 +245,7 @@ mod tests {
 
     fn parse_serve(words: &str) -> Config {
         match parse(words) {
-            Ok(Command::Serve(args)) => args.check().unwrap().config.load().unwrap(),
+            Ok(Asked::Serve(args)) => args.check().unwrap().config.load().unwrap(),
             other => panic!("{words}: {other:?}"),
         }
     }

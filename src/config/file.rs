@@ -11,7 +11,7 @@ use crate::config::address::Address;
 use crate::config::draft::{Draft, PoolDraft};
 use crate::config::flags::Flags;
 use crate::config::keys::{Choice, KEYS, Key, Unit};
-use crate::config::server::{Config, Log, ServiceConfig};
+use crate::config::server::{Config, Log, ServiceConfig, name_fault};
 use crate::config::settings::Settings;
 use crate::config::table::{Entry, Fault, Table};
 use crate::error::{Error, Result};
@@ -25,9 +25,6 @@ const LOG: &[&str] = &["filter", "file"];
 
 /// The keys of `[[pool]]` that are neither settings nor part of the confinement.
 const POOL: &[&str] = &["name", "listen", "service", "root"];
-
-/// How long the name of a pool may be, because most lines of the log contain it.
-const LONGEST_NAME: usize = 64;
 
 /// The configuration that the text of a file and the flags make together. `file` is the path that
 /// the text was read from: errors name it, and relative paths in the text are taken from its
@@ -153,6 +150,11 @@ fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<Poo
         let address = entry.text()?.parse().map_err(|error| entry.fault(error))?;
         listen.push((relative_to(directory, address), Some(entry.offset())));
     }
+    if let Some(entry) = table.get("listen")
+        && listen.is_empty()
+    {
+        return Err(entry.fault("expected at least one address"));
+    }
     let mut choices = Vec::new();
     for key in KEYS {
         if let Some(entry) = table.get(key.name) {
@@ -171,12 +173,10 @@ fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<Poo
 
 fn read_name(entry: Entry<'_>) -> Result<String, Fault> {
     let name = entry.text()?;
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.len() > LONGEST_NAME || !name.chars().all(fits) {
-        let allowed = "letters, digits, hyphens, underscores and dots";
-        return Err(entry.fault(format_args!("expected at most {LONGEST_NAME} {allowed}")));
+    match name_fault(name) {
+        Some(expected) => Err(entry.fault(expected)),
+        None => Ok(name.to_owned()),
     }
-    Ok(name.to_owned())
 }
 
 fn read_choice(key: &'static Key, entry: Entry<'_>) -> Result<Choice, Fault> {

@@ -24,7 +24,7 @@ pub(crate) struct Flags {
     pub(crate) log_file: Option<PathBuf>,
     /// The file in which the master writes its process id.
     pub(crate) pid_file: Option<PathBuf>,
-    /// The Unix socket on which the master takes commands.
+    /// The Unix socket on which a new master asks to take over.
     pub(crate) control: Option<PathBuf>,
 }
 

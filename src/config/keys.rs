@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::config::settings::{MAX_THREADS, Settings};
+use crate::config::settings::{self, LONGEST_DEFERRAL, LONGEST_PATIENCE, MAX_THREADS, Settings};
 
 /// The unit of a setting's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,8 +154,8 @@ const KEY: Key = Key {
     set: |_, _| {},
 };
 
-/// A larger number is a typing mistake, because few machines have room for so many processes.
-const MOST_WORKERS: u64 = 10_000;
+/// See [`settings::MOST_WORKERS`].
+const MOST_WORKERS: u64 = settings::MOST_WORKERS as u64;
 
 // A setting that may be absent is an `Option` in `Settings` and 0 for operators. These convert one
 // into the other.
@@ -291,7 +291,7 @@ pub(crate) const KEYS: &[Key] = &[
         unit: Unit::Microseconds,
         help: "Let a connection wait this many microseconds behind another one before another worker gets it.",
         least: 1,
-        most: 10_000_000,
+        most: LONGEST_PATIENCE.as_micros() as u64,
         get: |s| s.patience.as_micros() as u64,
         set: |s, n| s.patience = Duration::from_micros(n),
         ..KEY
@@ -370,7 +370,7 @@ pub(crate) const KEYS: &[Key] = &[
         name: "defer-accept",
         unit: Unit::Seconds,
         help: "Let the kernel hold back a new connection for this many seconds while its client is silent.",
-        most: 3600,
+        most: LONGEST_DEFERRAL.as_secs(),
         get: |s| s.defer_accept.as_secs(),
         set: |s, n| s.defer_accept = Duration::from_secs(n),
         ..KEY

@@ -7,6 +7,17 @@ use crate::config::address::Address;
 use crate::config::confinement::Confinement;
 use crate::config::settings::Settings;
 
+/// The longest name of a pool, in bytes, because most lines of the log contain it.
+const LONGEST_NAME: usize = 64;
+
+/// Says what was expected, if this cannot be the name of a pool.
+pub(crate) fn name_fault(name: &str) -> Option<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let good = (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(fits);
+    let allowed = "letters, digits, hyphens, underscores and dots";
+    (!good).then(|| format!("expected 1 to {LONGEST_NAME} {allowed}"))
+}
+
 /// All that the command line and the file say about a server, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -14,7 +25,7 @@ pub struct Config {
     pub log: Log,
     /// The file in which the master writes its process id.
     pub pid_file: Option<PathBuf>,
-    /// The Unix socket on which the master takes commands, and over which a new master takes over.
+    /// The Unix socket on which a new master asks to take over.
     pub control: Option<PathBuf>,
     /// At least one pool. No two have the same name or the same address.
     pub pools: Vec<PoolConfig>,
@@ -32,7 +43,7 @@ pub struct Log {
 /// A pool: the workers that run one service, and the addresses at which they are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// The pool's name in the log and on the control socket.
+    /// The pool's name in the log, and for a reload or a new master.
     pub name: String,
     /// At least one address to listen on.
     pub listen: Vec<Address>,

@@ -6,6 +6,20 @@ use std::time::Duration;
 /// that a worker has at one time must fit into the ring of its scoreboard.
 pub const MAX_THREADS: usize = 64;
 
+/// The longest time that a setting may have: more than a century. It is a bound for arithmetic,
+/// which could overflow with [`Duration::MAX`].
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The longest patience, the same that the command line accepts.
+pub(crate) const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most workers that a pool may have: few machines have room for so many processes, so that a
+/// larger number is a mistake.
+pub(crate) const MOST_WORKERS: usize = 10_000;
+
+/// The longest time that the kernel may hold a silent connection back.
+pub(crate) const LONGEST_DEFERRAL: Duration = Duration::from_secs(3600);
+
 /// How a pool runs, apart from where it listens and what it serves. A limit that is `None` does not
 /// apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +112,147 @@ impl Settings {
     /// none at all to the kernel (socket(7)).
     #[must_use]
     pub fn within_bounds(self) -> Self {
+        let count = |number: usize| number.min(MOST_WORKERS);
+        let time = |limit: Duration| limit.min(LONGEST);
+        let microsecond = Duration::from_micros(1);
+        let millisecond = Duration::from_millis(1);
         Self {
-            workers: self.workers.max(1),
+            workers: self.workers.clamp(1, MOST_WORKERS),
             threads: self.threads.clamp(1, MAX_THREADS),
-            patience: self.patience.max(Duration::from_micros(1)),
-            client_timeout: self.client_timeout.max(Duration::from_millis(1)),
+            grace: time(self.grace),
+            patience: self.patience.clamp(microsecond, LONGEST_PATIENCE),
+            turn_timeout: self.turn_timeout.map(time),
             queue: self.queue.max(1),
-            ..self
+            queue_wait: self.queue_wait.map(time),
+            idle_timeout: self.idle_timeout.map(time),
+            head_timeout: self.head_timeout.map(time),
+            linger: time(self.linger),
+            client_timeout: self.client_timeout.clamp(millisecond, LONGEST),
+            defer_accept: self.defer_accept.min(LONGEST_DEFERRAL),
+            start_timeout: self.start_timeout.clamp(millisecond, LONGEST),
+            max_lifetime: self.max_lifetime.map(time),
+            min_spare: self.min_spare.map(count),
+            max_spare: self.max_spare.map(count),
+            max_workers: self.max_workers.map(count),
+            backlog: self.backlog.max(1),
+            max_connections: self.max_connections.max(1),
+            per_client: self.per_client.map(|most| most.max(1)),
+            max_turns: self.max_turns,
+            max_rss: self.max_rss,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::option::of as maybe;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::keys::{Choice, KEYS};
+
+    fn time() -> impl Strategy<Value = Duration> {
+        let extreme = prop_oneof![Just(Duration::ZERO), Just(Duration::MAX)];
+        prop_oneof![
+            extreme,
+            any::<Duration>(),
+            any::<u64>().prop_map(Duration::from_nanos)
+        ]
+    }
+
+    fn number() -> impl Strategy<Value = usize> {
+        prop_oneof![Just(0), Just(usize::MAX), any::<usize>(), 0..100_000usize]
+    }
+
+    fn settings() -> impl Strategy<Value = Settings> {
+        let times = (time(), time(), time(), time(), time());
+        let limits = (
+            maybe(time()),
+            maybe(time()),
+            maybe(time()),
+            maybe(time()),
+            maybe(time()),
+        );
+        let numbers = (number(), number(), number(), number(), any::<i32>());
+        let bounds = (
+            maybe(number()),
+            maybe(number()),
+            maybe(number()),
+            maybe(any::<u32>()),
+        );
+        let usage = (maybe(any::<u64>()), maybe(any::<u64>()));
+        (times, limits, numbers, bounds, usage).prop_map(
+            |(times, limits, numbers, bounds, usage)| Settings {
+                grace: times.0,
+                patience: times.1,
+                linger: times.2,
+                client_timeout: times.3,
+                defer_accept: times.4,
+                start_timeout: times.0,
+                turn_timeout: limits.0,
+                queue_wait: limits.1,
+                idle_timeout: limits.2,
+                head_timeout: limits.3,
+                max_lifetime: limits.4,
+                workers: numbers.0,
+                threads: numbers.1,
+                max_connections: numbers.2,
+                queue: numbers.3,
+                backlog: numbers.4,
+                min_spare: bounds.0,
+                max_spare: bounds.1,
+                max_workers: bounds.2,
+                per_client: bounds.3,
+                max_turns: usage.0,
+                max_rss: usage.1,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn settings_within_bounds_survive_arithmetic(settings in settings()) {
+            let Settings {
+                grace,
+                patience,
+                turn_timeout,
+                queue_wait,
+                idle_timeout,
+                head_timeout,
+                linger,
+                client_timeout,
+                defer_accept,
+                start_timeout,
+                max_lifetime,
+                ..
+            } = settings.clone().within_bounds();
+            prop_assert!(patience * 1000 <= LONGEST && patience > Duration::ZERO);
+            let may_be_none = [turn_timeout, queue_wait, idle_timeout, head_timeout, max_lifetime];
+            let all = [grace, linger, client_timeout, defer_accept, start_timeout];
+            for time in all.into_iter().chain(may_be_none.into_iter().flatten()) {
+                prop_assert!(time <= LONGEST);
+                // Some are added to others, multiplied, counted in nanoseconds or in milliseconds.
+                prop_assert!(u64::try_from((time + LONGEST).as_nanos()).is_ok());
+            }
+        }
+
+        #[test]
+        fn settings_within_bounds_stay_as_they_are(settings in settings()) {
+            let once = settings.within_bounds();
+            prop_assert_eq!(once.clone().within_bounds(), once);
+        }
+
+        #[test]
+        fn what_an_operator_may_write_is_within_bounds(values in proptest::collection::vec(any::<u64>(), KEYS.len())) {
+            let mut settings = Settings::for_processors(1);
+            for (key, value) in KEYS.iter().zip(values) {
+                for value in [value, value % 1000, value % 100_000] {
+                    if let Ok(value) = key.accept(Some(value)) {
+                        Choice { key, value }.apply(&mut settings);
+                    }
+                }
+            }
+            prop_assert_eq!(settings.clone().within_bounds(), settings);
         }
     }
 }

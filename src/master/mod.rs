@@ -29,11 +29,12 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
+use crate::sys::process::open_descriptors;
 use child::{Child, ChildEvent};
 use events::epoll::{Epoll, EventFlags, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
-use listen::matching;
+use listen::{bind, matching};
 use master_only::MasterOnly;
 use office::service_manager::ServiceManager;
 use office::{Endpoints, Office};
@@ -43,7 +44,6 @@ use reload::Reload;
 use store::Store;
 use succession::inherited::Inherited;
 use succession::launch::Upgrades;
-use succession::messages::FromOld;
 use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
 use succession::session::Session;
@@ -99,6 +99,17 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     result
 }
 
+/// Looks for what would keep a master with these plans from serving, without binding their
+/// addresses.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(plans: &[Plan<'_>]) -> Result<()> {
+    let mut addresses = plans.iter().flat_map(|plan| &plan.listen);
+    addresses.try_for_each(bind::check)?;
+    Pools::room(plans, open_descriptors().len()).map(drop)
+}
+
 impl<'a> Master<'a> {
     fn set_up(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<Self> {
         let Start {
@@ -125,7 +136,7 @@ impl<'a> Master<'a> {
             inherited.listen_on(address, before, plan.settings.backlog)?;
         }
         inherited.close_unused();
-        let room = Pools::room(&plans, only.inherited.len());
+        let room = Pools::room(&plans, only.inherited.len())?;
         let store = open_store(manager.store_limit(), room, !replaces, now);
         only.inherited.extend(store.as_ref().map(Store::life_line));
         let mut pools = Pools::new(epoll, store);
@@ -385,7 +396,7 @@ impl<'a> Master<'a> {
         }
         self.give_up_reload("another one begins", now);
         let begun = (self.source)().and_then(|plans| {
-            let room = Pools::room(&plans, self.only.inherited.len());
+            let room = Pools::room(&plans, self.only.inherited.len())?;
             Reload::begin(plans, room, &mut self.pools, now)
         });
         match begun {
@@ -467,8 +478,7 @@ impl<'a> Master<'a> {
             None => self.begin_handing_over(session, None, now),
             Some(why) => {
                 log::warn!("takeover refused: {why}");
-                let refusal = FromOld::Refused(why.to_owned());
-                let _ = session.send_to_new(&refusal, None);
+                session.refuse(why);
             }
         }
     }

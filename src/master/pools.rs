@@ -129,8 +129,10 @@ impl<'a> Pools<'a> {
 
     /// How many connections leave enough descriptors for the workers and their replacements, and
     /// for a reload; so many descriptors are `open` already.
-    #[must_use]
-    pub fn room(plans: &[Plan<'_>], open: usize) -> usize {
+    ///
+    /// # Errors
+    /// When not even one connection does: such a server would listen and never serve.
+    pub fn room(plans: &[Plan<'_>], open: usize) -> Result<usize> {
         let limit =
             getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
         let most = |plan: &Plan<'_>| Bounds::most_of(&plan.settings);
@@ -138,9 +140,18 @@ impl<'a> Pools<'a> {
         // Both ends of a socketpair, and a doorbell; while a worker is started, its own copy of its
         // end too. At a reload each worker has a successor beside it.
         let kept_back = (spawn::DESCRIPTORS + 3) * workers + spawn::DESCRIPTORS * 2;
-        limit
-            .saturating_sub(open + kept_back + SPARE_DESCRIPTORS)
-            .max(1)
+        let listen = |plan: &Plan<'_>| plan.listen.len() + plan.keep.len();
+        let own: usize = plans.iter().map(listen).sum();
+        let needed = open + own + kept_back + SPARE_DESCRIPTORS + 1;
+        if limit < needed {
+            let attempt = format!("serve with {workers} workers and {limit} open files");
+            let reason = format!(
+                "they need {needed} to serve a single client; raise RLIMIT_NOFILE (ulimit -n, \
+                 LimitNOFILE=), or run fewer workers"
+            );
+            return Err(Error::because(attempt, reason));
+        }
+        Ok(limit - needed + 1)
     }
 
     // ---- what the master's loop calls -----------------------------------------------------------

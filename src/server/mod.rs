@@ -2,12 +2,14 @@
 //! together.
 
 mod builder;
+mod check;
 mod pool;
 mod pools;
 mod single;
 mod start;
 
 pub use builder::ServerBuilder;
+pub(crate) use check::check;
 pub use pool::Pool;
 pub use pools::Pools;
 pub use single::Server;

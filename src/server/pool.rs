@@ -9,14 +9,11 @@ use std::thread::available_parallelism;
 use super::start::Plan;
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
-use crate::config::{Address, Confinement, Settings};
-use crate::error::{Error, Result};
+use crate::config::{Address, Confinement, Settings, name_fault};
+use crate::error::{Error, Plain, Result};
 use crate::logging::{self, Role};
 use crate::service::{Service, ServiceProfile};
 use crate::worker::{self, confine};
-
-/// The longest name of a pool, in bytes. It is in many log lines.
-const LONGEST_NAME: usize = 64;
 
 /// One pool of a server: workers that run one service, and the addresses where its clients come
 /// from. [`ServerBuilder::pools`](crate::ServerBuilder::pools) takes them.
@@ -56,8 +53,8 @@ impl<'a> Pool<'a> {
     /// worker process makes its own service with `make`, after the fork; with several
     /// [threads](Pool::threads), one for each of them.
     ///
-    /// The log and the control socket call the pool by its name: at most 64 ASCII letters, digits,
-    /// hyphens, underscores and dots. A pool keeps its connections in a reload if the new one has
+    /// The log calls the pool by its name: 1 to 64 ASCII letters, digits, hyphens, underscores and
+    /// dots. A pool keeps its connections in a reload if the new one has
     /// the same name.
     pub fn new<S: Service>(name: impl Into<String>, make: impl Fn() -> S + Sync + 'a) -> Self {
         let serve = move |handles: WorkerHandles<'_>, threads| match threads {
@@ -183,12 +180,8 @@ impl<'a> Pool<'a> {
     }
 
     fn fault(&self) -> Option<String> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if self.name.len() > LONGEST_NAME || !self.name.chars().all(allowed) {
-            let allowed = "letters, digits, hyphens, underscores and dots";
-            return Some(format!(
-                "a name is made of {allowed}, {LONGEST_NAME} at most"
-            ));
+        if let Some(reason) = name_fault(&self.name) {
+            return Some(format!("name: {reason}"));
         }
         if let Some(reason) = &self.bad_address {
             return Some(format!("listen: {reason}"));
@@ -227,7 +220,7 @@ fn exit_status(result: io::Result<()>) -> u8 {
         // The master is gone, and nobody is left to report to.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
-            log::error!("cannot go on: {error}");
+            log::error!("cannot go on: {}", Plain(&error));
             1
         }
     }
@@ -265,8 +258,14 @@ mod tests {
         );
         assert_refused(
             Pool::new("a\nb", Echo::new).listen(":0"),
-            "cannot use pool \"a\\nb\": a name is made of letters, digits, hyphens, underscores \
-             and dots, 64 at most",
+            "cannot use pool \"a\\nb\": name: expected 1 to 64 letters, digits, hyphens, \
+             underscores and dots",
+        );
+        let nameless = Pool::new("", Echo::new).listen(":0").plan().err();
+        let reason = nameless.expect("a name is needed").to_string();
+        assert!(
+            reason.starts_with("cannot use pool \"\": name: expected 1 to 64 "),
+            "{reason}"
         );
     }
 

@@ -104,9 +104,8 @@ impl Server {
 
     /// How long a graceful stop may take. The default is 30 seconds.
     #[must_use]
-    pub fn grace(mut self, limit: Duration) -> Self {
-        self.settings.grace = limit;
-        self
+    pub fn grace(self, limit: Duration) -> Self {
+        self.settings(|settings| settings.grace = limit)
     }
 
     /// How long a single read from or write to a client may sleep inside a turn, at least a

@@ -92,6 +92,15 @@ impl Prepared {
     }
 }
 
+/// Whether a server with these plans could start in this process.
+///
+/// # Errors
+/// Why it could not.
+pub(super) fn check(plans: &[Plan<'_>]) -> Result<()> {
+    raise_descriptor_limit();
+    master::check(plans)
+}
+
 /// Raises the limit of open descriptors as far as it goes, because the master holds one for each
 /// connection.
 fn raise_descriptor_limit() {

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use tempfile::TempDir;
 
 use crate::harness::client::Served;
-use crate::harness::{BATOND, Setup, eventually, run};
+use crate::harness::{BATOND, Setup, command, eventually, finish, run};
 
 fn with_file(text: impl AsRef<[u8]>) -> TempDir {
     let directory = TempDir::new().expect("a temporary directory");
@@ -145,21 +145,77 @@ fn what_the_file_names_is_looked_for() {
         ),
         (
             format!("{demo}user = 'no-such-user'\n"),
-            "cannot use pool \"main\": find the user \"no-such-user\": there is none of this name",
+            "cannot run workers as user \"no-such-user\": there is no such user",
         ),
         (
             format!("{demo}groups = [0, 'no-such-group']\n"),
-            "cannot use pool \"main\": find the group \"no-such-group\": there is none of this name",
+            "cannot give workers the group \"no-such-group\": there is no such group",
         ),
         (
             format!("{demo}chroot = 'batond.toml'\n"),
-            "cannot use pool \"main\": chroot to batond.toml: it is not a directory",
+            "cannot confine workers to batond.toml: Not a directory",
+        ),
+        (
+            format!("{demo}cpu-affinity = 1023\n"),
+            "cannot run workers on processor 1023: it is not among those that the master may run on",
+        ),
+        (
+            format!("{demo}limits = {{ nofile = 4 }}\n"),
+            "cannot limit nofile of workers to 4: a worker needs 10 to serve anyone",
+        ),
+        (
+            format!("log = {{ file = 'gone/log' }}\n{demo}"),
+            "cannot log to gone/log: No such file or directory",
+        ),
+        (
+            format!("pid-file = 'gone/pid'\n{demo}"),
+            "cannot write pid file gone/pid: No such file or directory",
+        ),
+        (
+            format!("control = 'gone/control'\n{demo}"),
+            "cannot listen on control socket gone/control: No such file or directory",
+        ),
+        (
+            format!("{demo}listen = 'unix:gone/socket'\n"),
+            "cannot listen on unix:gone/socket: No such file or directory",
+        ),
+        // TEST-NET-1 of RFC 5737: no machine has it.
+        (
+            format!("{demo}listen = '192.0.2.1:80'\n"),
+            "cannot listen on 192.0.2.1:80: Cannot assign requested address",
         ),
     ] {
-        let directory = with_file(text);
-        let arguments = ["check", "-c", "batond.toml"];
-        refuses(directory.path(), &arguments, 1, reason);
+        let text = match text.contains("listen") {
+            true => text,
+            false => format!("{text}listen = '127.0.0.1:0'\n"),
+        };
+        both_refuse(with_file(text).path(), reason);
     }
+}
+
+#[test]
+fn a_check_knows_which_ports_its_user_may_not_bind_and_does_not_mind_a_server() {
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let first: u16 = first.expect("Linux has it").trim().parse().expect("a port");
+    if first > 1 && Uid::effective().is_root() {
+        let mut command = command("setpriv");
+        command.args([
+            "--bounding-set",
+            "-net_bind_service",
+            BATOND,
+            "check",
+            "-l",
+            ":1",
+        ]);
+        let finished = finish(command);
+        assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+        let expected = "batond: cannot listen on :1: Permission denied";
+        assert_eq!(finished.stderr, expected);
+    }
+    let server = Setup::new(&["demo", "-w", "1"]).start();
+    let address = server.endpoint().tcp().to_string();
+    let finished = run(server.directory(), &["check", "-w", "1", "-l", &address]);
+    assert!(finished.status.success(), "{finished:?}");
 }
 
 #[test]

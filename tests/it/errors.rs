@@ -152,6 +152,11 @@ fn a_command_line_that_means_nothing() {
             &["--no-such-option"],
         ),
         (&["serve", "http"], &["http", "DIR"]),
+        (&["serve", "--port", "80"], &["--port", "-l 127.0.0.1:80"]),
+        (
+            &["serve", "./www"],
+            &["did you mean 'batond serve http ./www'?"],
+        ),
     ];
     let directory = scratch();
     for (arguments, words) in cases {
@@ -162,13 +167,31 @@ fn a_command_line_that_means_nothing() {
 #[test]
 fn help_and_version_are_no_errors() {
     let directory = scratch();
-    for arguments in [&["--help"][..], &["serve", "--help"], &["--version"]] {
+    for arguments in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["help"],
+        &["help", "serve"],
+        &["--version"],
+    ] {
         let finished = run(directory.path(), arguments);
         assert!(finished.status.success(), "{finished:?}");
         assert_eq!(finished.stderr, "");
     }
     let version = run(directory.path(), &["--version"]).stdout;
-    assert_eq!(version, concat!("batond ", env!("CARGO_PKG_VERSION")));
+    let rest = version.strip_prefix(concat!("batond ", env!("CARGO_PKG_VERSION")));
+    let rest = rest.unwrap_or_else(|| panic!("{version}"));
+    // Where git can tell, the commit follows.
+    let commit = rest
+        .strip_prefix(" (")
+        .and_then(|rest| rest.strip_suffix(')'));
+    let hex = |commit: &str| {
+        commit
+            .trim_end_matches('+')
+            .bytes()
+            .all(|c| c.is_ascii_hexdigit())
+    };
+    assert!(rest.is_empty() || commit.is_some_and(hex), "{version}");
     let help = run(directory.path(), &["serve", "--help"]).stdout;
     for name in ["echo", "demo", "http", "--listen", "--workers", "--grace"] {
         assert!(help.contains(name), "no {name} in\n{help}");

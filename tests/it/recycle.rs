@@ -12,10 +12,10 @@ use crate::harness::process::{self, eventually_within};
 use crate::harness::{Clients, Habit, Server, Setup, eventually, field};
 
 /// A file that tells workers how they are when they start.
-struct Mood(PathBuf);
+pub struct Mood(PathBuf);
 
 impl Mood {
-    fn set(&self, mood: &str) {
+    pub fn set(&self, mood: &str) {
         // At once, for a worker may be reading it.
         let new = self.0.with_extension("new");
         fs::write(&new, mood).expect("the directory is ours");
@@ -25,8 +25,16 @@ impl Mood {
 
 /// The fragile example, which is well for now, and dies only as the test expects it.
 #[track_caller]
-fn fragile(arguments: &[&str]) -> (Server, Mood) {
-    let setup = Setup::example("fragile", &[&["--mood", "mood"], arguments].concat());
+pub fn fragile(arguments: &[&str]) -> (Server, Mood) {
+    fragile_in(Setup::example(
+        "fragile",
+        &[&["--mood", "mood"], arguments].concat(),
+    ))
+}
+
+/// The same, set up by the test.
+#[track_caller]
+pub fn fragile_in(setup: Setup) -> (Server, Mood) {
     let mood = Mood(setup.directory().join("mood"));
     let setup = setup.expect(" died ").expect("die at their start");
     let server = setup.expect("is not ready after").start();

@@ -263,7 +263,12 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
         ),
         (
             "name = 'a b'",
-            "2: pool \"a b\": name: expected at most 64 letters, digits, hyphens, underscores and dots",
+            "2: pool \"a b\": name: expected 1 to 64 letters, digits, hyphens, underscores and dots",
+        ),
+        ("name = ''", "2: pool \"\": name: the text is empty"),
+        (
+            "service = 'demo'\nlisten = []",
+            "3: pool \"main\": listen: expected at least one address",
         ),
         (
             "service = 'demo'\nlisten = [\n':1',\n':x'\n]",

@@ -8,9 +8,11 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::fs::{Access, access};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
 };
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::listener::{Bound, Listener};
 use super::socket_file::SocketFile;
@@ -41,6 +43,66 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
         }
     };
     listeners.map_err(failed)
+}
+
+/// Whether `address` could be bound if nobody else has it: the machine has it, and this user may
+/// bind its port. It is not bound, because that could be in the way of a server that starts
+/// meanwhile.
+///
+/// # Errors
+/// Why it could not.
+pub fn check(address: &Address) -> Result<()> {
+    let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
+    let addresses = match address {
+        Address::Inet(inet_address) => vec![*inet_address],
+        Address::Any(port) => vec![Address::any(*port)],
+        Address::Name(name, port) => resolve(name, *port).map_err(failed)?,
+        Address::Unix(path) => return check_path(path),
+        // Only the service manager knows.
+        Address::Inherited(_) => return Ok(()),
+    };
+    for mut one in addresses {
+        if is_privileged(one.port()) {
+            return Err(failed(io::Error::from_raw_os_error(libc::EACCES)));
+        }
+        one.set_port(0);
+        match inet(address, one, 1) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                    && matches!(address, Address::Any(_)) => {}
+            result => drop(result.map_err(failed)?),
+        }
+    }
+    Ok(())
+}
+
+/// Whether this process may not bind a TCP port because it is one of the low ones (ip(7)).
+fn is_privileged(port: u16) -> bool {
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let first = first.ok().and_then(|text| text.trim().parse().ok());
+    let may = capabilities(None).is_ok_and(|sets| {
+        let needed = CapabilitySet::NET_BIND_SERVICE;
+        sets.effective.contains(needed)
+    });
+    port != 0 && port < first.unwrap_or(1024) && !may
+}
+
+/// Whether a Unix socket could be made at a path if no server has it.
+fn check_path(path: &Path) -> Result<()> {
+    let attempt = || format!("listen on unix:{}", path.display());
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    access(
+        parent.unwrap_or(Path::new(".")),
+        Access::WRITE_OK | Access::EXEC_OK,
+    )
+    .map_err(|errno| Error::new(attempt(), errno))?;
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => Err(Error::because(
+            attempt(),
+            "the path exists and is not a socket",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The addresses that a name stands for, each once.

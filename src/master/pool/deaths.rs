@@ -31,6 +31,10 @@ impl Pool<'_> {
                 self.dispatcher.worker_stopped(worker);
                 if !self.is_wanted() {
                     self.continue_stopped();
+                } else if let Some(process) = self.workers.get_mut(worker)
+                    && process.stage() > Stage::Serving
+                {
+                    process.continue_stopped();
                 }
             }
             ChildEvent::Continued => {
@@ -54,8 +58,9 @@ impl Pool<'_> {
         self.receive(worker, now);
         self.collect(worker, now);
         self.take_back(worker, now);
+        let in_turn = self.dispatcher.lent(worker) > 0;
         self.dispatcher.worker_gone(worker, now);
-        self.log_end(worker, exit, stage);
+        self.log_end(worker, exit, stage, in_turn);
         // Its connections are examined while its process is still known by slot and pid.
         self.carry_out(now);
         if self.workers.remove(worker, now) && self.phase == Phase::Serving {
@@ -63,14 +68,25 @@ impl Pool<'_> {
         }
     }
 
-    fn log_end(&mut self, worker: WorkerId, exit: Exit, stage: Stage) {
+    /// Logs whether a worker has ended in order or has died. A status of 0 says nothing by itself,
+    /// because a service may exit in a turn, or before it is ready.
+    fn log_end(&mut self, worker: WorkerId, exit: Exit, stage: Stage, in_turn: bool) {
         let Some(process) = self.workers.get(worker) else {
             return;
         };
         let asked = stage == Stage::Exiting && process.departure() != Departure::Early;
-        let expected = asked || !self.is_wanted();
-        if exit == Exit::Exited(0) || expected && exit == Exit::Killed(Signal::SIGKILL) {
+        let expected = match exit {
+            Exit::Exited(0) => !in_turn && (asked || process.was_ready()),
+            Exit::Killed(Signal::SIGKILL) => asked || !self.is_wanted(),
+            Exit::Killed(Signal::SIGTERM) => asked,
+            Exit::Exited(_) | Exit::Killed(_) => false,
+        };
+        if expected {
             log::info!("worker retired {process}");
+        } else if !process.was_ready() {
+            log::warn!("worker died {process}: {exit} before it was ready");
+        } else if in_turn && exit == Exit::Exited(0) {
+            log::warn!("worker died {process}: {exit} in a turn");
         } else {
             log::warn!("worker died {process}: {exit}");
         }

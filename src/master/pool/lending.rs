@@ -29,8 +29,12 @@ impl Pool<'_> {
         self.attention.may_stay |= uncontended;
         held.store(Place::Lent, &Progress::before(turn), now);
         match process.channel.lend(lend, held.descriptor(), uncontended) {
-            Ok(Lent::Sent) => {}
-            Ok(Lent::Refused) => self.refused(worker, id, now),
+            Ok(Lent::Sent) => self.shortage.sent(&self.plan.name, now),
+            Ok(Lent::Full) => self.refused(worker, id, now),
+            Ok(Lent::Refused(errno)) => {
+                self.shortage.refused(&self.plan.name, errno.into(), now);
+                self.refused(worker, id, now);
+            }
             Ok(Lent::Gone) => {
                 self.refused(worker, id, now);
                 self.retire(worker, now);
@@ -93,7 +97,7 @@ impl Pool<'_> {
         self.dispatcher.retire(worker);
         let until = self.grace_until(now);
         if let Some(process) = self.workers.get_mut(worker) {
-            if let Err(error) = process.retire(until) {
+            if let Err(error) = process.retire(until, now) {
                 log::error!("cannot retire worker {process}: {}", Plain(&error));
             }
             self.workers.schedule_check();

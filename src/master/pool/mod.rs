@@ -10,6 +10,7 @@ mod handover;
 mod lending;
 mod phases;
 mod reports;
+mod shortage;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use super::workers::table::Workers;
 use super::workers::upkeep::Wants;
 use crate::channel::inbox::MessageBuffer;
 use crate::config::Address;
+use shortage::Shortage;
 
 /// How far a pool has come on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,7 @@ pub struct Pool<'a> {
     /// Where connections are kept beside this process, if there is a manager for that.
     store: Option<Store>,
     attention: Attention,
+    shortage: Shortage,
     buffers: Buffers,
 }
 
@@ -120,6 +123,7 @@ impl<'a> Pool<'a> {
             listeners: Listeners::new(epoll.clone(), plan.settings.per_client, held_back),
             store,
             attention: Attention::default(),
+            shortage: Shortage::default(),
             buffers: Buffers::default(),
             epoll,
             plan,
@@ -234,7 +238,10 @@ impl<'a> Pool<'a> {
     fn wants(&self) -> Wants {
         let (start, serve) = match self.phase {
             Phase::Serving => (true, true),
-            Phase::Coming | Phase::Stopping { .. } => (true, false),
+            Phase::Coming => (true, false),
+            // A worker that exits now needs a successor only if a connection waits for one: a
+            // signal to the whole process group retires them all.
+            Phase::Stopping { .. } => (self.dispatcher.waiting() > 0, false),
             Phase::Leaving { .. } | Phase::Retiring { .. } | Phase::Over => (false, false),
         };
         Wants { start, serve }

@@ -1,14 +1,11 @@
 //! How a pool comes into service, and to its end: stop accepting, finish what is in hand, close the
 //! parked, let the workers go; all of it bounded by the grace period.
 
-use nix::sys::signal::Signal;
-
 use crate::master::child::Child;
 use crate::master::connection::held::Held;
 use crate::master::dispatch::Lending;
 use crate::master::plan::Plan;
 use crate::master::time::Time;
-use crate::master::workers::process::Stage;
 
 use super::{Phase, Pool};
 
@@ -136,9 +133,7 @@ impl<'a> Pool<'a> {
     /// Lets stopped workers go on: none of them could finish what it has, nor exit.
     pub(super) fn continue_stopped(&mut self) {
         for process in self.workers.all_mut() {
-            if process.stage() != Stage::Dead && process.child.continue_stopped() {
-                log::info!("resuming stopped worker {process}, so that it can exit");
-            }
+            process.continue_stopped();
         }
     }
 
@@ -179,13 +174,8 @@ impl<'a> Pool<'a> {
         }
         self.phase = Phase::Retiring { until };
         let all: Vec<_> = self.workers.all().map(|one| one.worker()).collect();
-        self.workers.resize(0, &mut self.dispatcher, until);
+        self.workers.resize(0, &mut self.dispatcher, until, now);
         for worker in all {
-            let process = self.workers.get_mut(worker);
-            if let Some(process) = process.filter(|one| one.stage() == Stage::Starting) {
-                // It serves nobody, and may not listen before it has started.
-                process.child.end(Signal::SIGTERM, now);
-            }
             self.retire(worker, now);
         }
         self.continue_stopped();

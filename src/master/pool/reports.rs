@@ -9,6 +9,7 @@ use crate::master::dispatch::{Dispatcher, Stray, TurnEnd, WorkerId};
 use crate::master::snapshot::Place;
 use crate::master::time::Time;
 use crate::master::workers::channel::{Fault, Said};
+use crate::master::workers::process::SaidTwice;
 use crate::wire::{Outcome, Report};
 
 use super::Pool;
@@ -92,8 +93,10 @@ impl Pool<'_> {
         let Some(process) = self.workers.get_mut(worker) else {
             return;
         };
-        if !process.become_ready() {
-            return;
+        match process.become_ready() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(SaidTwice) => return self.condemn(worker, "it says twice that it is ready", now),
         }
         log::info!("worker ready {process}");
         self.workers.schedule_check();

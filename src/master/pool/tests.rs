@@ -71,6 +71,20 @@ impl World {
 
     /// Starts a worker that has said that it can serve.
     fn hire(&mut self, slot: u32) -> Played {
+        let (worker, played) = self.start(slot);
+        played.end.send(&FromWorker::Ready).unwrap();
+        self.until("the worker is ready", |world| {
+            world
+                .pool
+                .workers
+                .get(worker)
+                .is_some_and(|one| one.is_serving())
+        });
+        played
+    }
+
+    /// Starts a worker that has said nothing yet.
+    fn start(&mut self, slot: u32) -> (WorkerId, Played) {
         let (ours, end) = inbox::pair().unwrap();
         // It ends when its input does, which is when the test does.
         let program = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
@@ -83,19 +97,12 @@ impl World {
         let settings = self.pool.plan.settings.clone();
         let (parts, now) = ((child, Channel::new(ours, None)), self.now());
         self.pool.workers.admit(slot, worker, parts, &settings, now);
-        end.send(&FromWorker::Ready).unwrap();
-        self.until("the worker is ready", |world| {
-            world
-                .pool
-                .workers
-                .get(worker)
-                .is_some_and(|one| one.is_serving())
-        });
-        Played {
+        let played = Played {
             end,
             program,
             messages: MessageBuffer::default(),
-        }
+        };
+        (worker, played)
     }
 
     /// One round of the master's loop, as far as it concerns a pool.
@@ -238,5 +245,20 @@ fn a_worker_without_a_scoreboard_is_served_and_settled_like_the_others() {
     world.until("the rogue is dead", dead);
     drop(socket);
     world.kill(other);
+    assert_eq!(world.pool.workers.all().count(), 0);
+}
+
+#[test]
+fn a_worker_that_is_ready_twice_breaks_the_protocol() {
+    let mut world = World::new();
+    let rogue = world.hire(0);
+    rogue.end.send(&FromWorker::Ready).unwrap();
+    let pid = Pid::from_raw(rogue.program.id().cast_signed());
+    world.until("the rogue is dead", |world| {
+        let worker = world.pool.workers.by_pid(pid).unwrap();
+        let process = world.pool.workers.get(worker).unwrap();
+        process.stage() == crate::master::workers::process::Stage::Dead
+    });
+    world.kill(rogue);
     assert_eq!(world.pool.workers.all().count(), 0);
 }

@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::launch::OfferedSession;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
-use super::session::{Buffer, Session, reason};
+use super::session::{Buffer, Session, is_gone, reason};
 use crate::error::{Error, Plain, Result};
 use crate::master::events::epoll::EventFlags;
 use crate::master::events::token::MasterEvent;
@@ -93,7 +93,11 @@ impl TakeoverClient {
         session.set_version(version);
         let mut buffer = Buffer::default();
         let hello = FromNew::Takeover(version);
-        session.send_to_old(&hello).map_err(failed)?;
+        match session.send_to_old(&hello) {
+            // A master that has closed its end already may have said before why it refuses.
+            Err(error) if !is_gone(&error) => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
         let mut listeners = Vec::new();
         loop {
             match session.recv_from_old(&mut buffer).map_err(failed)? {

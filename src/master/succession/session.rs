@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 
 use super::messages::{FromNew, FromOld, ROOM, VERSION};
 use crate::error::Plain;
@@ -95,6 +95,16 @@ impl Session {
     /// As [`Session::send_to_new`].
     pub fn send_to_old(&self, message: &FromNew) -> io::Result<()> {
         self.send(&message.header(), &[], None)
+    }
+
+    /// Refuses the process at the other end, and closes this one. A close with unread bytes would
+    /// overtake the refusal (the other end reads ECONNRESET first), so they are taken out, and no
+    /// more can come.
+    pub fn refuse(self, why: &str) {
+        let _ = self.send_to_new(&FromOld::Refused(why.to_owned()), None);
+        let _ = shutdown(&self.socket, Shutdown::Read);
+        let mut buffer = Buffer::default();
+        while self.receive(&mut buffer, 0, Wait::Dont).is_ok() {}
     }
 
     fn send(

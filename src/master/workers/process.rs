@@ -5,6 +5,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::channel::Channel;
 use super::lifetime::{Lifetime, Reason};
 use super::slots::SlotId;
@@ -48,6 +50,10 @@ pub enum Departure {
     Early,
 }
 
+/// A worker has reported a second time that it is ready, which no honest one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaidTwice;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Process {
@@ -61,6 +67,8 @@ pub struct Process {
     pub channel: Channel,
     stage: Stage,
     departure: Option<Departure>,
+    /// Whether it has reported that it can serve, in time or not.
+    was_ready: bool,
     /// How many turns the worker serves at the same time; other generations may differ.
     threads: usize,
     lifetime: Lifetime,
@@ -90,6 +98,7 @@ impl Process {
             channel,
             stage: Stage::Starting,
             departure: None,
+            was_ready: false,
             threads: settings.threads,
             lifetime: Lifetime::new(settings, seed, now),
             turns: 0,
@@ -122,6 +131,12 @@ impl Process {
         self.stage == Stage::Serving
     }
 
+    /// Whether the worker has ever reported that it can serve.
+    #[must_use]
+    pub fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
     /// The time of its start.
     #[must_use]
     pub fn born(&self) -> Time {
@@ -144,14 +159,20 @@ impl Process {
 
     // ---- its life -------------------------------------------------------------------------------
 
-    /// The worker reports that it can serve. False when that comes too late.
-    pub fn become_ready(&mut self) -> bool {
+    /// The worker reports that it can serve. False when that comes too late to matter.
+    ///
+    /// # Errors
+    /// The worker has reported it before.
+    pub fn become_ready(&mut self) -> Result<bool, SaidTwice> {
+        if std::mem::replace(&mut self.was_ready, true) {
+            return Err(SaidTwice);
+        }
         let in_time = self.stage == Stage::Starting;
         if in_time {
             self.stage = Stage::Serving;
             self.child.give_time();
         }
-        in_time
+        Ok(in_time)
     }
 
     /// Counts turns that the worker has served, at least one. True when they are the last ones of
@@ -188,7 +209,9 @@ impl Process {
     // ---- its end --------------------------------------------------------------------------------
 
     /// The worker is no longer wanted: it finishes its turns, and is killed at `until`.
-    pub fn drain(&mut self, until: Time) {
+    pub fn drain(&mut self, until: Time, now: Time) {
+        self.end_start(now);
+        self.continue_stopped();
         self.stage = self.stage.max(Stage::Draining);
         self.departure.get_or_insert(Departure::Unwanted);
         self.child.kill_at(until);
@@ -198,16 +221,34 @@ impl Process {
     ///
     /// # Errors
     /// What sendmsg(2) fails with. A worker that has closed its end is exiting anyway.
-    pub fn retire(&mut self, until: Time) -> io::Result<()> {
+    pub fn retire(&mut self, until: Time, now: Time) -> io::Result<()> {
         if self.stage >= Stage::Exiting {
             return Ok(());
         }
+        self.end_start(now);
+        self.continue_stopped();
         self.stage = Stage::Exiting;
         self.departure.get_or_insert(Departure::Expected);
         self.child.kill_at(until);
         match self.channel.retire() {
             Err(error) if error.raw_os_error() != Some(libc::EPIPE) => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// Ends a worker that is still starting: it has no turn to finish, and may not listen before it
+    /// has started.
+    fn end_start(&mut self, now: Time) {
+        if self.stage == Stage::Starting {
+            self.child.end(Signal::SIGTERM, now);
+        }
+    }
+
+    /// Lets a worker go on that a signal has stopped, because it could neither finish its turn nor
+    /// exit otherwise.
+    pub fn continue_stopped(&mut self) {
+        if self.stage != Stage::Dead && self.child.continue_stopped() {
+            log::info!("resuming stopped worker {self}, so that it can exit");
         }
     }
 

@@ -10,6 +10,7 @@ use super::channel::Channel;
 use crate::channel::inbox::{self, WorkerEnd};
 use crate::channel::scoreboard::Scoreboard;
 use crate::channel::start::WorkerHandles;
+use crate::error::Plain;
 use crate::master::child::Child;
 use crate::master::master_only::MasterOnly;
 use crate::master::plan::Plan;
@@ -45,7 +46,7 @@ pub fn fork_worker(
             board: board.publisher(),
         }),
         Err(error) => {
-            log::error!("cannot set up the worker's signals: {error}");
+            log::error!("cannot set up the worker's signals: {}", Plain(&error));
             1
         }
     });
@@ -53,6 +54,25 @@ pub fn fork_worker(
     let child = Child::new(pid?);
     board.keep_from_children()?;
     Ok((child, Channel::new(ours, Some(board))))
+}
+
+/// Why a worker could not be started, in words that say what to do: the kernel's own are about the
+/// call, and mislead here.
+#[must_use]
+pub fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        // fork(2), because no other call here fails with this.
+        Some(libc::EAGAIN) => {
+            "no more processes are allowed (the user's RLIMIT_NPROC, pids.max of \
+             the cgroup, or kernel.pid_max)"
+                .to_owned()
+        }
+        Some(libc::ENOMEM) => {
+            "the kernel has no memory for another process (or vm.overcommit_memory forbids it)"
+                .to_owned()
+        }
+        _ => Plain(error).to_string(),
+    }
 }
 
 /// In the child: SIGTERM retires the worker. All other signals that the master handles are ignored,
@@ -63,4 +83,20 @@ fn prepare(inbox: &WorkerEnd, mask: &SigSet) -> io::Result<()> {
     sys::signals::shut_on(Signal::SIGTERM, inbox, Shutdown::Read)?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_cannot_be_started_names_the_limit() {
+        let why = |code| explain(&io::Error::from_raw_os_error(code));
+        for limit in ["RLIMIT_NPROC", "pids.max"] {
+            assert!(why(libc::EAGAIN).contains(limit), "{}", why(libc::EAGAIN));
+        }
+        assert!(why(libc::ENOMEM).contains("overcommit"));
+        assert!(why(libc::EMFILE).contains("RLIMIT_NOFILE"));
+        assert_eq!(why(libc::EACCES), "Permission denied");
+    }
 }

@@ -5,6 +5,7 @@
 //! does no harm. What is due when nothing happens is in `upkeep`, and how workers and generations
 //! give way to others is in `turnover`.
 
+use std::io;
 use std::rc::Rc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -19,7 +20,7 @@ use super::replacement::{Replacement, Step};
 use super::slots::{SlotId, Slots};
 use super::spawn;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::Plain;
 use crate::master::child::Child;
 use crate::master::dispatch::{Dispatcher, WorkerId};
 use crate::master::events::epoll::PoolEpoll;
@@ -172,9 +173,15 @@ impl<'a> Workers<'a> {
 
     /// Wants `size` workers from now on. Those beyond that finish their turns, and are killed at
     /// `until`.
-    pub fn resize<C>(&mut self, size: usize, dispatcher: &mut Dispatcher<C>, until: Time) {
+    pub fn resize<C>(
+        &mut self,
+        size: usize,
+        dispatcher: &mut Dispatcher<C>,
+        until: Time,
+        now: Time,
+    ) {
         self.current.resize(size);
-        self.let_unwanted_go(dispatcher, until);
+        self.let_unwanted_go(dispatcher, until, now);
     }
 
     /// Wants one worker less: this one goes, and no other one follows in its slot.
@@ -183,27 +190,34 @@ impl<'a> Workers<'a> {
         worker: WorkerId,
         dispatcher: &mut Dispatcher<C>,
         until: Time,
+        now: Time,
     ) {
         if let Some(slot) = self.get(worker).map(Process::slot) {
             self.current.close(slot.slot);
         }
-        self.let_unwanted_go(dispatcher, until);
+        self.let_unwanted_go(dispatcher, until, now);
     }
 
-    fn let_unwanted_go<C>(&mut self, dispatcher: &mut Dispatcher<C>, until: Time) {
+    fn let_unwanted_go<C>(&mut self, dispatcher: &mut Dispatcher<C>, until: Time, now: Time) {
         let unwanted = self.members().filter(|process| {
             !self.current.wants(process.slot().slot) && process.stage() <= Stage::Serving
         });
         let unwanted: Vec<_> = unwanted.map(Process::worker).collect();
         for worker in unwanted {
-            self.let_go(worker, dispatcher, until);
+            self.let_go(worker, dispatcher, until, now);
         }
     }
 
     /// Lets a worker go: it finishes its turns and exits, and is killed at `until`.
-    pub fn let_go<C>(&mut self, worker: WorkerId, dispatcher: &mut Dispatcher<C>, until: Time) {
+    pub fn let_go<C>(
+        &mut self,
+        worker: WorkerId,
+        dispatcher: &mut Dispatcher<C>,
+        until: Time,
+        now: Time,
+    ) {
         if let Some(process) = self.get_mut(worker) {
-            process.drain(until);
+            process.drain(until, now);
         }
         dispatcher.retire(worker);
         self.schedule_check();
@@ -235,6 +249,8 @@ impl<'a> Workers<'a> {
         only: &mut MasterOnly,
         now: Time,
     ) {
+        let mut failed: Option<(SlotId, io::Error)> = None;
+        let mut failures = 0;
         while let Some(slot) = self.due(now) {
             let next = self.incoming.as_ref();
             let next = next.filter(|incoming| incoming.slots.generation == slot.generation);
@@ -242,8 +258,20 @@ impl<'a> Workers<'a> {
             let worker = dispatcher.worker_started(plan.settings.threads);
             if let Err(error) = self.start(slot, worker, &plan, only, now) {
                 dispatcher.worker_gone(worker, now);
-                log::error!("{error}; trying again");
+                failed.get_or_insert((slot, error));
+                failures += 1;
             }
+        }
+        // One line for all of them, because they fail for the same reason most of the time.
+        if let Some((SlotId { slot, .. }, error)) = failed {
+            let (pool, why) = (&self.pool, spawn::explain(&error));
+            let others = match failures {
+                1 => String::new(),
+                count => format!(" and {} others", count - 1),
+            };
+            log::error!(
+                "cannot start a worker for slot {slot}{others} of pool {pool}: {why}; trying again"
+            );
         }
     }
 
@@ -254,7 +282,7 @@ impl<'a> Workers<'a> {
         plan: &Plan<'_>,
         only: &mut MasterOnly,
         now: Time,
-    ) -> Result<()> {
+    ) -> io::Result<()> {
         self.reserve.clear();
         let started = spawn::fork_worker(slot.slot, plan, only);
         self.hold_reserve();
@@ -266,8 +294,7 @@ impl<'a> Workers<'a> {
             }
             Err(error) => {
                 self.vacated(slot, true, now);
-                let slot = slot.slot;
-                Err(Error::new(format!("start a worker for slot {slot}"), error))
+                Err(error)
             }
         }
     }
@@ -287,7 +314,7 @@ impl<'a> Workers<'a> {
             process.child.end_at(now.after(settings.start_timeout));
         }
         if let Err(error) = process.channel.watch(&self.epoll, worker) {
-            log::error!("cannot watch worker {process}: {error}");
+            log::error!("cannot watch worker {process}: {}", Plain(&error));
         }
         let place = worker.index() as usize;
         if self.processes.len() <= place {

@@ -79,7 +79,7 @@ impl<'a> Workers<'a> {
         let former = self.all().filter(|process| !self.is_member(process));
         let former: Vec<_> = former.map(Process::worker).collect();
         for worker in former {
-            self.let_go(worker, dispatcher, until);
+            self.let_go(worker, dispatcher, until, now);
         }
         self.schedule_check();
         Some(plan)
@@ -154,7 +154,7 @@ impl<'a> Workers<'a> {
             return Some(replacement);
         }
         log::info!("worker recycled {old}: {why}");
-        self.let_go(worker, dispatcher, until);
+        self.let_go(worker, dispatcher, until, now);
         let step = Step::Draining { until };
         Some(Replacement { worker, why, step })
     }

@@ -119,6 +119,7 @@ impl<'a> Workers<'a> {
                 continue;
             };
             let settings = &plan.settings;
+            let start = settings.start_timeout.as_secs_f64();
             match process.stage() {
                 Stage::Serving => {
                     let limit = settings.turn_timeout.unwrap_or_default().as_secs_f64();
@@ -126,12 +127,19 @@ impl<'a> Workers<'a> {
                         "worker hangs {process}: a turn takes longer than {limit} s; sending {signal}"
                     );
                 }
-                Stage::Draining | Stage::Exiting if process.departure() != Departure::Early => {
-                    log::warn!("the grace period is over: killing worker {process}");
+                Stage::Draining | Stage::Exiting
+                    if !process.was_ready() && process.departure() != Departure::Early =>
+                {
+                    log::info!("killing worker {process}, which was still starting");
                 }
-                Stage::Starting | Stage::Draining | Stage::Exiting | Stage::Dead => {
-                    let limit = settings.start_timeout.as_secs_f64();
-                    log::warn!("worker {process} is not ready after {limit} s: sending {signal}");
+                Stage::Draining => {
+                    log::warn!("the grace period is over: killing worker {process} in its turn");
+                }
+                Stage::Exiting if process.departure() != Departure::Early => {
+                    log::warn!("worker {process} was told to exit and does not: killing it");
+                }
+                Stage::Starting | Stage::Exiting | Stage::Dead => {
+                    log::warn!("worker {process} is not ready after {start} s: sending {signal}");
                 }
             }
             process.escalate(now);
@@ -232,14 +240,15 @@ impl<'a> Workers<'a> {
         dispatcher: &mut Dispatcher<C>,
         now: Time,
     ) {
-        self.resize(size, dispatcher, now.after(plan.settings.grace));
+        self.resize(size, dispatcher, now.after(plan.settings.grace), now);
         self.log_size(plan, dispatcher);
     }
 
     /// Retires the worker that has been idle for longest.
     fn give_one_up<C>(&mut self, plan: &Plan<'_>, dispatcher: &mut Dispatcher<C>, now: Time) {
         if let Some(coldest) = dispatcher.coldest() {
-            self.close_slot_of(coldest, dispatcher, now.after(plan.settings.grace));
+            let until = now.after(plan.settings.grace);
+            self.close_slot_of(coldest, dispatcher, until, now);
             self.log_size(plan, dispatcher);
         }
     }

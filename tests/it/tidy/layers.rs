@@ -15,6 +15,8 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["lib"],
     &["main"],
+    // It runs before the build, and sees nothing of the crate.
+    &["build"],
 ];
 
 #[test]

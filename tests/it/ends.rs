@@ -1,0 +1,184 @@
+//! Processes that should go: each of them has a deadline, whatever it hangs in, and what the log
+//! says of its end is true. docs/examples/fragile.rs is the program whose workers hang.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::client::Served;
+use crate::harness::process::{children, signal};
+use crate::harness::{Setup, eventually, field};
+use crate::recycle::fragile;
+
+/// What no test here may come near: the time that a stop has by default.
+const GRACE: Duration = Duration::from_secs(30);
+
+#[test]
+fn workers_that_hang_in_their_end_do_not_pile_up() {
+    let setup = Setup::example("fragile", &["--mood", "mood", "-w", "2"]);
+    std::fs::write(setup.directory().join("mood"), "cling").expect("the directory is ours");
+    let setup = setup.also(&["--max-lifetime", "1", "--grace", "1"]);
+    let mut server = setup.expect("was told to exit and does not").start();
+    server.workers(2);
+    let mut most = 0;
+    eventually("four of them were replaced and killed", || {
+        most = most.max(children(server.master()).0.len());
+        server
+            .log_lines("was told to exit and does not: killing it")
+            .len()
+            >= 4
+    });
+    // Two that serve, one that is starting, one that does not go.
+    assert!(most <= 4, "{most} processes");
+    assert_eq!(server.get("/").status, 200);
+    let start = Instant::now();
+    server.stop();
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn workers_that_are_starting_do_not_hold_up_a_stop() {
+    let (mut server, mood) = fragile(&["-w", "1"]);
+    server.workers(1);
+    mood.set("hang");
+    server.signal(Signal::SIGTTIN);
+    server.signal(Signal::SIGTTIN);
+    eventually("another worker is starting", || {
+        children(server.master()).0.len() >= 2
+    });
+    let start = Instant::now();
+    server.stop();
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+    assert!(server.log_contains("which was still starting"));
+}
+
+#[test]
+fn a_reload_that_hangs_does_not_hold_up_a_stop() {
+    let (mut server, mood) = fragile(&["-w", "2"]);
+    server.workers(2);
+    mood.set("hang");
+    server.signal(Signal::SIGHUP);
+    eventually("the new generation is starting", || {
+        children(server.master()).0.len() == 4
+    });
+    let start = Instant::now();
+    server.stop();
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+}
+
+#[test]
+fn a_reload_ends_what_has_not_started_yet() {
+    let (server, mood) = fragile(&["-w", "1"]);
+    let first = server.workers(1)[0];
+    mood.set("hang");
+    server.signal(Signal::SIGTTIN);
+    eventually("another worker is starting", || {
+        children(server.master()).0.len() == 2
+    });
+    mood.set("well");
+    let start = Instant::now();
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    let now = server.workers(1);
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+    assert_ne!(now[0].pid, first.pid);
+}
+
+#[test]
+fn an_old_master_does_not_wait_for_what_has_not_started_yet() {
+    let (mut server, mood) = fragile(&["-w", "1"]);
+    server.workers(1);
+    mood.set("hang");
+    server.signal(Signal::SIGTTIN);
+    eventually("another worker is starting", || {
+        children(server.master()).0.len() == 2
+    });
+    mood.set("well");
+    let start = Instant::now();
+    server.upgrade();
+    server.wait_for_former();
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn a_stopped_worker_does_not_outlive_its_generation() {
+    let mut server = Setup::new(&["demo", "-w", "2"])
+        .expect("worker stopped")
+        .start();
+    let old = server.workers(2);
+    for worker in &old {
+        signal(worker.pid, Signal::SIGSTOP);
+    }
+    server.wait_for_lines("worker stopped", 2);
+    let start = Instant::now();
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    let new = server.workers(2);
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+    assert!(old.iter().all(|worker| !new.contains(worker)));
+    // The same for one that is stopped when its time has come already.
+    signal(new[0].pid, Signal::SIGSTOP);
+    server.wait_for_lines("worker stopped", 3);
+    server.upgrade();
+    server.wait_for_former();
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+    assert_eq!(server.log_lines("worker retired").len(), 4);
+}
+
+#[test]
+fn who_exits_with_0_when_nobody_asked_has_died() {
+    let (server, mood) = fragile(&["-w", "1"]);
+    let worker = server.workers(1)[0];
+    assert_eq!(server.get("/exit").status, 502);
+    let line = server.wait_for_log("worker died");
+    assert_eq!(field(&line, "pid"), worker.pid.as_raw());
+    assert!(line.ends_with(": exited with status 0 in a turn"), "{line}");
+    let worker = server.workers(1)[0];
+    mood.set("quit");
+    server.kill(worker);
+    let lines = server.wait_for_lines("exited with status 0 before it was ready", 2);
+    assert!(lines.iter().all(|line| line.contains("worker died")));
+    mood.set("well");
+    let worker = server.workers(1)[0];
+    assert_eq!(server.log_lines("worker retired").len(), 0);
+    // One that was asked has retired.
+    signal(worker.pid, Signal::SIGTERM);
+    server.wait_for_word("worker retired", worker);
+}
+
+#[test]
+fn a_signal_to_the_whole_group_starts_nobody() {
+    // As `timeout batond serve` sends it. The master is stopped meanwhile, so that it finds all of
+    // it at the same time.
+    let mut server = Setup::new(&["demo", "-w", "4"]).start();
+    let workers = server.workers(4);
+    let mut parked = server.connect();
+    assert_eq!(Served::of(&parked.get("/")).turn, 1);
+    server.signal(Signal::SIGSTOP);
+    for worker in &workers {
+        signal(worker.pid, Signal::SIGTERM);
+    }
+    eventually("the workers have ended", || {
+        children(server.master()).1.len() == 4
+    });
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGCONT);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(parked.is_closed());
+    let retired = server.log_lines("worker retired");
+    assert_eq!(retired.len(), 4, "{retired:?}");
+    let known = |line: &String| {
+        workers
+            .iter()
+            .any(|one| one.pid.as_raw() == field(line, "pid"))
+    };
+    assert!(retired.iter().all(known), "{retired:?}");
+}
