@@ -379,11 +379,6 @@ impl Client {
         !self.pending.is_empty()
     }
 
-    /// Drops what was received and no reply has taken.
-    pub fn forget_pending(&mut self) {
-        self.pending.clear();
-    }
-
     fn receive_reply(&mut self, to_head: bool) -> io::Result<Reply> {
         let head = self.take_until(b"\r\n\r\n")?;
         let head = String::from_utf8(head).map_err(io::Error::other)?;

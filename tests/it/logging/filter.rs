@@ -18,7 +18,7 @@ fn a_configuration_with_a_filter_without_sense_is_refused() {
         (",", "expected a level"),
         (
             "batond=debgu",
-            "\"debgu\" is no level: off, error, warn, info, debug or trace; \"debug\" is",
+            "\"debgu\" is not a level: expected off, error, warn, info, debug or trace; \"debug\" is",
         ),
     ] {
         let text = format!(
@@ -39,7 +39,7 @@ fn a_variable_without_sense_is_said_and_ignored() {
     for (value, reason) in [
         ("inof", "\"inof\" is neither a level"),
         ("hyper=debug", "\"hyper\" is no module of batond"),
-        ("batond=loud", "\"loud\" is no level"),
+        ("batond=loud", "\"loud\" is not a level"),
     ] {
         // That it is seen to listen says that the level is info.
         let server = Setup::new(&["demo", "-w", "2"])
