@@ -225,3 +225,21 @@ fn what_is_half_written_finds_a_worker_while_the_server_stops() {
     server.wait_for_lines("worker ready", 3);
     assert_eq!(server.wait().code(), Some(0));
 }
+
+#[test]
+fn workers_that_hang_in_their_end_hold_up_neither_reload_nor_upgrade() {
+    let setup = Setup::example("fragile", &["--mood", "mood", "-w", "2", "--grace", "1"]);
+    std::fs::write(setup.directory().join("mood"), "cling").expect("the directory is ours");
+    let mut server = setup.expect("was told to exit and does not").start();
+    server.workers(2);
+    let start = Instant::now();
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    server.workers(2);
+    server.upgrade();
+    server.wait_for_former();
+    assert_eq!(server.get("/").status, 200);
+    server.workers(2);
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
+}
