@@ -34,8 +34,10 @@ struct Cli {
 enum Command {
     /// Serve TCP clients with a pool of worker processes.
     Serve(serve::ServeArgs),
-    /// Say what serve would do with the same arguments, or what is wrong with them, the file, or
-    /// what both name. Binds no address, writes no file, starts no worker.
+    /// Say what serve would do with the same arguments, or what is wrong with them or the file.
+    ///
+    /// It looks at all that can be known without a trace: it binds no address, writes no file and
+    /// starts no worker.
     Check(serve::ServeArgs),
     /// Wait for file descriptors on a Unix socket and show what is behind them.
     RecvFd(fd::RecvArgs),

@@ -1,13 +1,15 @@
 //! Processes that should go: each of them has a deadline, whatever it hangs in, and what the log
 //! says of its end is true. docs/examples/fragile.rs is the program whose workers hang.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
-use crate::harness::process::{children, signal};
-use crate::harness::{Setup, eventually, field};
+use crate::harness::process::{children, is_idle, signal};
+use crate::harness::{DEADLINE, Setup, begin_sleep, eventually, field};
 use crate::recycle::fragile;
 
 /// What no test here may come near: the time that a stop has by default.
@@ -162,15 +164,18 @@ fn a_signal_to_the_whole_group_starts_nobody() {
     let workers = server.workers(4);
     let mut parked = server.connect();
     assert_eq!(Served::of(&parked.get("/")).turn, 1);
+    let mut sleeper = server.connect();
+    begin_sleep(&mut sleeper, 1000, &workers);
     server.signal(Signal::SIGSTOP);
     for worker in &workers {
         signal(worker.pid, Signal::SIGTERM);
     }
-    eventually("the workers have ended", || {
-        children(server.master()).1.len() == 4
+    eventually("the idle workers have ended", || {
+        children(server.master()).1.len() == 3
     });
     server.signal(Signal::SIGTERM);
     server.signal(Signal::SIGCONT);
+    assert_eq!(sleeper.reply().status, 200);
     assert_eq!(server.wait().code(), Some(0));
     assert!(parked.is_closed());
     let retired = server.log_lines("worker retired");
@@ -181,4 +186,60 @@ fn a_signal_to_the_whole_group_starts_nobody() {
             .any(|one| one.pid.as_raw() == field(line, "pid"))
     };
     assert!(retired.iter().all(known), "{retired:?}");
+}
+
+#[test]
+fn what_is_half_written_finds_a_worker_while_the_server_stops() {
+    let mut server = Setup::new(&["echo", "-w", "2"]).start();
+    let workers = server.workers(2);
+    let mut slow = TcpStream::connect(server.endpoint().tcp()).expect("it listens");
+    slow.set_nonblocking(true).expect("a flag");
+    let mut sent = 0;
+    // What the client does not take waits in the master, and the worker goes on without it.
+    eventually("no more is taken, and no worker waits for that", || {
+        let before = sent;
+        while let Ok(count) = slow.write(&[b'x'; 1 << 16]) {
+            sent += count;
+        }
+        before == sent && workers.iter().all(|worker| is_idle(worker.pid))
+    });
+    server.signal(Signal::SIGSTOP);
+    for worker in &workers {
+        signal(worker.pid, Signal::SIGTERM);
+    }
+    eventually("the workers have ended", || {
+        children(server.master()).1.len() == 2
+    });
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGCONT);
+    server.wait_for_lines("worker retired", 2);
+    slow.set_nonblocking(false).expect("a flag");
+    slow.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let mut taken = 0;
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(count @ 1..) = slow.read(&mut buffer) {
+        taken += count;
+    }
+    assert!(taken > 0);
+    println!("{taken} of {sent} bytes came back");
+    server.wait_for_lines("worker ready", 3);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn workers_that_hang_in_their_end_hold_up_neither_reload_nor_upgrade() {
+    let setup = Setup::example("fragile", &["--mood", "mood", "-w", "2", "--grace", "1"]);
+    std::fs::write(setup.directory().join("mood"), "cling").expect("the directory is ours");
+    let mut server = setup.expect("was told to exit and does not").start();
+    server.workers(2);
+    let start = Instant::now();
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    server.workers(2);
+    server.upgrade();
+    server.wait_for_former();
+    assert_eq!(server.get("/").status, 200);
+    server.workers(2);
+    let took = start.elapsed();
+    assert!(took < GRACE / 2, "{took:?}");
 }

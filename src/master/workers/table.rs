@@ -51,6 +51,8 @@ pub struct Workers<'a> {
     reserve: Vec<EventFd>,
     /// The time of the next look at all workers; `None` when nothing can become due.
     pub(super) check_at: Option<Time>,
+    /// Missing workers were started at the last round of the loop, if there were any.
+    pub(super) starts: bool,
     /// The time at which the workers' memory was last looked up.
     pub(super) measured: Time,
     /// How many workers are wanted without any demand.
@@ -84,6 +86,7 @@ impl<'a> Workers<'a> {
             replacement: None,
             reserve: Vec::new(),
             check_at: Some(Time::default()),
+            starts: false,
             measured: Time::default(),
             base: size,
             scaling: Scaling {

@@ -39,6 +39,10 @@ impl<'a> Workers<'a> {
         only: &mut MasterOnly,
         now: Time,
     ) {
+        // A pool that stops may come to need a worker after all.
+        if std::mem::replace(&mut self.starts, wants.start) != wants.start {
+            self.schedule_check();
+        }
         if self.check_at.is_some_and(|at| at <= now) {
             self.check(wants, plan, dispatcher, only, now);
         }

@@ -264,9 +264,12 @@ pub fn wait_until_asleep(pid: Pid) {
 /// has its answer does not say so yet, nor that the worker sleeps: it may stay with its connection.
 #[track_caller]
 pub fn wait_until_idle(pid: Pid) {
-    eventually(&format!("process {pid} waits for a turn"), || {
-        calls(pid, libc::SYS_recvmsg)
-    });
+    eventually(&format!("process {pid} waits for a turn"), || is_idle(pid));
+}
+
+/// Whether a worker waits for its next turn.
+pub fn is_idle(pid: Pid) -> bool {
+    calls(pid, libc::SYS_recvmsg)
 }
 
 /// Whether a process is in clock_nanosleep(2), which is what [`std::thread::sleep`] calls.
