@@ -29,7 +29,8 @@ pub struct Settings {
     /// How many turns each worker serves at the same time, each in a thread of its own: from 1 to
     /// [`MAX_THREADS`].
     pub threads: usize,
-    /// How long a graceful stop may take.
+    /// How long a graceful stop may take, and how long a worker that is replaced has for its last
+    /// turns before it is killed.
     pub grace: Duration,
     /// How long a lent connection may wait behind another one before it is lent to another worker.
     pub patience: Duration,
