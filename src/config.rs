@@ -10,9 +10,11 @@ pub(crate) mod keys;
 mod server;
 mod settings;
 mod table;
+pub(crate) mod unix_access;
 
 pub use address::{Address, BadAddress, is_descriptor_name};
 pub use confinement::{Confinement, Resource};
 pub(crate) use file::{parse, without_file};
 pub use server::{Config, Log, PoolConfig, ServiceConfig};
 pub use settings::{MAX_THREADS, Settings};
+pub use unix_access::UnixAccess;

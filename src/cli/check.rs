@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use nix::unistd::{Group, User};
 
 use super::config_source::ConfigSource;
-use crate::config::{Config, Confinement, PoolConfig, ServiceConfig};
+use crate::config::{Address, Config, Confinement, PoolConfig, ServiceConfig, UnixAccess};
 use crate::error::{Error, Result};
 use crate::services::http;
 
@@ -38,7 +38,18 @@ fn summary(config: &Config) -> String {
         let PoolConfig { name, service, .. } = pool;
         let workers = pool.settings.workers;
         let addresses = listen.join(" and ");
-        format!("{name}: {service} on {addresses}, workers: {workers}")
+        let mut text = format!("{name}: {service} on {addresses}, workers: {workers}");
+        let is_unix = |address: &&Address| matches!(address, Address::Unix(_));
+        let uncounted = pool.listen.iter().filter(is_unix);
+        let uncounted: Vec<_> = uncounted.map(ToString::to_string).collect();
+        if pool.settings.per_client.is_some() && !uncounted.is_empty() {
+            let _ = write!(
+                text,
+                " (per-client has no effect on {})",
+                uncounted.join(", ")
+            );
+        }
+        text
     });
     let pools: Vec<_> = pools.collect();
     format!("{count} {noun}: {}", pools.join("; "))
@@ -66,14 +77,20 @@ fn look_up(pool: &PoolConfig) -> Result<()> {
     };
     // A number needs no entry in the user database.
     let named = |name: &&String| name.parse::<u32>().is_err();
-    if let Some(user) = user.as_ref().filter(named) {
+    let UnixAccess {
+        owner,
+        group: socket_group,
+        ..
+    } = &pool.settings.unix;
+    for user in user.iter().chain(owner).filter(named) {
         find(
             "user",
             user,
             User::from_name(user).map(|found| found.is_some()),
         )?;
     }
-    for group in group.iter().chain(groups.iter().flatten()).filter(named) {
+    let groups = group.iter().chain(groups.iter().flatten());
+    for group in groups.chain(socket_group).filter(named) {
         find(
             "group",
             group,

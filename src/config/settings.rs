@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::unix_access::UnixAccess;
+
 /// The most serving threads that a worker may have. There is a limit because all the connections
 /// that a worker has at one time must fit into the ring of its scoreboard.
 pub const MAX_THREADS: usize = 64;
@@ -61,6 +63,10 @@ pub struct Settings {
     /// How many new connections the kernel may queue for each listener (listen(2)). It does not go
     /// beyond `net.core.somaxconn`.
     pub backlog: i32,
+    /// Who may connect to the Unix sockets of the pool. It has no effect on those that another
+    /// program passes, nor on those of [`Server::bind`](crate::Server::bind), which binds before it
+    /// knows the settings.
+    pub unix: UnixAccess,
 }
 
 impl Settings {
@@ -90,6 +96,7 @@ impl Settings {
             max_spare: None,
             max_workers: None,
             backlog: 4096,
+            unix: UnixAccess::default(),
         }
     }
 

@@ -122,7 +122,7 @@ impl<'a> Master<'a> {
         let replaces = takeover.is_some();
         let manager = ServiceManager::new(inherited.notifier.take(), !replaces);
         for (plan, address, before) in matching::wanted(&plans) {
-            inherited.listen_on(address, before, plan.settings.backlog)?;
+            inherited.listen_on(address, before, &plan.settings)?;
         }
         inherited.close_unused();
         let room = Pools::room(&plans, only.inherited.len());
