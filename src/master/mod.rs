@@ -379,6 +379,7 @@ impl<'a> Master<'a> {
             return log::warn!("reload refused: a takeover is under way");
         }
         self.give_up_reload("another one begins", now);
+        self.office.mend(self.pools.epoll());
         let begun = (self.source)().and_then(|plans| {
             let room = Pools::room(&plans, self.only.inherited.len());
             Reload::begin(plans, room, &mut self.pools, now)

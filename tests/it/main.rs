@@ -22,6 +22,7 @@ mod reload;
 mod scale;
 mod serve;
 mod signals;
+mod sockets;
 mod staying;
 mod stop;
 mod store;
