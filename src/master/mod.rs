@@ -29,7 +29,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
-use child::{Child, ChildEvent};
+use child::ChildEvent;
 use events::epoll::{Epoll, EventFlags, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
@@ -42,7 +42,7 @@ use pools::Pools;
 use reload::Reload;
 use store::Store;
 use succession::inherited::Inherited;
-use succession::launch::Upgrades;
+use succession::launch::{self, NewMaster, Upgrades};
 use succession::messages::FromOld;
 use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
@@ -434,7 +434,7 @@ impl<'a> Master<'a> {
 
     /// SIGUSR2: starts the program anew, to take over.
     fn upgrade(&mut self, now: Time) {
-        if let Some(why) = self.obstacle() {
+        if let Some(why) = self.obstacle().or_else(launch::obstacle) {
             return log::warn!("upgrade refused: {why}");
         }
         let started = self.upgrades.start(&mut self.only, self.office.manager());
@@ -459,7 +459,9 @@ impl<'a> Master<'a> {
             Ok(None) => return,
             Err(error) => return log::error!("control socket: {}", Plain(&error)),
         };
-        match self.obstacle() {
+        // A process of another PID namespace has no number here, and outlives this one.
+        let obstacle = || session.peer().and_then(|_| launch::obstacle());
+        match self.obstacle().or_else(obstacle) {
             None => self.begin_handing_over(session, None, now),
             Some(why) => {
                 log::warn!("takeover refused: {why}");
@@ -469,7 +471,7 @@ impl<'a> Master<'a> {
         }
     }
 
-    fn begin_handing_over(&mut self, session: Session, child: Option<Child>, now: Time) {
+    fn begin_handing_over(&mut self, session: Session, child: Option<NewMaster>, now: Time) {
         match TakeoverServer::begin(session, child, &self.pools, now) {
             Ok(server) => self.transition = Transition::HandOver(server),
             Err((error, child)) => {

@@ -7,6 +7,7 @@
 pub mod environment;
 pub mod memfile;
 pub mod process;
+pub mod program;
 pub mod shared;
 pub mod signals;
 pub mod tcp;

@@ -58,7 +58,7 @@ pub(super) fn threads() -> u64 {
 }
 
 /// Closes every descriptor but those in `keep`, which is sorted.
-fn close_all_but(keep: &[RawFd]) {
+pub(super) fn close_all_but(keep: &[RawFd]) {
     let mut next: libc::c_uint = 0;
     for fd in keep {
         let fd = fd.cast_unsigned();
