@@ -29,7 +29,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
-use child::ChildEvent;
+use child::{ChildEvent, LAST_CHANCE};
 use events::epoll::{Epoll, EventFlags, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
@@ -83,6 +83,8 @@ struct Master<'a> {
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
     upgrades: Upgrades,
+    /// The session with the new master, which stops too, and waits until this is closed.
+    stopping_with: Option<Session>,
     begin: Instant,
     run: Run,
 }
@@ -95,6 +97,7 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     let mut master = Master::set_up(start, source)?;
     let result = master.serve();
     child::reap(master.pools.killed());
+    master.upgrades.set_free();
     master.clear_store();
     result
 }
@@ -150,6 +153,7 @@ impl<'a> Master<'a> {
             transition: takeover.map_or(Transition::None, Transition::TakeOver),
             unsettled,
             upgrades: Upgrades::of_this_program(),
+            stopping_with: None,
             begin,
             run: Run::Serving,
         })
@@ -171,7 +175,7 @@ impl<'a> Master<'a> {
                 return Err(error);
             }
             self.deposit(now);
-            if self.pools.is_empty() {
+            if self.pools.is_empty() && !self.awaits_old_master(now) {
                 if self.run != Run::Quitting {
                     log::info!("stopped");
                 }
@@ -348,8 +352,9 @@ impl<'a> Master<'a> {
                 };
                 self.give_up_reload("the server stops", now);
                 self.give_up_takeover("the server stops", now);
-                if let Transition::TakeOver(client) = &self.transition {
-                    client.stop();
+                let limit = self.pools.longest(|settings| settings.grace) + LAST_CHANCE;
+                if let Transition::TakeOver(client) = &mut self.transition {
+                    client.stop(now.after(limit));
                 }
                 self.pools.iter_mut().for_each(|pool| pool.stop(now));
                 if let Some(store) = self.pools.store() {
@@ -494,7 +499,10 @@ impl<'a> Master<'a> {
                 }
             }
             old_side::Step::Stop => {
-                self.end_takeover();
+                let begun = std::mem::replace(&mut self.transition, Transition::None);
+                if let Transition::HandOver(server) = begun {
+                    self.stopping_with = Some(server.into_session(self.pools.epoll()));
+                }
                 log::info!("{NEW} stops");
                 self.pools
                     .iter_mut()
@@ -503,6 +511,12 @@ impl<'a> Master<'a> {
                 self.stop(false, now);
             }
         }
+    }
+
+    /// Whether this master has nothing left to do, and stays for the one from which it has taken over.
+    fn awaits_old_master(&self, now: Time) -> bool {
+        let stopping = matches!(self.run, Run::Stopping { .. });
+        matches!(&self.transition, Transition::TakeOver(old) if stopping && old.awaits_old(now))
     }
 
     /// Ends a takeover before the new master is in charge, because this one has other things to do.

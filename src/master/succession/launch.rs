@@ -319,6 +319,11 @@ impl Upgrades {
         }
     }
 
+    /// This master ends: what it has started is on its own from now on.
+    pub fn set_free(&mut self) {
+        self.failed.iter_mut().for_each(NewMaster::set_free);
+    }
+
     /// The next time that something is to be killed.
     #[must_use]
     pub fn due(&self) -> Option<Time> {

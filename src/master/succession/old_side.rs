@@ -11,7 +11,7 @@ use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
 use super::session::{Buffer, PATIENCE, Session, is_gone, reason};
 use crate::master::child::LAST_CHANCE;
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::events::epoll::EventFlags;
+use crate::master::events::epoll::{Epoll, EventFlags};
 use crate::master::events::token::MasterEvent;
 use crate::master::office::Office;
 use crate::master::pool::Pool;
@@ -358,6 +358,14 @@ impl TakeoverServer {
             }
         }
         self.child
+    }
+
+    /// Both masters stop. The new one waits until this one has closed the session, which is to be kept
+    /// until this one ends.
+    #[must_use]
+    pub fn into_session(self, epoll: &Epoll) -> Session {
+        epoll.remove(&self.session);
+        self.session
     }
 
     /// Nothing is left here: the new master need not wait for more.
