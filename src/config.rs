@@ -10,6 +10,7 @@ pub(crate) mod keys;
 mod server;
 mod settings;
 mod table;
+pub(crate) mod unix_access;
 
 pub use address::{Address, BadAddress, is_descriptor_name};
 pub use confinement::{Confinement, Resource};
@@ -17,3 +18,4 @@ pub(crate) use file::{parse, without_file};
 pub(crate) use server::name_fault;
 pub use server::{Config, Log, PoolConfig, ServiceConfig};
 pub use settings::{MAX_THREADS, Settings};
+pub use unix_access::UnixAccess;

@@ -15,7 +15,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::config_source::ConfigSource;
 use super::serve;
-use crate::config::{Config, PoolConfig};
+use crate::config::{Address, Config, PoolConfig};
 use crate::error::{Error, Result};
 use crate::server;
 
@@ -56,7 +56,18 @@ fn summary(config: &Config) -> String {
         let PoolConfig { name, service, .. } = pool;
         let workers = pool.settings.workers;
         let addresses = listen.join(" and ");
-        format!("{name}: {service} on {addresses}, workers: {workers}")
+        let mut text = format!("{name}: {service} on {addresses}, workers: {workers}");
+        let is_unix = |address: &&Address| matches!(address, Address::Unix(_));
+        let uncounted = pool.listen.iter().filter(is_unix);
+        let uncounted: Vec<_> = uncounted.map(ToString::to_string).collect();
+        if pool.settings.per_client.is_some() && !uncounted.is_empty() {
+            let _ = write!(
+                text,
+                " (per-client has no effect on {})",
+                uncounted.join(", ")
+            );
+        }
+        text
     });
     let pools: Vec<_> = pools.collect();
     format!("{count} {noun}: {}", pools.join("; "))

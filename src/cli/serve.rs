@@ -11,7 +11,8 @@ use super::config_source::ConfigSource;
 use super::settings::SettingArgs;
 use super::usage::{UsageError, path};
 use crate::config::flags::Flags;
-use crate::config::{Address, PoolConfig, ServiceConfig};
+use crate::config::unix_access::parse_mode;
+use crate::config::{Address, PoolConfig, ServiceConfig, UnixAccess};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::server::{Pool, Server};
@@ -38,9 +39,27 @@ pub(super) struct ServeArgs {
     #[arg(short, long, hide = true, value_parser = no_port)]
     port: Option<Never>,
     #[command(flatten)]
+    unix: UnixArgs,
+    #[command(flatten)]
     process: ProcessArgs,
     #[command(flatten)]
     settings: SettingArgs,
+}
+
+/// Who may connect to Unix sockets.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Unix sockets")]
+struct UnixArgs {
+    /// Make the files of Unix sockets with this mode, such as 0660. [default: what the umask leaves
+    /// of 0777]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    unix_mode: Option<u32>,
+    /// Give the files of Unix sockets to this user, a name or a number.
+    #[arg(long, value_name = "USER", value_parser = NonEmptyStringValueParser::new())]
+    unix_owner: Option<String>,
+    /// Give the files of Unix sockets to this group, a name or a number.
+    #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
+    unix_group: Option<String>,
 }
 
 /// The server as a process among others: where its log lines go, where it is found, its user.
@@ -161,6 +180,11 @@ impl ServeArgs {
                 choices: self.settings.choices(),
                 user: self.process.user,
                 group: self.process.group,
+                unix: UnixAccess {
+                    mode: self.unix.unix_mode,
+                    owner: self.unix.unix_owner,
+                    group: self.unix.unix_group,
+                },
                 log_file: self.process.log_file,
                 pid_file: self.process.pid_file,
                 control: self.process.control,
@@ -300,6 +324,11 @@ mod tests {
         let confinement = &config.pools[0].confinement;
         assert_eq!(confinement.user.as_deref(), Some("www"));
         assert_eq!(confinement.group.as_deref(), Some("33"));
+        let words = "serve --unix-mode 0660 --unix-owner www --unix-group 33";
+        let unix = &parse_serve(words).pools[0].settings.unix;
+        assert_eq!(unix.mode, Some(0o660));
+        assert_eq!(unix.owner.as_deref(), Some("www"));
+        assert_eq!(unix.group.as_deref(), Some("33"));
         assert_eq!(config.log.file, Some("l".into()));
         assert_eq!(config.pid_file, Some("p".into()));
         assert_eq!(config.control, Some("c".into()));

@@ -12,6 +12,7 @@ use crate::config::keys::{Choice, contradiction};
 use crate::config::server::{Config, Log, PoolConfig, ServiceConfig};
 use crate::config::settings::Settings;
 use crate::config::table::Fault;
+use crate::config::unix_access::UnixAccess;
 
 /// How many pools a file may have. The master has room for twice as many, because the pools that a
 /// reload replaces live on for a while.
@@ -41,6 +42,7 @@ pub(crate) struct PoolDraft {
     /// Settings in the order in which they apply: a later one overrides an earlier one.
     pub(crate) choices: Vec<(Choice, Offset)>,
     pub(crate) confinement: Confinement,
+    pub(crate) unix: UnixAccess,
 }
 
 impl Draft {
@@ -163,6 +165,7 @@ impl PoolDraft {
     fn apply_flags(&mut self, flags: &Flags) {
         let choices = flags.choices.iter();
         self.choices.extend(choices.map(|choice| (*choice, None)));
+        self.unix = flags.unix.clone().or(std::mem::take(&mut self.unix));
         if flags.user.is_some() {
             self.confinement.user.clone_from(&flags.user);
         }
@@ -205,6 +208,7 @@ impl PoolDraft {
 
     fn settings(&self, service: &ServiceConfig, defaults: &Settings) -> Result<Settings, Fault> {
         let mut settings = defaults.clone();
+        settings.unix = self.unix.clone().or(settings.unix);
         if *service == ServiceConfig::Echo {
             // People who talk to an echo by hand think between two lines. A choice below overrides
             // this.

@@ -2,6 +2,7 @@
 //! names the mistake and its line. Pure. docs/configuration.md says what each key means.
 
 mod confinement;
+mod sockets;
 
 use std::path::Path;
 
@@ -23,7 +24,7 @@ const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
 /// The keys of `[log]`.
 const LOG: &[&str] = &["filter", "file"];
 
-/// The keys of `[[pool]]` that are neither settings nor part of the confinement.
+/// The keys of `[[pool]]` that no list of its own has.
 const POOL: &[&str] = &["name", "listen", "service", "root"];
 
 /// The configuration that the text of a file and the flags make together. `file` is the path that
@@ -135,7 +136,7 @@ fn read_pools(pools: Entry<'_>, directory: &Path) -> Result<Vec<PoolDraft>, Faul
 /// Every key that a `[[pool]]` may have.
 fn pool_keys() -> Vec<&'static str> {
     let settings = KEYS.iter().map(|key| key.name);
-    let others = [POOL, confinement::KEYS].concat();
+    let others = [POOL, confinement::KEYS, sockets::KEYS].concat();
     others.into_iter().chain(settings).collect()
 }
 
@@ -167,6 +168,7 @@ fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<Poo
         choices,
         service: read_service(table, directory)?,
         confinement: confinement::read(table, context, directory)?,
+        unix: sockets::read(table)?,
         ..PoolDraft::default()
     })
 }

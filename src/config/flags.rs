@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config::address::Address;
 use crate::config::keys::Choice;
 use crate::config::server::ServiceConfig;
+use crate::config::unix_access::UnixAccess;
 
 /// The flags that were given. They take precedence over the file; a flag that was not given leaves
 /// the file's value alone.
@@ -20,6 +21,8 @@ pub(crate) struct Flags {
     pub(crate) user: Option<String>,
     /// The group that the workers of every pool run as.
     pub(crate) group: Option<String>,
+    /// Who may connect to the Unix sockets of every pool.
+    pub(crate) unix: UnixAccess,
     /// The file to which log lines are appended.
     pub(crate) log_file: Option<PathBuf>,
     /// The file in which the master writes its process id.

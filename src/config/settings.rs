@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::unix_access::UnixAccess;
+
 /// The most serving threads that a worker may have. There is a limit because all the connections
 /// that a worker has at one time must fit into the ring of its scoreboard.
 pub const MAX_THREADS: usize = 64;
@@ -76,6 +78,10 @@ pub struct Settings {
     /// How many new connections the kernel may queue for each listener (listen(2)). It does not go
     /// beyond `net.core.somaxconn`.
     pub backlog: i32,
+    /// Who may connect to the Unix sockets of the pool. It has no effect on those that another
+    /// program passes, nor on those of [`Server::bind`](crate::Server::bind), which binds before it
+    /// knows the settings.
+    pub unix: UnixAccess,
 }
 
 impl Settings {
@@ -105,6 +111,7 @@ impl Settings {
             max_spare: None,
             max_workers: None,
             backlog: 4096,
+            unix: UnixAccess::default(),
         }
     }
 
@@ -140,6 +147,7 @@ impl Settings {
             per_client: self.per_client.map(|most| most.max(1)),
             max_turns: self.max_turns,
             max_rss: self.max_rss,
+            unix: self.unix,
         }
     }
 }
@@ -206,6 +214,7 @@ mod tests {
                 per_client: bounds.3,
                 max_turns: usage.0,
                 max_rss: usage.1,
+                unix: UnixAccess::default(),
             },
         )
     }

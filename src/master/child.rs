@@ -6,12 +6,14 @@
 //! ended by itself (ESRCH) is no error, because its end is reported by [`next_event`] anyway.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use super::time::Time;
 
@@ -137,6 +139,28 @@ impl Child {
             let _ = kill(self.pid, Signal::SIGCONT);
         }
         stopped
+    }
+}
+
+/// A process that is no child of this one, by a descriptor that means no other process, ever
+/// (pidfd_open(2)).
+#[derive(Debug)]
+pub struct Descendant(OwnedFd);
+
+impl Descendant {
+    /// The process which has this id now; `None` when there is none, or the kernel has no
+    /// descriptor to give.
+    #[must_use]
+    pub fn by_pid(pid: Pid) -> Option<Self> {
+        let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
+        pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
+    }
+
+    /// Sends a signal, unless the process has ended.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
+            let _ = pidfd_send_signal(&self.0, signal);
+        }
     }
 }
 

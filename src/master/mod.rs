@@ -29,21 +29,21 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
-use crate::sys::process::open_descriptors;
-use child::{Child, ChildEvent};
+use child::{ChildEvent, LAST_CHANCE};
 use events::epoll::{Epoll, EventFlags, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
-use listen::{bind, matching};
+use listen::matching;
 use master_only::MasterOnly;
 use office::service_manager::ServiceManager;
 use office::{Endpoints, Office};
 use plan::{Plan, PlanSource};
 use pools::Pools;
+pub use pools::check;
 use reload::Reload;
 use store::Store;
 use succession::inherited::Inherited;
-use succession::launch::Upgrades;
+use succession::launch::{self, NewMaster, Upgrades};
 use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
 use succession::session::Session;
@@ -83,6 +83,8 @@ struct Master<'a> {
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
     upgrades: Upgrades,
+    /// The session with the new master, which stops too, and waits until this is closed.
+    stopping_with: Option<Session>,
     begin: Instant,
     run: Run,
 }
@@ -95,19 +97,9 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     let mut master = Master::set_up(start, source)?;
     let result = master.serve();
     child::reap(master.pools.killed());
+    master.upgrades.set_free();
     master.clear_store();
     result
-}
-
-/// Looks for what would keep a master with these plans from serving, without binding their
-/// addresses.
-///
-/// # Errors
-/// The first thing that is wrong.
-pub fn check(plans: &[Plan<'_>]) -> Result<()> {
-    let mut addresses = plans.iter().flat_map(|plan| &plan.listen);
-    addresses.try_for_each(bind::check)?;
-    Pools::room(plans, open_descriptors().len()).map(drop)
 }
 
 impl<'a> Master<'a> {
@@ -133,7 +125,7 @@ impl<'a> Master<'a> {
         let replaces = takeover.is_some();
         let manager = ServiceManager::new(inherited.notifier.take(), !replaces);
         for (plan, address, before) in matching::wanted(&plans) {
-            inherited.listen_on(address, before, plan.settings.backlog)?;
+            inherited.listen_on(address, before, &plan.settings)?;
         }
         inherited.close_unused();
         let room = Pools::room(&plans, only.inherited.len())?;
@@ -161,6 +153,7 @@ impl<'a> Master<'a> {
             transition: takeover.map_or(Transition::None, Transition::TakeOver),
             unsettled,
             upgrades: Upgrades::of_this_program(),
+            stopping_with: None,
             begin,
             run: Run::Serving,
         })
@@ -182,7 +175,7 @@ impl<'a> Master<'a> {
                 return Err(error);
             }
             self.deposit(now);
-            if self.pools.is_empty() {
+            if self.pools.is_empty() && !self.awaits_old_master(now) {
                 if self.run != Run::Quitting {
                     log::info!("stopped");
                 }
@@ -364,8 +357,9 @@ impl<'a> Master<'a> {
                 };
                 self.give_up_reload("the server stops", now);
                 self.give_up_takeover("the server stops", now);
-                if let Transition::TakeOver(client) = &self.transition {
-                    client.stop();
+                let limit = self.pools.longest(|settings| settings.grace) + LAST_CHANCE;
+                if let Transition::TakeOver(client) = &mut self.transition {
+                    client.stop(now.after(limit));
                 }
                 self.pools.iter_mut().for_each(|pool| pool.stop(now));
                 if let Some(store) = self.pools.store() {
@@ -395,6 +389,7 @@ impl<'a> Master<'a> {
             return log::warn!("reload refused: a takeover is under way");
         }
         self.give_up_reload("another one begins", now);
+        self.office.mend(self.pools.epoll());
         let begun = (self.source)().and_then(|plans| {
             let room = Pools::room(&plans, self.only.inherited.len())?;
             Reload::begin(plans, room, &mut self.pools, now)
@@ -449,7 +444,7 @@ impl<'a> Master<'a> {
 
     /// SIGUSR2: starts the program anew, to take over.
     fn upgrade(&mut self, now: Time) {
-        if let Some(why) = self.obstacle() {
+        if let Some(why) = self.obstacle().or_else(launch::obstacle) {
             return log::warn!("upgrade refused: {why}");
         }
         let started = self.upgrades.start(&mut self.only, self.office.manager());
@@ -474,7 +469,9 @@ impl<'a> Master<'a> {
             Ok(None) => return,
             Err(error) => return log::error!("control socket: {}", Plain(&error)),
         };
-        match self.obstacle() {
+        // A process of another PID namespace has no number here, and outlives this one.
+        let obstacle = || session.peer().and_then(|_| launch::obstacle());
+        match self.obstacle().or_else(obstacle) {
             None => self.begin_handing_over(session, None, now),
             Some(why) => {
                 log::warn!("takeover refused: {why}");
@@ -483,7 +480,7 @@ impl<'a> Master<'a> {
         }
     }
 
-    fn begin_handing_over(&mut self, session: Session, child: Option<Child>, now: Time) {
+    fn begin_handing_over(&mut self, session: Session, child: Option<NewMaster>, now: Time) {
         match TakeoverServer::begin(session, child, &self.pools, now) {
             Ok(server) => self.transition = Transition::HandOver(server),
             Err((error, child)) => {
@@ -506,7 +503,10 @@ impl<'a> Master<'a> {
                 }
             }
             old_side::Step::Stop => {
-                self.end_takeover();
+                let begun = std::mem::replace(&mut self.transition, Transition::None);
+                if let Transition::HandOver(server) = begun {
+                    self.stopping_with = Some(server.into_session(self.pools.epoll()));
+                }
                 log::info!("{NEW} stops");
                 self.pools
                     .iter_mut()
@@ -515,6 +515,13 @@ impl<'a> Master<'a> {
                 self.stop(false, now);
             }
         }
+    }
+
+    /// Whether this master has nothing left to do, and stays for the one from which it has taken
+    /// over.
+    fn awaits_old_master(&self, now: Time) -> bool {
+        let stopping = matches!(self.run, Run::Stopping { .. });
+        matches!(&self.transition, Transition::TakeOver(old) if stopping && old.awaits_old(now))
     }
 
     /// Ends a takeover before the new master is in charge, because this one has other things to do.

@@ -13,6 +13,7 @@ use super::child::{Child, ChildEvent};
 use super::dispatch::table::ConnectionId;
 use super::events::epoll::Epoll;
 use super::listen::listener::Listener;
+use super::listen::{bind, matching};
 use super::master_only::MasterOnly;
 use super::plan::{MAX_POOLS, Plan};
 use super::pool::{Phase, Pool};
@@ -25,6 +26,7 @@ use super::workers::spawn;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::Peer;
+use crate::sys::process::open_descriptors;
 
 /// Descriptors that are kept back for the master itself.
 const SPARE_DESCRIPTORS: usize = 8;
@@ -242,6 +244,18 @@ impl Stock for Pools<'_> {
         let held = pool.held(id)?;
         Some((held.kept()?, held.descriptor()))
     }
+}
+
+/// Looks for what would keep a master with these plans from serving, without binding their
+/// addresses.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(plans: &[Plan<'_>]) -> Result<()> {
+    for (plan, address, _) in matching::wanted(plans) {
+        bind::check(address, &plan.settings)?;
+    }
+    Pools::room(plans, open_descriptors().len()).map(drop)
 }
 
 /// Ends a connection of which a service manager has a copy: for its client, and for the manager.

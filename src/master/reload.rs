@@ -73,6 +73,14 @@ impl Reload {
     /// Goes over to the new generations; pools that are wanted no more stop.
     pub fn commit(self, pools: &mut Pools<'_>, now: Time) {
         let Self { names, bound, room } = self;
+        // An address of a Unix socket that was bound anew is one whose file was gone: the socket
+        // that nobody can reach makes way.
+        let unix = |one: &&Listener| matches!(one.asked(), Address::Unix(_));
+        let anew: Vec<_> = bound
+            .iter()
+            .filter(unix)
+            .map(|one| one.asked().clone())
+            .collect();
         let mut free = bound;
         // What each of the pools wants; one that is to go, or goes already, wants nothing.
         let wants = |pool: &Pool<'_>| {
@@ -84,7 +92,8 @@ impl Reload {
         };
         let wanted: Vec<Address> = pools.iter().flat_map(wants).collect();
         for pool in pools.iter_mut() {
-            pool.close_listeners(|address| !wanted.contains(address), now);
+            let unwanted = |address: &Address| !wanted.contains(address) || anew.contains(address);
+            pool.close_listeners(unwanted, now);
             let own = wants(pool);
             let listeners = pool.listeners_mut();
             free.extend(listeners.give_away(|address| !own.contains(address)));

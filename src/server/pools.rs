@@ -33,7 +33,7 @@ impl<'a> Pools<'a> {
         let plans = plan_all(source()?, prepared.control())?;
         for plan in &plans {
             for address in &plan.listen {
-                prepared.listen_on(address.clone(), plan.settings.backlog)?;
+                prepared.listen_on(address.clone(), &plan.settings)?;
             }
         }
         Ok(Self {

@@ -64,8 +64,7 @@ impl Server {
                 "it is listed twice",
             ));
         }
-        self.prepared
-            .listen_on(address.clone(), self.settings.backlog)?;
+        self.prepared.listen_on(address.clone(), &self.settings)?;
         self.addresses.push(address);
         Ok(self)
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::config::Address;
+use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::master::office::Endpoints;
 use crate::master::plan::PlanSource;
@@ -54,10 +54,10 @@ impl Prepared {
     ///
     /// # Errors
     /// When it can't be bound, or what was passed for it is no listener.
-    pub(super) fn listen_on(&mut self, address: Address, backlog: i32) -> Result<()> {
+    pub(super) fn listen_on(&mut self, address: Address, settings: &Settings) -> Result<()> {
         let before = self.addresses.iter().filter(|other| **other == address);
         self.inherited
-            .listen_on(&address, before.count(), backlog)?;
+            .listen_on(&address, before.count(), settings)?;
         self.addresses.push(address);
         Ok(())
     }

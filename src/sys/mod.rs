@@ -9,6 +9,8 @@ pub mod descriptors;
 pub mod environment;
 pub mod memfile;
 pub mod process;
+pub mod program;
 pub mod shared;
 pub mod signals;
 pub mod tcp;
+pub mod unix;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process::{self, Command};
+use std::process;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -241,18 +241,21 @@ impl Notifier {
         !self.waiting.is_empty()
     }
 
-    /// Gives `command` the variables that a `Notifier` of its own needs, because it is to become
-    /// the main process of the service with [`main_pid`](Self::main_pid).
-    pub fn hand_over(&self, command: &mut Command) {
-        command.env(SOCKET, &self.address);
-        if let Some(limit) = self.watchdog {
-            // WATCHDOG_PID is left out, because the pid is not known yet. Without it the watchdog
-            // applies to any process that reads the variable.
-            command.env(WATCHDOG_USEC, limit.as_micros().to_string());
-        }
-        if let Some(limit) = self.store_limit {
-            command.env(STORE, limit.to_string());
-        }
+    /// The variables that a process needs for a `Notifier` of its own, because it is to become the
+    /// main process of the service with [`main_pid`](Self::main_pid).
+    #[must_use]
+    pub fn variables(&self) -> Vec<(&'static str, OsString)> {
+        // WATCHDOG_PID is left out, because the pid is not known yet. Without it the watchdog
+        // applies to any process that reads the variable.
+        let watchdog = self.watchdog.map(|limit| limit.as_micros().to_string());
+        let store = self.store_limit.map(|limit| limit.to_string());
+        let watchdog = watchdog.map(|limit| (WATCHDOG_USEC, limit.into()));
+        let store = store.map(|limit| (STORE, limit.into()));
+        let socket = (SOCKET, self.address.clone());
+        [Some(socket), watchdog, store]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Sends a message after those that wait for room. It replaces a waiting one with the same

@@ -27,6 +27,7 @@ mod scale;
 mod serve;
 mod shortage;
 mod signals;
+mod sockets;
 mod staying;
 mod stop;
 mod store;

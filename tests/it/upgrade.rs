@@ -1,6 +1,7 @@
 //! SIGUSR2: a new master takes over from the old one, with all connections.
 
 mod failures;
+mod launched;
 mod life;
 mod managed;
 mod new_side;

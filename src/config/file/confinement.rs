@@ -59,7 +59,7 @@ pub(super) fn read(
 }
 
 /// Reads a user or a group: a name, or a number with or without quotes.
-fn read_account(entry: Entry<'_>) -> Result<String, Fault> {
+pub(super) fn read_account(entry: Entry<'_>) -> Result<String, Fault> {
     let number = entry.number().and_then(|(id, _)| u32::try_from(id).ok());
     match number {
         Some(id) => Ok(id.to_string()),

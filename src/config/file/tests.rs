@@ -444,6 +444,7 @@ fn the_document_has_every_key_and_default() {
     let tables = ["log", "pool"];
     let others = TOP.iter().filter(|key| !tables.contains(key));
     let others = others.chain(LOG).chain(POOL).chain(confinement::KEYS);
+    let others = others.chain(sockets::KEYS);
     let limits = confinement::LIMITS.iter().map(|(name, _)| name);
     for name in others.chain(limits) {
         row(name);
@@ -454,6 +455,7 @@ fn the_document_has_every_key_and_default() {
         KEYS.len() + TOP.len() - tables.len()
             + LOG.len()
             + POOL.len()
+            + sockets::KEYS.len()
             + confinement::KEYS.len()
             + confinement::LIMITS.len()
     );

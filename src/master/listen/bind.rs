@@ -1,11 +1,9 @@
-//! Binding an address of the configuration: what stands in the way, and which sockets it takes.
+//! Binding an address of the configuration: what stands in its way, and which sockets it takes.
 
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -15,15 +13,18 @@ use rustix::net::{
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::listener::{Bound, Listener};
-use super::socket_file::SocketFile;
-use crate::config::Address;
+use super::socket_file::{SocketFile, look_up};
+use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::unix::{Occupant, occupant};
 
 /// Binds `address`; a name can stand for several, so this makes several listeners.
 ///
 /// # Errors
 /// When one of them can't be bound: in use, not permitted, not an address of this machine.
-pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
+pub fn bind_all(address: &Address, settings: &Settings) -> Result<Vec<Listener>> {
+    let backlog = settings.backlog;
     let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
     let listeners: io::Result<Vec<Listener>> = match address {
         Address::Inet(inet_address) => inet(address, *inet_address, backlog).map(|new| vec![new]),
@@ -33,10 +34,7 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
                 .map(|one| inet(address, one, backlog))
                 .collect()
         }),
-        Address::Unix(path) => {
-            clear(path)?;
-            unix(path, backlog).map(|new| vec![new])
-        }
+        Address::Unix(path) => unix(path, settings).map(|new| vec![new]),
         Address::Inherited(_) => {
             let cause = "no socket with this name was passed to this process";
             return Err(Error::because(format!("listen on {address}"), cause));
@@ -51,13 +49,16 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
 ///
 /// # Errors
 /// Why it could not.
-pub fn check(address: &Address) -> Result<()> {
+pub fn check(address: &Address, settings: &Settings) -> Result<()> {
     let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
     let addresses = match address {
         Address::Inet(inet_address) => vec![*inet_address],
         Address::Any(port) => vec![Address::any(*port)],
         Address::Name(name, port) => resolve(name, *port).map_err(failed)?,
-        Address::Unix(path) => return check_path(path),
+        Address::Unix(path) => {
+            look_up(&settings.unix).map_err(failed)?;
+            return check_path(path);
+        }
         // Only the service manager knows.
         Address::Inherited(_) => return Ok(()),
     };
@@ -145,36 +146,26 @@ fn inet(asked: &Address, address: SocketAddr, backlog: i32) -> io::Result<Listen
     Ok(Listener::new(socket, asked.clone(), Bound::Inet(bound)))
 }
 
-fn unix(path: &Path, backlog: i32) -> io::Result<Listener> {
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
+fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
+    make_way(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    sys::unix::bind_to(&socket, path, settings.unix.mode)?;
     let file = SocketFile::at(path)?;
-    let socket = OwnedFd::from(listener);
-    listen(&socket, backlog)?;
+    // Nobody can connect before listen(2), whoever the file belongs to until then.
+    file.grant(&settings.unix)?;
+    listen(&socket, settings.backlog)?;
     let asked = Address::Unix(path.to_owned());
     Ok(Listener::new(socket, asked, Bound::Unix(file)))
 }
 
-/// Makes way for a Unix socket: what is at its path is removed only if it is a socket on which
-/// nobody listens.
-fn clear(path: &Path) -> Result<()> {
-    let attempt = || format!("listen on unix:{}", path.display());
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::new(attempt(), error)),
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(Error::because(
-            attempt(),
-            "the path exists and is not a socket",
-        ));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| Error::new(attempt(), error))
-        }
-        Ok(_) => Err(Error::because(attempt(), "another process listens there")),
-        Err(error) => Err(Error::new(attempt(), error)),
+/// Makes way for a Unix socket: what is at its path is removed only if it is the file of a socket
+/// that no process has any more.
+fn make_way(path: &Path) -> io::Result<()> {
+    match occupant(path)? {
+        Occupant::Nothing => Ok(()),
+        Occupant::Stale => fs::remove_file(path),
+        Occupant::Live => Err(io::Error::other("another process listens there")),
+        Occupant::Foreign => Err(io::Error::other("the path exists and is not a socket")),
     }
 }

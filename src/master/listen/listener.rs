@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::sockopt::{self, Timeout};
@@ -12,10 +13,11 @@ use rustix::net::{
 };
 
 use super::socket_file::SocketFile;
-use crate::config::Address;
+use crate::config::{Address, UnixAccess};
 use crate::error::{Error, Result};
 use crate::service::Peer;
 use crate::sys::tcp;
+use crate::sys::unix::{Occupant, occupant};
 use crate::systemd::{Kind, Local, kind};
 
 /// One listening socket.
@@ -28,6 +30,8 @@ pub struct Listener {
     /// The log has said that the server listens here.
     announced: bool,
     client_timeout: Duration,
+    /// Who may connect to the Unix socket, as it was set last.
+    access: Option<UnixAccess>,
     /// The kernel holds connections back until their clients have sent something.
     deferred: bool,
 }
@@ -78,6 +82,17 @@ fn has_ipv6() -> bool {
     socket.err() != Some(rustix::io::Errno::AFNOSUPPORT)
 }
 
+/// The file that another master has made for its socket. Somebody may have removed it; what is at
+/// the path then is not the socket's, which shows if it is the file of a closed one.
+fn made_before(path: &Path) -> SocketFile {
+    match occupant(path) {
+        Ok(Occupant::Nothing | Occupant::Stale | Occupant::Foreign) => SocketFile::missing(path),
+        Ok(Occupant::Live) | Err(_) => {
+            SocketFile::at(path).unwrap_or_else(|_| SocketFile::missing(path))
+        }
+    }
+}
+
 fn set_timeouts(socket: impl AsFd, timeout: Duration) -> rustix::io::Result<()> {
     sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(timeout))?;
     sockopt::set_socket_timeout(&socket, Timeout::Send, Some(timeout))
@@ -93,6 +108,7 @@ impl Listener {
             bound,
             announced: false,
             client_timeout: Duration::ZERO,
+            access: None,
             deferred: false,
         }
     }
@@ -104,9 +120,8 @@ impl Listener {
     /// # Errors
     /// When `socket` is not a listening socket.
     pub fn adopt(socket: OwnedFd, asked: Address, has_file: bool) -> Result<Self> {
-        // If somebody has removed the file, there is nothing to remove later.
         let file = match &asked {
-            Address::Unix(path) if has_file => SocketFile::at(path).ok(),
+            Address::Unix(path) if has_file => Some(made_before(path)),
             _ => None,
         };
         let mut listener = Self::inherit(socket, asked)?;
@@ -129,6 +144,13 @@ impl Listener {
     #[must_use]
     pub fn has_file(&self) -> bool {
         matches!(self.bound, Bound::Unix(_))
+    }
+
+    /// Whether the server has made a file for the socket and somebody has removed it, so that no
+    /// new client can connect.
+    #[must_use]
+    pub fn has_lost_file(&self) -> bool {
+        matches!(&self.bound, Bound::Unix(file) if file.is_lost())
     }
 
     /// The address that was asked for, as the configuration says it.
@@ -205,6 +227,31 @@ impl Listener {
     /// passes one may have decided otherwise.
     fn takes_ipv4(&self) -> bool {
         sockopt::ipv6_v6only(&self.socket) == Ok(false)
+    }
+
+    /// Gives the file of the Unix socket, if the server has made one, the owner, the group and the
+    /// mode that are asked for.
+    ///
+    /// # Errors
+    /// As for [`SocketFile::grant`].
+    pub fn grant(&mut self, access: &UnixAccess) -> Result<()> {
+        let Bound::Unix(file) = &self.bound else {
+            return Ok(());
+        };
+        // What somebody has changed by hand since then stays.
+        if self.access.as_ref() == Some(access) {
+            return Ok(());
+        }
+        let granted = file.grant(access);
+        granted.map_err(|error| Error::new(format!("set who may connect to {self}"), error))?;
+        self.access = Some(access.clone());
+        Ok(())
+    }
+
+    /// Whether its clients have addresses, by which they can be counted.
+    #[must_use]
+    pub fn knows_clients(&self) -> bool {
+        matches!(self.bound, Bound::Inet(_))
     }
 
     /// Sets the options that connections inherit from their listener, which saves these calls for

@@ -64,6 +64,8 @@ pub struct Listeners {
     held_back: bool,
     /// The log has said that no descriptor is left, and none has been since.
     warned: bool,
+    /// The log has said that clients of Unix sockets are not counted.
+    warned_of_uncounted: bool,
 }
 
 impl Listeners {
@@ -78,6 +80,7 @@ impl Listeners {
             accepting: Accepting::Yes,
             held_back,
             warned: false,
+            warned_of_uncounted: false,
         }
     }
 
@@ -248,9 +251,24 @@ impl Listeners {
         let defer = Some(settings.defer_accept).filter(|_| !plan.profile.speaks_first);
         for listener in &mut self.all {
             listener.configure(settings.client_timeout, defer)?;
+            // A reload or an upgrade may have brought another owner or mode.
+            if let Err(error) = listener.grant(&settings.unix) {
+                log::error!("{error}");
+            }
         }
+        self.warn_of_uncounted_clients(settings.per_client);
         self.watch();
         Ok(())
+    }
+
+    /// Says once that a limit for each client does not hold where clients have no addresses.
+    fn warn_of_uncounted_clients(&mut self, per_client: Option<u32>) {
+        let Some(listener) = self.all.iter().find(|one| !one.knows_clients()) else {
+            return;
+        };
+        if per_client.is_some() && !std::mem::replace(&mut self.warned_of_uncounted, true) {
+            log::warn!("per-client has no effect on {listener}: its clients have no addresses");
+        }
     }
 
     /// Removes the listeners whose addresses are `unwanted`, and returns them.

@@ -24,16 +24,31 @@ pub fn is_bound<'a>(
     address.port() != Some(0) || same.filter(|one| one.host() == first.host()).count() >= times
 }
 
-/// Binds the addresses of the plans that no listener in `bound` has.
+/// Drops the listener of a Unix address whose file is gone, because no client can reach it: another
+/// one is to be bound in its place.
+pub fn drop_lost(listeners: &mut Vec<Listener>, address: &Address) {
+    let lost = |one: &mut Listener| one.asked() == address && one.has_lost_file();
+    for listener in listeners.extract_if(.., lost) {
+        log::warn!("the file of {listener} is gone: making it anew");
+    }
+}
+
+/// Binds the addresses of the plans that no listener in `bound` has, and anew those of Unix sockets
+/// whose files are gone.
 ///
 /// # Errors
 /// When an address can't be bound.
 pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Listener]) -> Result<Vec<Listener>> {
     let mut new = Vec::new();
+    let (lost, bound): (Vec<&Listener>, Vec<_>) =
+        bound.iter().partition(|listener| listener.has_lost_file());
     for (plan, address, before) in wanted(plans) {
+        if lost.iter().any(|one| one.asked() == address) {
+            log::warn!("the file of {address} is gone: making it anew");
+        }
         let there = bound.iter().copied().chain(&new);
         if !is_bound(there, address, before) {
-            new.extend(bind::bind_all(address, plan.settings.backlog)?);
+            new.extend(bind::bind_all(address, &plan.settings)?);
         }
     }
     Ok(new)

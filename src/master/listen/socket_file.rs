@@ -1,31 +1,37 @@
-//! The file of a Unix socket, from bind(2) to its removal.
+//! The file of a Unix socket: who may connect there, whether it is still there, and its removal.
 
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Group, User};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, openat};
+
+use crate::config::UnixAccess;
 use crate::error::Plain;
 
-/// The file of a Unix socket. It is removed on drop, if it still is the one that was made. (A
-/// worker process drops nothing of the master's.)
+/// The file of a Unix socket. It is removed on drop, if the path still leads to it. (A worker drops
+/// nothing of the master's.)
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    device_and_inode: (u64, u64),
-    /// The file is not another process's too.
+    /// `None` if the file was gone when this process learned of it.
+    device_and_inode: Option<(u64, u64)>,
+    /// The file does not belong to another master too.
     unlink_on_drop: bool,
 }
 
 impl SocketFile {
-    /// Where it is.
+    /// Where the file was made.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the file is removed when this is dropped.
+    /// Sets whether the file is removed when this is dropped.
     pub fn set_unlink_on_drop(&mut self, unlink: bool) {
         self.unlink_on_drop = unlink;
     }
@@ -33,15 +39,104 @@ impl SocketFile {
     /// The file that was just made at this path.
     ///
     /// # Errors
-    /// What stat(2) fails with.
+    /// What stat(2) fails with, and `NotFound` if it is no socket.
     pub fn at(path: &Path) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(path)?;
+        if !metadata.file_type().is_socket() {
+            return Err(replaced());
+        }
         Ok(Self {
             path: path.to_owned(),
-            device_and_inode: (metadata.dev(), metadata.ino()),
+            device_and_inode: Some((metadata.dev(), metadata.ino())),
             unlink_on_drop: true,
         })
     }
+
+    /// A file that was at this path once, and is gone.
+    #[must_use]
+    pub fn missing(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            device_and_inode: None,
+            unlink_on_drop: false,
+        }
+    }
+
+    /// Whether the path leads to the socket no longer, so that no new client can connect.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        // Without permission to look, nobody can say that it is.
+        let lost = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => self.device_and_inode != Some((metadata.dev(), metadata.ino())),
+            Err(error) => lost(error),
+        }
+    }
+
+    /// Gives the file the owner, the group and the mode that are asked for, where it has others.
+    /// The path may be in a directory of somebody else, so nothing is done to a file that has taken
+    /// its place.
+    ///
+    /// # Errors A name that no user or group has; what chown(2) and chmod(2) fail with; and
+    /// `NotFound` if the path leads elsewhere.
+    pub fn grant(&self, access: &UnixAccess) -> io::Result<()> {
+        if *access == UnixAccess::default() {
+            return Ok(());
+        }
+        let (owner, group) = look_up(access)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(CWD, &self.path, flags, Mode::empty())?;
+        let stat = fstat(&file)?;
+        if self.device_and_inode != Some((stat.st_dev, stat.st_ino)) {
+            return Err(replaced());
+        }
+        let owner = owner.filter(|uid| *uid != stat.st_uid).map(Uid::from_raw);
+        let group = group.filter(|gid| *gid != stat.st_gid).map(Gid::from_raw);
+        if owner.is_some() || group.is_some() {
+            chownat(&file, "", owner, group, AtFlags::EMPTY_PATH)?;
+        }
+        match access.mode {
+            Some(mode) if mode != stat.st_mode & 0o777 => {
+                // A descriptor of this kind is not enough for fchmod(2).
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                fs::set_permissions(path, PermissionsExt::from_mode(mode))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The numbers of the owner and the group that are asked for.
+///
+/// # Errors
+/// A name that no user or group has.
+pub fn look_up(access: &UnixAccess) -> io::Result<(Option<u32>, Option<u32>)> {
+    let owner = access.owner.as_deref().map(user).transpose()?;
+    let group = access.group.as_deref().map(group).transpose()?;
+    Ok((owner, group))
+}
+
+fn replaced() -> io::Error {
+    let reason = "another file has taken its place";
+    io::Error::new(io::ErrorKind::NotFound, reason)
+}
+
+/// The number of a user, who may be named by number.
+fn user(name: &str) -> io::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let found = User::from_name(name)?.map(|user| user.uid.as_raw());
+    found.ok_or_else(|| io::Error::other(format!("there is no user {name:?}")))
+}
+
+/// The number of a group, which may be named by number.
+fn group(name: &str) -> io::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let found = Group::from_name(name)?.map(|group| group.gid.as_raw());
+    found.ok_or_else(|| io::Error::other(format!("there is no group {name:?}")))
 }
 
 impl fmt::Display for SocketFile {
@@ -54,7 +149,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.unlink_on_drop
             && let Ok(metadata) = fs::symlink_metadata(&self.path)
-            && (metadata.dev(), metadata.ino()) == self.device_and_inode
+            && self.device_and_inode == Some((metadata.dev(), metadata.ino()))
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));

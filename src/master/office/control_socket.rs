@@ -1,87 +1,103 @@
-//! The socket where a new master asks, and who may.
+//! The control socket, where a new master asks to take over, and who may ask.
+//!
+//! The socket is bound at its path itself, not beside it: the kernel shows in /proc/net/unix where
+//! a socket was bound, and programs that clean up go by that (systemd-tmpfiles removes the file of
+//! a socket that is not shown). So two masters can't have it at the same time. In a takeover the
+//! new one takes the path when the old one has handed over, by removing the file and binding anew.
+//! In the moment in between nobody is found there, which costs nobody a takeover: until the old
+//! master has ended, whoever asks is refused anyway.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
+use rustix::fs::{Access, access};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-    socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, listen, socket_with,
 };
 
 use crate::error::{Error, Result};
 use crate::master::listen::socket_file::SocketFile;
+use crate::sys;
+use crate::sys::unix::{Occupant, occupant};
 
-/// The socket where a new master asks.
+/// The mode of the file: only this user may ask (and root).
+const MODE: u32 = 0o600;
+
+/// How many may wait to be heard.
+const BACKLOG: i32 = 8;
+
+/// See the module.
 #[derive(Debug)]
 pub struct ControlSocket {
     socket: OwnedFd,
-    /// Where it is to be found.
-    path: PathBuf,
-    /// Where it is: beside that, until it is published.
     file: SocketFile,
 }
 
 impl ControlSocket {
-    /// Listens beside a path, where only this user may ask; [`publish`](Self::publish) moves the
-    /// socket there. One that is there already must belong to nobody, or to the master that is to
-    /// be replaced.
+    /// Checks whether the socket can be bound at this path when the master that may have one there
+    /// has handed over.
     ///
     /// # Errors
-    /// What bind(2) fails with, and when another program listens there.
-    pub fn prepare(path: &Path, replace: bool) -> Result<Self> {
-        let attempt = || attempt(path);
-        if !replace && is_in_use(path) {
-            return Err(Error::because(
-                attempt(),
-                "another master listens there; take over from it with --takeover",
-            ));
-        }
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => {
-                return Err(Error::because(
-                    attempt(),
-                    "the path exists and is not a socket",
-                ));
+    /// A file of another kind at the path, or a path or a directory that can't be used.
+    pub fn check(path: &Path) -> Result<()> {
+        let usable = || -> io::Result<()> {
+            SocketAddrUnix::new(path)?;
+            if occupant(path)? == Occupant::Foreign {
+                return Err(foreign());
             }
-            _ => {}
-        }
-        // Moved to its place later, so that there is no moment without a socket, nor one without
-        // its mode.
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(beside);
-        let bound = || -> io::Result<(OwnedFd, SocketFile)> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-            let _ = fs::remove_file(&beside);
-            bind(&socket, &SocketAddrUnix::new(&beside)?)?;
-            let file = SocketFile::at(&beside)?;
-            fs::set_permissions(&beside, PermissionsExt::from_mode(0o600))?;
-            listen(&socket, 8)?;
-            Ok((socket, file))
+            Ok(access(directory(path), Access::WRITE_OK | Access::EXEC_OK)?)
         };
-        let (socket, file) = bound().map_err(|error| Error::new(attempt(), error))?;
-        let path = path.to_owned();
-        Ok(Self { socket, path, file })
+        usable().map_err(|error| Error::new(attempt(path), error))
     }
 
-    /// Takes its place, from now on.
+    /// Binds the socket at this path, and listens.
+    ///
+    /// # Errors Another process that has a socket there, a file of another kind, and what bind(2)
+    /// fails with.
+    pub fn bind(path: &Path) -> Result<Self> {
+        let bound = || match occupant(path)? {
+            Occupant::Live => Err(io::Error::other(
+                "another master listens there; take over from it with --takeover",
+            )),
+            Occupant::Nothing | Occupant::Stale | Occupant::Foreign => Self::replace_file(path),
+        };
+        bound().map_err(|error| Error::new(attempt(path), error))
+    }
+
+    /// Binds the socket at this path, in place of that of the master from which this one has taken
+    /// over, if there is one.
     ///
     /// # Errors
-    /// What rename(2) fails with.
-    pub fn publish(&mut self) -> Result<()> {
-        let failed = |error: io::Error| Error::new(attempt(&self.path), error);
-        fs::rename(self.file.path(), &self.path).map_err(failed)?;
-        self.file = SocketFile::at(&self.path).map_err(failed)?;
-        Ok(())
+    /// A file of another kind, and what bind(2) fails with.
+    pub fn replace(path: &Path) -> Result<Self> {
+        Self::replace_file(path).map_err(|error| Error::new(attempt(path), error))
     }
 
-    /// The next who asks, if he may.
+    fn replace_file(path: &Path) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        match occupant(path)? {
+            Occupant::Foreign => return Err(foreign()),
+            Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
+            Occupant::Nothing => {}
+        }
+        sys::unix::bind_to(&socket, path, Some(MODE))?;
+        let file = SocketFile::at(path)?;
+        listen(&socket, BACKLOG)?;
+        Ok(Self { socket, file })
+    }
+
+    /// Whether the path leads to this socket no longer.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.file.is_lost()
+    }
+
+    /// Accepts the next connection, if there is one and its user may ask.
     ///
     /// # Errors
     /// What accept(2) fails with.
@@ -113,7 +129,7 @@ impl AsFd for ControlSocket {
 
 impl std::fmt::Display for ControlSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.path.display().fmt(f)
+        write!(f, "control socket {}", self.file)
     }
 }
 
@@ -121,13 +137,15 @@ fn attempt(path: &Path) -> String {
     format!("listen on control socket {}", path.display())
 }
 
-/// Whether a program has a socket there. One of another kind is told apart without disturbing it
-/// (unix(7), EPROTOTYPE).
-fn is_in_use(path: &Path) -> bool {
-    let attempt = || -> rustix::io::Result<()> {
-        let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        connect(&socket, &SocketAddrUnix::new(path)?)
-    };
-    matches!(attempt(), Ok(()) | Err(rustix::io::Errno::PROTOTYPE))
+fn foreign() -> io::Error {
+    io::Error::other("the path exists and is not a socket")
+}
+
+/// The directory that a path is in.
+pub(super) fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    }
 }

@@ -1,5 +1,5 @@
-//! Where the master that is in charge is found: a control socket, a pid file, and the service
-//! manager that has started it.
+//! Where the active master is found: its control socket, its pid file, and the service manager that
+//! has started it.
 
 pub mod control_socket;
 pub mod pid_file;
@@ -16,7 +16,7 @@ use control_socket::ControlSocket;
 use pid_file::PidFile;
 use service_manager::ServiceManager;
 
-/// Where a master can be found, as long as it is the one in charge.
+/// Where a master can be found while it is the active one.
 #[derive(Debug, Clone, Default)]
 pub struct Endpoints {
     /// The path of the socket over which a new master takes over.
@@ -35,7 +35,7 @@ pub struct Office {
 }
 
 impl Office {
-    /// An office at these places, where nobody is found yet.
+    /// An office at these paths, with nothing there yet.
     #[must_use]
     pub fn new(endpoints: Endpoints, manager: ServiceManager) -> Self {
         Self {
@@ -51,59 +51,95 @@ impl Office {
         &mut self.manager
     }
 
-    /// When the service manager is to be told something.
+    /// The next time that the service manager is to be told something.
     #[must_use]
     pub fn next_due(&self) -> Option<super::time::Time> {
         self.manager.next_due()
     }
 
-    /// Makes the files beside their places, so that what may fail has failed before this master is
-    /// in charge. With `replace`, another master may still be found there.
+    /// Does all that may fail before this master is active. With `replace`, the files of the master
+    /// from which it takes over are there until [`open`](Self::open).
     ///
     /// # Errors
-    /// When a file can't be made, or another program is found there.
+    /// When a file can't be made, or another program has one there.
     pub fn prepare(&mut self, replace: bool) -> Result<()> {
-        if let Some(path) = &self.endpoints.control {
-            self.control = Some(ControlSocket::prepare(path, replace)?);
+        match &self.endpoints.control {
+            Some(path) if replace => ControlSocket::check(path)?,
+            Some(path) => self.control = Some(ControlSocket::bind(path)?),
+            None => {}
         }
         if let Some(path) = &self.endpoints.pid_file {
-            self.pid_file = Some(PidFile::prepare(path)?);
+            self.pid_file = Some(PidFile::prepare(path, replace)?);
         }
         Ok(())
     }
 
-    /// Moves the files to their places: from now on this master is found there.
+    /// Makes this master the one that is found.
     ///
     /// # Errors
-    /// What rename(2) and epoll_ctl(2) fail with.
+    /// What bind(2), rename(2) and epoll_ctl(2) fail with.
     pub fn open(&mut self, epoll: &Epoll) -> Result<()> {
-        if let Some(control) = &mut self.control {
-            control.publish()?;
-            let watched = epoll.add(&*control, MasterEvent::Control, EventFlags::IN);
-            watched.map_err(|error| Error::new(format!("watch {control}"), error))?;
-        }
-        self.pid_file.as_ref().map_or(Ok(()), PidFile::publish)
+        let control = self.open_control(epoll);
+        let pid_file = self.pid_file.as_mut().map_or(Ok(()), PidFile::publish);
+        control.and(pid_file)
     }
 
-    /// This master is the one in charge from now on. It does not give up because it can't be found.
+    fn open_control(&mut self, epoll: &Epoll) -> Result<()> {
+        let control = match (self.control.take(), &self.endpoints.control) {
+            (Some(control), _) => control,
+            (None, Some(path)) => ControlSocket::replace(path)?,
+            (None, None) => return Ok(()),
+        };
+        let watched = epoll.add(&control, MasterEvent::Control, EventFlags::IN);
+        watched.map_err(|error| Error::new(format!("watch {control}"), error))?;
+        self.control = Some(control);
+        Ok(())
+    }
+
+    /// Makes this master the active one. If it can't be found, it is active all the same.
     pub fn take_charge(&mut self, epoll: &Epoll) {
-        if let Err(error) = self.open(epoll) {
-            log::error!("{error}");
-        }
+        let opened = self.open(epoll);
+        report(opened);
         self.manager.take_charge();
     }
 
-    /// This master is in charge again, after another one was.
+    /// Makes this master the active one again, after another one was.
     pub fn return_to(&mut self, epoll: &Epoll) {
-        // What was there is the other master's, which was to be found at the same places.
+        // The other master has replaced both files by its own.
         (self.control, self.pid_file) = (None, None);
-        if let Err(error) = self.prepare(true) {
-            log::error!("{error}");
-        }
+        let prepared = self.prepare(true);
+        report(prepared);
         self.take_charge(epoll);
     }
 
-    /// The next who asks at the control socket, if he may.
+    /// Makes the files anew that somebody has removed.
+    pub fn mend(&mut self, epoll: &Epoll) {
+        if let Some(path) = &self.endpoints.control
+            && self.control.as_ref().is_none_or(ControlSocket::is_lost)
+        {
+            log::warn!(
+                "the file of control socket {} is gone: making it anew",
+                path.display()
+            );
+            self.control = None;
+            let bound = ControlSocket::bind(path);
+            self.control = bound.map_err(|error| log::error!("{error}")).ok();
+            if self.control.is_some() {
+                let opened = self.open_control(epoll);
+                report(opened);
+            }
+        }
+        if let Some(path) = &self.endpoints.pid_file
+            && self.pid_file.as_ref().is_none_or(PidFile::is_lost)
+        {
+            log::warn!("pid file {} is gone: making it anew", path.display());
+            self.pid_file = None;
+            let prepared = PidFile::prepare(path, false);
+            report(prepared.and_then(|file| self.pid_file.insert(file).publish()));
+        }
+    }
+
+    /// Accepts the next connection of the control socket, if its user may ask.
     ///
     /// # Errors
     /// What accept(2) fails with.
@@ -111,5 +147,11 @@ impl Office {
         self.control
             .as_ref()
             .map_or(Ok(None), ControlSocket::accept)
+    }
+}
+
+fn report(result: Result<()>) {
+    if let Err(error) = result {
+        log::error!("{error}");
     }
 }

@@ -1,66 +1,316 @@
 //! The file that names the master's process.
+//!
+//! A new file is written beside the path, under a name that nobody can guess, and moved there. So
+//! whoever reads the path finds a whole number, and no link that somebody has planted is followed.
+//! The master holds a lock (flock(2)) on its file, which the kernel drops when the master ends,
+//! however it ends. By that lock a second server with the same path is told from a file that was
+//! left behind. In a takeover the new master makes a file and a lock of its own, so nothing is
+//! passed on.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::control_socket::directory;
 use crate::error::{Error, Plain, Result};
 
-/// A file with this process's id and a newline. It is removed on drop, if it still names this
-/// process: after an upgrade it names the new master. (A worker process drops nothing of the
-/// master's.)
+/// No pid file is longer.
+const LONGEST: u64 = 32;
+
+/// A file may be replaced while it is looked at; not more often than this.
+const ATTEMPTS: u32 = 10;
+
+/// A file with this process's id and a newline. It is removed on drop, if it is at the path still:
+/// after an upgrade another one is. (A worker drops nothing of the master's.)
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
-    /// Where it is until it is published.
-    beside: PathBuf,
+    place: Place,
+}
+
+/// A file beside the path, under a name that nobody can guess. It is removed on drop.
+#[derive(Debug)]
+struct Beside {
+    path: PathBuf,
+    file: File,
+}
+
+/// Where the file is.
+#[derive(Debug)]
+enum Place {
+    /// Beside the path. The file that is there is to be replaced, and locked until then, so that no
+    /// other server does the same.
+    Beside { new: Beside, old: Option<File> },
+    /// At the path, and locked.
+    Published(File),
+    /// Nowhere: it could not be moved.
+    Lost,
 }
 
 impl PidFile {
-    /// Writes it beside the path. Nobody is to find it before this process is in charge.
+    /// Writes the file beside the path, because nobody is to find it before this process is in
+    /// charge. With `replace`, the file at the path may be that of the master which hands over.
     ///
     /// # Errors
-    /// When it can't be written.
-    pub fn prepare(path: &Path) -> Result<Self> {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let file = Self {
-            path: path.to_owned(),
-            beside: beside.into(),
+    /// When it can't be written, something else than a pid file is at the path, or the pid file of
+    /// another server.
+    pub fn prepare(path: &Path, replace: bool) -> Result<Self> {
+        let prepared = || -> io::Result<Place> {
+            let old = find(path, replace)?;
+            let new = write_beside(path)?;
+            Ok(Place::Beside { new, old })
         };
-        let written = match path.is_dir() {
-            true => Err(io::ErrorKind::IsADirectory.into()),
-            false => fs::write(&file.beside, content()),
-        };
-        written.map_err(|error| failed(path, error))?;
-        Ok(file)
+        let place = prepared().map_err(|error| failed(path, error))?;
+        let path = path.to_owned();
+        Ok(Self { path, place })
     }
 
-    /// Moves it to its place, over one that is there: whoever reads it finds the old one or the new
-    /// one, never half of it.
+    /// Moves the file to its path.
     ///
     /// # Errors
-    /// What rename(2) fails with.
-    pub fn publish(&self) -> Result<()> {
-        fs::rename(&self.beside, &self.path).map_err(|error| failed(&self.path, error))
+    /// What rename(2) fails with; a file that has come to the path meanwhile.
+    pub fn publish(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.place, Place::Lost) {
+            Place::Beside { new, old } => {
+                let moved = new.move_to(&self.path, old.is_some());
+                let file = moved.map_err(|error| failed(&self.path, error))?;
+                self.place = Place::Published(file);
+            }
+            place @ (Place::Published(_) | Place::Lost) => self.place = place,
+        }
+        Ok(())
     }
+
+    /// Whether the file is not, or no longer, at its path.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        match &self.place {
+            Place::Beside { .. } => false,
+            Place::Published(file) => !is_at(&self.path, file),
+            Place::Lost => true,
+        }
+    }
+}
+
+/// The file that is at the path, if there is one. It is locked, unless it is to be replaced in a
+/// takeover: then the old master has the lock.
+///
+/// # Errors
+/// When it is not a pid file, or another server has the lock.
+fn find(path: &Path, replace: bool) -> io::Result<Option<File>> {
+    for _ in 0..ATTEMPTS {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(metadata) if metadata.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(io::Error::other(
+                    "the path exists and is not a regular file",
+                ));
+            }
+            Ok(_) => {}
+        }
+        // What has taken the path in the meantime must not be followed, nor waited for.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let pid = content(&file)?;
+        if !replace && lock(&file) == Err(Errno::WOULDBLOCK) {
+            let reason = format!("the server with pid {pid} has it");
+            return Err(io::Error::other(reason));
+        }
+        if is_at(path, &file) {
+            return Ok(Some(file));
+        }
+    }
+    Err(io::Error::other("the file is replaced all the time"))
+}
+
+/// The number in a pid file, as text.
+///
+/// # Errors
+/// When there is something else: somebody's file must not be replaced by mistake.
+fn content(file: &File) -> io::Result<String> {
+    let mut text = String::new();
+    let read = file.take(LONGEST + 1).read_to_string(&mut text);
+    let is_pid = text.trim_end().bytes().all(|byte| byte.is_ascii_digit());
+    match read {
+        Ok(length) if length as u64 <= LONGEST && is_pid => Ok(text.trim_end().to_owned()),
+        Err(error) if error.kind() != io::ErrorKind::InvalidData => Err(error),
+        Ok(_) | Err(_) => Err(io::Error::other("the path exists and is not a pid file")),
+    }
+}
+
+fn write_beside(path: &Path) -> io::Result<Beside> {
+    let directory = directory(path);
+    let everybody_may_write = |metadata: Metadata| metadata.mode() & 0o1002 == 0o0002;
+    if fs::metadata(directory).is_ok_and(everybody_may_write) {
+        log::warn!(
+            "pid file {}: anybody can replace it, because {} is writable for all and not sticky",
+            path.display(),
+            directory.display()
+        );
+    }
+    let mut new = Beside::create(path)?;
+    writeln!(new.file, "{}", std::process::id())?;
+    // Nobody else has it yet. Where there are no locks (some network file systems), a second server
+    // is not noticed.
+    let _ = lock(&new.file);
+    Ok(new)
+}
+
+impl Beside {
+    fn create(path: &Path) -> io::Result<Self> {
+        let mut random = [0; 8];
+        getrandom(&mut random, GetRandomFlags::empty())?;
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(format!(".{:016x}", u64::from_ne_bytes(random)));
+        let path = PathBuf::from(beside);
+        // O_EXCL follows no link, and takes no file that is there already.
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(CWD, &path, flags, Mode::from_raw_mode(0o644))?;
+        let file = File::from(file);
+        Ok(Self { path, file })
+    }
+
+    /// Moves the file. With `replace`, in place of one that is there.
+    fn move_to(self, path: &Path, replace: bool) -> io::Result<File> {
+        let flags = match replace {
+            true => RenameFlags::empty(),
+            false => RenameFlags::NOREPLACE,
+        };
+        match renameat_with(CWD, &self.path, CWD, path, flags) {
+            // The file system has no such flag. A link fails as well where something is already.
+            Err(Errno::INVAL) if !replace => fs::hard_link(&self.path, path)?,
+            moved => moved?,
+        }
+        self.file.try_clone()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Not there, if it was moved.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn lock(file: &File) -> Result<(), Errno> {
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn is_at(path: &Path, file: &File) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let there = fs::symlink_metadata(path).map(identity).ok();
+    there.is_some() && there == file.metadata().map(identity).ok()
 }
 
 fn failed(path: &Path, error: io::Error) -> Error {
     Error::new(format!("write pid file {}", path.display()), error)
 }
 
-fn content() -> String {
-    format!("{}\n", std::process::id())
-}
-
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Not there, unless it was never published.
-        let _ = fs::remove_file(&self.beside);
-        let ours = fs::read_to_string(&self.path).is_ok_and(|text| text == content());
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        if let Place::Published(file) = &self.place
+            && is_at(&self.path, file)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn published(path: &Path) -> PidFile {
+        let mut file = PidFile::prepare(path, false).unwrap();
+        file.publish().unwrap();
+        file
+    }
+
+    #[track_caller]
+    fn refused(path: &Path) -> String {
+        let error = PidFile::prepare(path, false).unwrap_err().to_string();
+        let prefix = format!("cannot write pid file {}: ", path.display());
+        error
+            .strip_prefix(&prefix)
+            .expect("it names the file")
+            .to_owned()
+    }
+
+    #[test]
+    fn a_second_server_is_refused_and_a_file_that_was_left_behind_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let own = std::process::id();
+        let file = published(&path);
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{own}\n"));
+        assert_eq!(refused(&path), format!("the server with pid {own} has it"));
+        drop(file);
+        assert!(!path.exists());
+        for left in ["", "1\n", "99999999"] {
+            fs::write(&path, left).unwrap();
+            assert!(!published(&path).is_lost(), "{left:?}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_master_that_takes_over_has_a_file_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let old = published(&path);
+        let mut new = PidFile::prepare(&path, true).unwrap();
+        assert!(!old.is_lost());
+        new.publish().unwrap();
+        assert!(old.is_lost() && !new.is_lost());
+        drop(old);
+        assert!(path.exists());
+        refused(&path);
+        fs::remove_file(&path).unwrap();
+        assert!(new.is_lost());
+    }
+
+    #[test]
+    fn what_is_no_pid_file_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("text"), "precious\n").unwrap();
+        fs::write(at("bytes"), [0xff; 8]).unwrap();
+        fs::write(at("long"), "1".repeat(100)).unwrap();
+        symlink(at("text"), at("link")).unwrap();
+        for name in ["text", "bytes", "long"] {
+            assert_eq!(refused(&at(name)), "the path exists and is not a pid file");
+        }
+        for path in [at("link"), "/dev/null".into()] {
+            let reason = "the path exists and is not a regular file";
+            assert_eq!(refused(&path), reason);
+        }
+        assert_eq!(refused(directory.path()), "is a directory");
+        assert_eq!(fs::read(at("text")).unwrap(), b"precious\n");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn of_two_that_start_at_the_same_time_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let mut one = PidFile::prepare(&path, false).unwrap();
+        let mut other = PidFile::prepare(&path, false).unwrap();
+        one.publish().unwrap();
+        assert!(other.publish().is_err());
+        drop(other);
+        assert!(!one.is_lost());
     }
 }

@@ -1,8 +1,8 @@
 //! What the service manager is told: when the server is ready, reloads, stops, and that it is
 //! alive.
 
+use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -92,11 +92,12 @@ impl ServiceManager {
         }
     }
 
-    /// Adds to the environment of a command what a new master needs to reach the manager.
-    pub fn introduce(&self, command: &mut Command) {
-        if let Some(notifier) = &self.notifier {
-            notifier.hand_over(command);
-        }
+    /// The environment variables that a new master needs to reach the manager.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(&'static str, OsString)> {
+        self.notifier
+            .as_ref()
+            .map_or_else(Vec::new, Notifier::variables)
     }
 
     /// How many descriptors the manager stores; `None` if it does not.

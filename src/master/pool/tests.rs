@@ -53,7 +53,7 @@ impl World {
             main: Rc::new(|_| 0),
             keep: Vec::new(),
         };
-        let listeners = bind_all(&"127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let listeners = bind_all(&"127.0.0.1:0".parse().unwrap(), &plan.settings).unwrap();
         let address = listeners[0].local_address().unwrap();
         let mut pool = Pool::new((0, &epoll), plan, 0, 100, None, false);
         pool.listen_on(listeners).unwrap();

@@ -7,11 +7,11 @@ use std::path::Path;
 use super::launch::inherited_session;
 use super::new_side::TakeoverClient;
 use super::recover::Recovered;
-use crate::config::Address;
+use crate::config::{Address, Settings};
 use crate::error::Result;
 use crate::master::listen::bind::bind_all;
 use crate::master::listen::listener::Listener;
-use crate::master::listen::matching::is_bound;
+use crate::master::listen::matching::{drop_lost, is_bound};
 use crate::systemd::{Inherited as Passed, Notifier, listen_fds};
 
 /// See the module.
@@ -69,7 +69,13 @@ impl Inherited {
     ///
     /// # Errors
     /// When it can't be bound, or what was passed is no listener.
-    pub fn listen_on(&mut self, address: &Address, before: usize, backlog: i32) -> Result<()> {
+    pub fn listen_on(
+        &mut self,
+        address: &Address,
+        before: usize,
+        settings: &Settings,
+    ) -> Result<()> {
+        drop_lost(&mut self.listeners, address);
         if is_bound(&self.listeners, address, before) {
             return Ok(());
         }
@@ -79,7 +85,7 @@ impl Inherited {
         };
         let passed: Vec<_> = self.passed.extract_if(.., |one| meant(one)).collect();
         if passed.is_empty() {
-            let fresh = bind_all(address, backlog)?;
+            let fresh = bind_all(address, settings)?;
             self.listeners.extend(fresh);
         }
         for one in passed {

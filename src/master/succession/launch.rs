@@ -1,16 +1,18 @@
 //! SIGUSR2: the new program is started by the old master, with its arguments, its directory and its
 //! standard streams.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use rustix::io::FdFlags;
 use rustix::net::SocketType;
@@ -18,11 +20,12 @@ use rustix::net::SocketType;
 use super::messages::{OLDEST_VERSION, VERSION};
 use super::session::Session;
 use crate::error::{Error, Plain, Result};
-use crate::master::child::Child;
+use crate::master::child::{self, Child, Descendant, Exit, LAST_CHANCE};
 use crate::master::master_only::MasterOnly;
 use crate::master::office::service_manager::ServiceManager;
 use crate::master::time::Time;
-use crate::sys::{self, environment};
+use crate::sys::program::Launched;
+use crate::sys::{self, environment as passed};
 
 /// How the new program learns where the old master is: `DESCRIPTOR PARENT`.
 const VARIABLE: &str = "BATOND_TAKEOVER";
@@ -35,71 +38,219 @@ const VERSION_VARIABLE: &str = "BATOND_TAKEOVER_VERSION";
 /// The exit status of a process that could not execute a program, as shells have it.
 const NOT_EXECUTED: u8 = 127;
 
-/// How this program was started.
+/// What is started at an upgrade.
 #[derive(Debug)]
 pub struct Launch {
-    program: PathBuf,
+    /// `None` if this process can't tell which program it runs.
+    program: Option<PathBuf>,
     /// The name first.
     arguments: Vec<OsString>,
 }
 
 impl Launch {
-    /// Remembers it. To be called at the start: the name of a program that is replaced later must
-    /// still mean the place, not the old file.
+    /// This program, with its arguments. Call it at the start: the path of a program that is
+    /// replaced later must still mean the place, not the old file.
     #[must_use]
     pub fn of_this_program() -> Self {
-        let arguments: Vec<_> = std::env::args_os().collect();
-        let name = PathBuf::from(arguments.first().cloned().unwrap_or_default());
-        let program = locate(&name).or_else(|| std::env::current_exe().ok());
         Self {
-            program: program.unwrap_or(name),
-            arguments,
+            program: this_program(),
+            arguments: std::env::args_os().collect(),
         }
     }
 
-    /// Starts the program again; `theirs` is its end of the session. `keep` are the descriptors
-    /// that it has besides, `introduce` adds to its environment, and `detach` drops what of the
-    /// master's must not live on.
+    /// Starts the program again; `theirs` is its end of the session. It gets the descriptors in
+    /// `keep` and the `variables` as well, and `detach` drops what of the master's must not live on
+    /// in it.
     ///
     /// # Errors
-    /// What fork(2) fails with.
+    /// What fork(2) fails with, and `NotFound` if the program is not known.
     pub fn start(
         &self,
         theirs: &OwnedFd,
         keep: &[RawFd],
-        introduce: impl FnOnce(&mut Command),
+        variables: Vec<(&'static str, OsString)>,
         detach: impl FnOnce(),
-    ) -> io::Result<Child> {
+    ) -> io::Result<NewMaster> {
+        let program = self.program.as_ref().ok_or_else(unknown_program)?;
+        let program = c_string(program.as_os_str())?;
+        let arguments: Vec<_> = self
+            .arguments
+            .iter()
+            .map(c_string)
+            .collect::<io::Result<_>>()?;
         let descriptor = theirs.as_raw_fd();
-        let keep: Vec<_> = keep.iter().copied().chain([descriptor]).collect();
         let parent = std::process::id();
-        let mut command = Command::new(&self.program);
-        if let [name, arguments @ ..] = &self.arguments[..] {
-            command.arg0(name).args(arguments);
-        }
-        command.env(VARIABLE, format!("{descriptor} {parent}"));
-        command.env(VERSION_VARIABLE, format!("{parent} {VERSION}"));
-        introduce(&mut command);
+        let session = [
+            (VARIABLE, format!("{descriptor} {parent}").into()),
+            (VERSION_VARIABLE, format!("{parent} {VERSION}").into()),
+        ];
+        let environment = environment(session.into_iter().chain(variables))?;
+        let keep: Vec<_> = keep.iter().copied().chain([descriptor]).collect();
         // As for a worker: no signal may reach the child while it still has the master's handlers,
-        // which are gone when it executes the program. What is blocked then stays blocked.
+        // which are gone when it executes the program.
         let mut before = SigSet::empty();
         let all = SigSet::all();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
-        let pid = sys::process::spawn(&keep, detach, || {
+        let launched = sys::program::launch(&keep, detach, || {
             let inherited = rustix::io::fcntl_setfd(theirs.as_fd(), FdFlags::empty());
-            let unblocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-            let ready = inherited.map_err(io::Error::from);
-            let ready = ready.and_then(|()| Ok(unblocked?));
-            let error = ready.map_or_else(|error| error, |()| command.exec());
-            log::error!(
-                "cannot execute {}: {}",
-                self.program.display(),
-                Plain(&error)
-            );
+            let error = match inherited {
+                Ok(()) => sys::program::execute(&program, &arguments, &environment),
+                Err(error) => error.into(),
+            };
+            log::error!("cannot execute {self}: {}", Plain(&error));
             NOT_EXECUTED
         });
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        Ok(Child::new(pid?))
+        Ok(NewMaster::new(launched?))
+    }
+}
+
+impl std::fmt::Display for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.program {
+            Some(program) => program.display().fmt(f),
+            None => f.write_str("this program"),
+        }
+    }
+}
+
+fn unknown_program() -> io::Error {
+    let reason = "its path is not known, because /proc is not there";
+    io::Error::new(io::ErrorKind::NotFound, reason)
+}
+
+fn c_string(text: impl AsRef<OsStr>) -> io::Result<CString> {
+    Ok(CString::new(text.as_ref().as_bytes())?)
+}
+
+/// The environment of this process, with these variables.
+fn environment(
+    variables: impl Iterator<Item = (&'static str, OsString)>,
+) -> io::Result<Vec<CString>> {
+    let mut all: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    all.extend(variables.map(|(name, value)| (name.into(), value)));
+    let entry = |(mut name, value): (OsString, OsString)| {
+        name.push("=");
+        name.push(value);
+        c_string(name)
+    };
+    all.into_iter().map(entry).collect()
+}
+
+/// The path of the program that this process runs. The name among the arguments does not count,
+/// because whoever starts a program can choose any.
+fn this_program() -> Option<PathBuf> {
+    let path = sys::program::executed_path().and_then(|path| std::path::absolute(path).ok());
+    // A program that was started through a descriptor has a path that means nothing later.
+    let path = path.filter(|path| !path.starts_with("/dev/fd") && !path.starts_with("/proc"));
+    let Ok(running) = Path::new(RUNNING).metadata() else {
+        // Without /proc it can't be checked that the path leads to this program.
+        return path;
+    };
+    let is_running = |path: &PathBuf| {
+        let identity = |file: &Metadata| (file.dev(), file.ino());
+        path.metadata()
+            .is_ok_and(|file| identity(&file) == identity(&running))
+    };
+    // The path as it was given comes first, so that a symbolic link in it is followed anew.
+    path.filter(is_running).or_else(|| {
+        let path = std::fs::read_link(RUNNING).ok()?;
+        let bytes = path.as_os_str().as_bytes();
+        // It was replaced since it was started.
+        let place = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
+        Some(OsStr::from_bytes(place).into())
+    })
+}
+
+/// The file that this process runs, whatever its path is by now (proc(5)).
+const RUNNING: &str = "/proc/self/exe";
+
+/// Why a master that is process 1 of its PID namespace can't be replaced by a process there.
+const PROCESS_1: &str = "this master is process 1 of its container, which ends with it: run an init \
+                         as process 1, or start the new master with --takeover in another container";
+
+/// Why this process can't hand over to another one in its PID namespace, if it can't.
+#[must_use]
+pub fn obstacle() -> Option<&'static str> {
+    (std::process::id() == 1).then_some(PROCESS_1)
+}
+
+/// A new master that this one has started.
+///
+/// It is not this master's child, but the child of a launcher between them. A service manager waits
+/// for the main process of a service only if that is its own child, so the new master must become
+/// that before the manager hears of it. It does when the launcher ends. Until then the launcher
+/// waits for the new master, so that this one learns how it ends.
+#[derive(Debug)]
+pub struct NewMaster {
+    pid: Pid,
+    /// Means this process even when another one has got its number; `None` if it has ended already.
+    process: Option<Descendant>,
+    /// `None` once the new master is on its own.
+    launcher: Option<Launcher>,
+    kill_at: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Launcher {
+    child: Child,
+    report: OwnedFd,
+}
+
+impl NewMaster {
+    fn new(launched: Launched) -> Self {
+        let Launched {
+            pid,
+            launcher,
+            report,
+        } = launched;
+        let process = Descendant::by_pid(pid);
+        let child = Child::new(launcher);
+        Self {
+            pid,
+            process,
+            launcher: Some(Launcher { child, report }),
+            kill_at: None,
+        }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Whether a child of this master is the launcher.
+    #[must_use]
+    pub fn is_launched_by(&self, child: Pid) -> bool {
+        let launcher = self.launcher.as_ref();
+        launcher.is_some_and(|launcher| launcher.child.pid() == child)
+    }
+
+    /// How the new master has ended, when its launcher has; `None` if it may still run, because the
+    /// launcher was killed.
+    pub fn end_of_launcher(&mut self) -> Option<Exit> {
+        let launcher = self.launcher.take()?;
+        match sys::program::read_end(self.pid, launcher.report)? {
+            WaitStatus::Exited(_, status) => Some(Exit::Exited(status)),
+            WaitStatus::Signaled(_, signal, _) => Some(Exit::Killed(signal)),
+            _ => None,
+        }
+    }
+
+    /// Leaves the new master to the reaper above this one, for good, which is the service manager
+    /// or process 1. From now on it is not known here how it ends.
+    pub fn set_free(&mut self) {
+        if let Some(Launcher { mut child, .. }) = self.launcher.take() {
+            child.kill();
+            child::reap(&[child]);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
     }
 }
 
@@ -108,11 +259,11 @@ impl Launch {
 pub struct Upgrades {
     launch: Launch,
     /// Those that failed, and are to end.
-    failed: Vec<Child>,
+    failed: Vec<NewMaster>,
 }
 
 impl Upgrades {
-    /// No upgrade yet, and later ones from this program's place.
+    /// No upgrade yet. Later ones start this program again.
     #[must_use]
     pub fn of_this_program() -> Self {
         Self {
@@ -127,71 +278,56 @@ impl Upgrades {
         &self.launch
     }
 
-    /// Starts the program again, as a child which knows the manager that this one has.
+    /// Starts the program again, which then knows the service manager that this master has.
     ///
     /// # Errors
-    /// What socketpair(2) and fork(2) fail with.
+    /// What socketpair(2) and fork(2) fail with, and `NotFound` if the program is not known.
     pub fn start(
         &self,
         only: &mut MasterOnly,
         manager: &ServiceManager,
-    ) -> io::Result<(Session, Child)> {
+    ) -> io::Result<(Session, NewMaster)> {
         let (ours, theirs) = Session::pair()?;
-        let introduce = |command: &mut Command| manager.introduce(command);
         let MasterOnly { signals, inherited } = only;
         let detach = || drop(signals.take());
-        let child = self.launch.start(&theirs, inherited, introduce, detach)?;
-        Ok((ours, child))
+        let variables = manager.variables();
+        let new = self.launch.start(&theirs, inherited, variables, detach)?;
+        Ok((ours, new))
     }
 
-    /// Ends a program that failed: with its workers, which a killed one would leave behind.
-    pub fn end(&mut self, child: Option<Child>, now: Time) {
-        if let Some(mut child) = child {
-            child.end(Signal::SIGQUIT, now);
-            self.failed.push(child);
+    /// Ends a new master that failed: with its workers, which one that is killed would leave
+    /// behind.
+    pub fn end(&mut self, new: Option<NewMaster>, now: Time) {
+        if let Some(mut new) = new {
+            new.signal(Signal::SIGQUIT);
+            new.kill_at = Some(now.after(LAST_CHANCE));
+            self.failed.push(new);
         }
     }
 
-    /// A process has ended.
+    /// A child of this master has ended.
     pub fn forget(&mut self, pid: Pid) {
-        self.failed.retain(|child| child.pid() != pid);
+        self.failed.retain(|new| !new.is_launched_by(pid));
     }
 
     /// Kills what has not ended in time.
     pub fn escalate(&mut self, now: Time) {
-        self.failed.iter_mut().for_each(|child| child.escalate(now));
+        let is_due = |new: &mut NewMaster| new.kill_at.is_some_and(|at| at <= now);
+        for new in self.failed.extract_if(.., is_due) {
+            new.signal(Signal::SIGKILL);
+        }
     }
 
-    /// When something is to be killed.
+    /// This master ends: what it has started is on its own from now on.
+    pub fn set_free(&mut self) {
+        self.failed.iter_mut().for_each(NewMaster::set_free);
+    }
+
+    /// The next time that something is to be killed.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        self.failed.iter().filter_map(Child::due).min()
+        self.failed.iter().filter_map(|new| new.kill_at).min()
     }
-}
-
-impl std::fmt::Display for Launch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.program.display().fmt(f)
-    }
-}
-
-/// Where a program of this name is, as execvp(3) would find it.
-fn locate(name: &Path) -> Option<PathBuf> {
-    if name.as_os_str().is_empty() {
-        return None;
-    }
-    if name.components().count() > 1 {
-        return std::path::absolute(name).ok();
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(name))
-        .find(|candidate| is_program(candidate))
-}
-
-fn is_program(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// The socket to the master that has started this program to take over from it.
@@ -210,7 +346,7 @@ pub struct OfferedSession {
 /// When the environment can't be changed any more.
 pub fn inherited_session() -> Result<Option<OfferedSession>> {
     // No worker, and nothing that one starts, is to find it.
-    let values = environment::take([VARIABLE, VERSION_VARIABLE]);
+    let values = passed::take([VARIABLE, VERSION_VARIABLE]);
     let [value, version] = values
         .map_err(|error| Error::new(format!("take {VARIABLE} out of the environment"), error))?;
     let Some(name) = value.as_ref().and_then(|value| value.to_str()) else {
@@ -294,13 +430,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_slash_is_a_place_and_another_is_searched_for() {
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(locate(Path::new("./bin/x")), Some(here.join("bin/x")));
-        assert_eq!(locate(Path::new("/bin/x")), Some("/bin/x".into()));
-        assert_eq!(locate(Path::new("")), None);
-        assert_eq!(locate(Path::new("no-such-program-at-all")), None);
-        assert!(is_program(&locate(Path::new("sh")).unwrap()));
-        assert!(!is_program(Path::new("/")));
+    fn the_program_is_the_one_that_runs() {
+        let program = this_program().expect("/proc is there");
+        assert_eq!(program, std::env::current_exe().unwrap());
     }
 }

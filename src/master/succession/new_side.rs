@@ -30,6 +30,8 @@ pub struct TakeoverClient {
     since: Option<Time>,
     /// It is in charge.
     active: bool,
+    /// Until when a stop waits for the old master.
+    awaited_until: Option<Time>,
 }
 
 /// Why the old master has offered nothing.
@@ -117,6 +119,7 @@ impl TakeoverClient {
             buffer,
             since: None,
             active: false,
+            awaited_until: None,
         };
         Ok((client, listeners))
     }
@@ -130,6 +133,9 @@ impl TakeoverClient {
     /// When it is given up that the workers become ready.
     #[must_use]
     pub fn due(&self, pools: &Pools<'_>) -> Option<Time> {
+        if self.awaited_until.is_some() {
+            return self.awaited_until;
+        }
         // It waits for one pool after the other. When all are ready it waits for nothing.
         let since = self.since.filter(|_| !self.active)?;
         let slow = pools.iter().find(|pool| !pool.workers().is_whole())?;
@@ -225,11 +231,20 @@ impl TakeoverClient {
         }
     }
 
-    /// This master is told to stop: the old one is not to take charge again.
-    pub fn stop(&self) {
+    /// This master is told to stop: the old one is not to take charge again, but to stop as well.
+    /// It has time for its turns until `limit`.
+    pub fn stop(&mut self, limit: Time) {
         if self.active {
             let _ = self.session.send_to_old(&FromNew::Stop);
+            self.awaited_until = Some(limit);
         }
+    }
+
+    /// Whether a master that stops has to stay because the old one has not ended: a service manager
+    /// kills what is left of a service whose main process has ended.
+    #[must_use]
+    pub fn awaits_old(&self, now: Time) -> bool {
+        self.awaited_until.is_some_and(|until| now < until)
     }
 }
 

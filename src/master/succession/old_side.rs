@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::launch::NewMaster;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
 use super::session::{Buffer, PATIENCE, Session, is_gone, reason};
-use crate::master::child::{Child, LAST_CHANCE};
+use crate::master::child::LAST_CHANCE;
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::events::epoll::EventFlags;
+use crate::master::events::epoll::{Epoll, EventFlags};
 use crate::master::events::token::MasterEvent;
 use crate::master::office::Office;
 use crate::master::pool::Pool;
@@ -30,7 +31,7 @@ pub struct TakeoverServer {
     session: Session,
     buffer: Buffer,
     /// The new master, if this one has started it.
-    child: Option<Child>,
+    child: Option<NewMaster>,
     stage: Stage,
     /// The addresses of the listeners with which the new one goes on.
     kept: Vec<String>,
@@ -72,10 +73,10 @@ impl TakeoverServer {
     /// What epoll_ctl(2) fails with.
     pub fn begin(
         session: Session,
-        child: Option<Child>,
+        child: Option<NewMaster>,
         pools: &Pools<'_>,
         now: Time,
-    ) -> Result<Self, (io::Error, Option<Child>)> {
+    ) -> Result<Self, (io::Error, Option<NewMaster>)> {
         // A program has to start first. One that is there already has something to say, or blocks
         // the way for others.
         let patience = match child {
@@ -113,7 +114,7 @@ impl TakeoverServer {
 
     /// The process of the new master, if this one has started it.
     #[must_use]
-    pub fn into_child(self) -> Option<Child> {
+    pub fn into_child(self) -> Option<NewMaster> {
         self.child
     }
 
@@ -194,11 +195,18 @@ impl TakeoverServer {
         office: &mut Office,
         now: Time,
     ) -> Step {
-        if self.child.as_ref().map(Child::pid) != Some(pid) {
+        let child = self.child.as_mut().filter(|new| new.is_launched_by(pid));
+        let Some(new) = child else {
             return Step::GoOn;
-        }
-        // It is reaped: the number may come to mean another process.
-        self.child = None;
+        };
+        let pid = new.pid();
+        let how = match new.end_of_launcher() {
+            Some(exit) => {
+                self.child = None;
+                exit.to_string()
+            }
+            None => format!("was left alone: its launcher {how}"),
+        };
         if self.is_replaced() {
             // It may have said that it stops.
             match self.on_message(pools, office, now) {
@@ -274,10 +282,13 @@ impl TakeoverServer {
                 pool.stop(now);
             }
         }
+        if let Some(child) = &mut self.child {
+            child.set_free();
+        }
         let new = self
             .child
             .as_ref()
-            .map(Child::pid)
+            .map(NewMaster::pid)
             .or_else(|| self.session.peer());
         let new = new.map(|pid| pid.as_raw().cast_unsigned());
         office.manager().hand_over_to(new);
@@ -325,7 +336,7 @@ impl TakeoverServer {
         pools: &mut Pools<'_>,
         office: &mut Office,
         now: Time,
-    ) -> Option<Child> {
+    ) -> Option<NewMaster> {
         let mut left = false;
         for pool in pools.iter_mut().filter(|pool| !pool.is_ending()) {
             left = true;
@@ -348,6 +359,14 @@ impl TakeoverServer {
             }
         }
         self.child
+    }
+
+    /// Both masters stop. The new one waits until this one has closed the session, which is to be
+    /// kept until this one ends.
+    #[must_use]
+    pub fn into_session(self, epoll: &Epoll) -> Session {
+        epoll.remove(&self.session);
+        self.session
     }
 
     /// Nothing is left here: the new master need not wait for more.

@@ -140,7 +140,7 @@ impl Recovered {
 fn adopted(socket: OwnedFd, asked: Address) -> Result<Listener> {
     let unix = matches!(asked, Address::Unix(_));
     let mut listener = Listener::adopt(socket, asked, true)?;
-    if unix && !listener.has_file() {
+    if unix && listener.has_lost_file() {
         let attempt = format!("listen on {listener}");
         return Err(Error::because(attempt, "its file is gone"));
     }

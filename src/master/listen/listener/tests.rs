@@ -2,6 +2,7 @@
 
 use super::super::bind::{bind_all, resolve};
 use super::*;
+use crate::config::Settings;
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
@@ -9,6 +10,10 @@ use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::net::{bind, listen};
+
+fn settings() -> Settings {
+    Settings::for_processors(1)
+}
 
 fn passed() -> Address {
     Address::Inherited("web".to_owned())
@@ -61,7 +66,7 @@ fn the_file_of_a_unix_socket_stays() {
     assert!(path.exists());
     // The file of a socket that the server has bound is removed with its listener.
     fs::remove_file(&path).unwrap();
-    drop(bind_all(&Address::Unix(path.clone()), 1).unwrap());
+    drop(bind_all(&Address::Unix(path.clone()), &settings()).unwrap());
     assert!(!path.exists());
 }
 
@@ -110,7 +115,7 @@ fn an_address_is_matched_by_the_socket_that_it_would_make() {
             .into_iter()
             .any(|address| listener.matches(&Address::Inet(address)))
     );
-    let own = bind_all(&address("127.0.0.1:0"), 1).unwrap();
+    let own = bind_all(&address("127.0.0.1:0"), &settings()).unwrap();
     let local = own[0].local_address().unwrap();
     assert!(own[0].matches(&Address::Inet(local)));
     assert!(!own[0].matches(&address("127.0.0.1:0")));
@@ -118,7 +123,7 @@ fn an_address_is_matched_by_the_socket_that_it_would_make() {
 
 #[test]
 fn every_address_is_matched_by_a_socket_on_all_of_them() {
-    let own = bind_all(&Address::Any(0), 1).unwrap();
+    let own = bind_all(&Address::Any(0), &settings()).unwrap();
     let local = own[0].local_address().unwrap();
     assert!(own[0].matches(&Address::Any(local.port())));
     assert!(own[0].matches(&Address::Inet(local)));
@@ -152,7 +157,7 @@ fn a_unix_address_is_matched_by_its_path_whoever_has_bound_it() {
     let path = directory.path().join("socket");
     let wanted = Address::Unix(path.clone());
     let elsewhere = Address::Unix(directory.path().join("other"));
-    let own = bind_all(&wanted, 1).unwrap().remove(0);
+    let own = bind_all(&wanted, &settings()).unwrap().remove(0);
     assert!(own.matches(&wanted) && !own.matches(&elsewhere));
     drop(own);
     let listener = inherited(UnixListener::bind(&path).unwrap());
