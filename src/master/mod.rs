@@ -41,6 +41,7 @@ use plan::{Plan, PlanSource};
 use pools::Pools;
 use reload::Reload;
 use store::Store;
+use succession::callers::Callers;
 use succession::inherited::Inherited;
 use succession::launch::Upgrades;
 use succession::messages::FromOld;
@@ -83,6 +84,7 @@ struct Master<'a> {
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
     upgrades: Upgrades,
+    callers: Callers,
     begin: Instant,
     run: Run,
 }
@@ -150,6 +152,7 @@ impl<'a> Master<'a> {
             transition: takeover.map_or(Transition::None, Transition::TakeOver),
             unsettled,
             upgrades: Upgrades::of_this_program(),
+            callers: Callers::default(),
             begin,
             run: Run::Serving,
         })
@@ -251,6 +254,7 @@ impl<'a> Master<'a> {
         }
         self.settle_recovered(now);
         self.upgrades.escalate(now);
+        self.callers.expire(self.pools.epoll(), now);
         if self.is_settled()
             && self
                 .pools
@@ -274,6 +278,7 @@ impl<'a> Master<'a> {
             self.pools.store().and_then(Store::due),
             self.unsettled.as_ref().map(UnsettledTurns::due),
             self.upgrades.due(),
+            self.callers.due(),
         ];
         due.into_iter().flatten().min()
     }
@@ -450,20 +455,27 @@ impl<'a> Master<'a> {
         }
     }
 
-    /// Somebody asks on the control socket.
+    /// Somebody asks on the control socket, or one that has asked says what it wants.
     fn on_control(&mut self, now: Time) {
-        let asked = self.office.accept();
-        let session = match asked.and_then(|socket| socket.map(Session::over).transpose()) {
-            Ok(Some(session)) => session,
-            Ok(None) => return,
-            Err(error) => return log::error!("control socket: {}", Plain(&error)),
-        };
-        match self.obstacle() {
-            None => self.begin_handing_over(session, None, now),
-            Some(why) => {
+        let epoll = self.pools.epoll();
+        let admitted = self.office.accept().and_then(|asked| match asked {
+            Some(socket) => self.callers.admit(socket, epoll, now),
+            None => Ok(()),
+        });
+        if let Err(error) = admitted {
+            log::error!("control socket: {}", Plain(&error));
+        }
+        while let Some((session, version)) = self.callers.next(self.pools.epoll()) {
+            if let Some(why) = self.obstacle() {
                 log::warn!("takeover refused: {why}");
                 let refusal = FromOld::Refused(why.to_owned());
-                let _ = session.send_to_new(&refusal, None);
+                let _ = session.send_to_new(&refusal, None, None);
+                continue;
+            }
+            self.begin_handing_over(session, None, now);
+            if let Transition::HandOver(server) = &mut self.transition {
+                let step = server.on_takeover(version, &self.pools, now);
+                self.go_on_handing_over(step, now);
             }
         }
     }
