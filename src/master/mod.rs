@@ -12,6 +12,7 @@ mod listen;
 mod master_only;
 pub mod office;
 pub mod plan;
+mod planner;
 mod pool;
 mod pools;
 mod reload;
@@ -227,6 +228,8 @@ impl<'a> Master<'a> {
                 }
             }
             MasterEvent::LifeLine => self.settle_recovered(now),
+            // What it says is heard in the next round.
+            MasterEvent::Planner => {}
         }
     }
 
@@ -317,9 +320,13 @@ impl<'a> Master<'a> {
         }
     }
 
-    /// A child that is no worker has ended: a new master, if this one has started it.
+    /// A child that is no worker has ended: a new master that this one has started, or a planner.
     fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
         self.upgrades.forget(pid);
+        if let Transition::Reload(reload) = &mut self.transition {
+            let step = reload.on_exit(pid, how, now);
+            self.go_on_reloading(step, now);
+        }
         if let Transition::HandOver(server) = &mut self.transition {
             let step = server.on_exit(pid, how, &mut self.pools, &mut self.office, now);
             self.go_on_handing_over(step, now);
@@ -384,22 +391,31 @@ impl<'a> Master<'a> {
             return log::warn!("reload refused: a takeover is under way");
         }
         self.give_up_reload("another one begins", now);
-        let begun = (self.source)().and_then(|plans| {
-            let room = Pools::room(&plans, self.only.inherited.len());
-            Reload::begin(plans, room, &mut self.pools, now)
-        });
-        match begun {
-            Ok(reload) => {
-                log::info!("reloading");
-                self.transition = Transition::Reload(reload);
-            }
-            Err(error) => log::error!("reload refused: {error}; nothing has changed"),
+        match Reload::begin(self.source, &mut self.only, &self.pools, now) {
+            Ok(reload) => self.transition = Transition::Reload(reload),
+            Err(error) => self.refuse_reload(&error),
         }
+    }
+
+    fn refuse_reload(&mut self, why: &dyn std::fmt::Display) {
+        log::error!("reload refused: {why}; nothing has changed");
+        self.transition = Transition::None;
     }
 
     fn go_on_reloading(&mut self, step: reload::Step, now: Time) {
         match step {
             reload::Step::Wait => {}
+            reload::Step::Refuse(why) => self.refuse_reload(&why),
+            reload::Step::Plan(record) => {
+                let (open, pools) = (self.only.inherited.len(), &mut self.pools);
+                match Reload::prepare(record, self.source, open, pools, now) {
+                    Ok(reload) => {
+                        log::info!("reloading");
+                        self.transition = Transition::Reload(reload);
+                    }
+                    Err(error) => self.refuse_reload(&error),
+                }
+            }
             reload::Step::Fail(why) => {
                 log::error!("reload failed: {why}; the old workers serve on");
                 self.transition = Transition::None;

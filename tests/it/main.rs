@@ -15,6 +15,7 @@ mod leaks;
 mod library;
 mod limits;
 mod lives;
+mod lookups;
 mod overload;
 mod reconfigure;
 mod recycle;

@@ -11,7 +11,7 @@ use std::process::Command;
 const LAYERS: &[&[&str]] = &[
     &["error"],
     &["sys"],
-    &["fdpass", "wire", "logging"],
+    &["fdpass", "wire", "logging", "lookup"],
     &["service", "config"],
     &["channel", "systemd"],
     &["master", "worker", "services"],

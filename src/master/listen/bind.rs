@@ -16,6 +16,7 @@ use super::listener::{Bound, Listener};
 use super::socket_file::SocketFile;
 use crate::config::Address;
 use crate::error::{Error, Result};
+use crate::lookup;
 
 /// Binds `address`; a name can stand for several, so this makes several listeners.
 ///
@@ -26,11 +27,10 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     let listeners: io::Result<Vec<Listener>> = match address {
         Address::Inet(inet_address) => inet(address, *inet_address, backlog).map(|new| vec![new]),
         Address::Any(port) => any(address, *port, backlog).map(|new| vec![new]),
-        Address::Name(name, port) => resolve(name, *port).and_then(|all| {
-            all.into_iter()
-                .map(|one| inet(address, one, backlog))
-                .collect()
-        }),
+        Address::Name(name, port) => {
+            let all = resolve(name, *port)?.into_iter();
+            all.map(|one| inet(address, one, backlog)).collect()
+        }
         Address::Unix(path) => {
             clear(path)?;
             unix(path, backlog).map(|new| vec![new])
@@ -43,15 +43,27 @@ pub fn bind_all(address: &Address, backlog: i32) -> Result<Vec<Listener>> {
     listeners.map_err(failed)
 }
 
-/// The addresses that a name stands for, each once.
+/// The addresses that a name stands for, each once. At a reload they are those that the planner has
+/// found.
 ///
 /// # Errors
 /// When it stands for none, or nobody can be asked.
-pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
+pub fn resolve(name: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let attempt = || format!("listen on {name}:{port}");
+    let found = lookup::value(&format!("host name {name}:{port}"), || {
+        let found = (name, port).to_socket_addrs();
+        let found = found.map_err(|error| Error::new(attempt(), error))?;
+        let mut addresses: Vec<_> = found.collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        Ok(texts.join(" ").into_bytes())
+    })?;
+    let text = String::from_utf8_lossy(&found);
+    let addresses = text.split_ascii_whitespace().map(str::parse);
+    addresses
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::because(attempt(), "malformed address"))
 }
 
 /// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at all.

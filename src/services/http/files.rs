@@ -76,12 +76,18 @@ impl Files {
             BENEATH,
         )
         .map_err(failed)?;
-        Ok(Self {
+        Ok(Self::beneath(root))
+    }
+
+    /// The files beneath a directory that [`open`](Self::open) has opened, here or in another
+    /// process.
+    pub(crate) fn beneath(root: OwnedFd) -> Self {
+        Self {
             root: Arc::new(root),
             path: Vec::new(),
             cache: Cache::default(),
             clock: SystemTime::now,
-        })
+        }
     }
 
     /// The file that `path` names.
