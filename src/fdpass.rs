@@ -247,6 +247,18 @@ pub fn receive(
     wanted: usize,
     wait: Wait,
 ) -> Result<Message, Error> {
+    receive_or(socket, buffer, wanted, wait, drop)
+}
+
+/// The same, for a receiver which must not close what it knows nothing of: [`Error::Unwanted`],
+/// [`Error::Lost`] and [`Error::TooLong`] come with the descriptors going to `refused`.
+pub(crate) fn receive_or(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    wanted: usize,
+    wait: Wait,
+    refused: impl FnOnce(Vec<OwnedFd>),
+) -> Result<Message, Error> {
     if buffer.is_empty() {
         return Err(Error::Empty);
     }
@@ -274,14 +286,18 @@ pub fn receive(
         }
     }
     let got = descriptors.len();
-    if got > wanted {
-        return Err(Error::Unwanted { wanted, got });
-    }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(Error::Lost { got });
-    }
-    if received.flags.contains(ReturnFlags::TRUNC) {
-        return Err(Error::TooLong { room });
+    let error = if got > wanted {
+        Some(Error::Unwanted { wanted, got })
+    } else if received.flags.contains(ReturnFlags::CTRUNC) {
+        Some(Error::Lost { got })
+    } else if received.flags.contains(ReturnFlags::TRUNC) {
+        Some(Error::TooLong { room })
+    } else {
+        None
+    };
+    if let Some(error) = error {
+        refused(descriptors);
+        return Err(error);
     }
     Ok(Message {
         length: received.bytes,

@@ -4,9 +4,11 @@
 //! descriptor safety is checked or documented at each function.
 #![allow(unsafe_code)]
 
+pub mod dispose;
 pub mod environment;
 pub mod memfile;
 pub mod process;
 pub mod shared;
 pub mod signals;
 pub mod tcp;
+pub mod unix;

@@ -14,6 +14,7 @@ mod idle;
 mod leaks;
 mod library;
 mod limits;
+mod lingering;
 mod lives;
 mod lookups;
 mod overload;

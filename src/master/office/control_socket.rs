@@ -15,6 +15,7 @@ use rustix::net::{
 
 use crate::error::{Error, Result};
 use crate::master::listen::socket_file::SocketFile;
+use crate::sys;
 
 /// The socket where a new master asks.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ impl ControlSocket {
         let bound = || -> io::Result<(OwnedFd, SocketFile)> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            // Nobody has one to give here, and to close it could take any time.
+            sys::unix::refuse_descriptors(&socket)?;
             let _ = fs::remove_file(&beside);
             bind(&socket, &SocketAddrUnix::new(&beside)?)?;
             let file = SocketFile::at(&beside)?;

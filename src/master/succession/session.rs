@@ -15,6 +15,7 @@ use super::messages::{FromNew, FromOld, ROOM, VERSION};
 use crate::error::Plain;
 use crate::fdpass::{self, Wait};
 use crate::master::snapshot::Malformed;
+use crate::sys;
 
 /// How long one master waits for the other at the most, in all, while both hold still. Clients wait
 /// with them.
@@ -71,6 +72,8 @@ impl Session {
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // The old master gives descriptors and takes none.
+        sys::unix::refuse_descriptors(&ours)?;
         Ok((Self::over(ours)?, theirs))
     }
 

@@ -1,12 +1,14 @@
 //! Takeovers with a test in the place of one master, which is slow, silent, or talks without end: the
 //! other one waits for a bounded time, and no two masters serve.
 
+use std::io::IoSlice;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use batond::fdpass::{self, Wait};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -59,6 +61,27 @@ fn a_caller_that_says_something_else() {
         assert_eq!(session.hear().expect("an answer").0, why);
         assert!(session.hear().is_none());
     }
+    asked.undisturbed.upgrade();
+}
+
+/// The old master would have to close what it is sent, which could take any time.
+#[test]
+fn a_caller_that_sends_a_descriptor() {
+    let mut asked = Asked::start(&[]);
+    let connection = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let session = asked.ask();
+    let data = &[IoSlice::new(b"TAKEOVER 2\n")];
+    let sent = fdpass::send(&session, data, &[connection.as_fd()], Wait::Block);
+    match sent {
+        // Linux 6.16 and later: the kernel refuses it.
+        Err(error) => assert_eq!(error.to_string(), "Operation not permitted"),
+        Ok(_) => {
+            let (words, _) = session.hear().expect("an answer");
+            assert!(words.starts_with("REFUSED"), "{words}");
+        }
+    }
+    drop(session);
+    asked.undisturbed.check();
     asked.undisturbed.upgrade();
 }
 
