@@ -375,6 +375,9 @@ impl<'a> Master<'a> {
         log::info!("stopping at once: {why}");
         self.run = Run::Quitting;
         self.give_up_takeover("the server stops", now);
+        if let Transition::TakeOver(client) = &self.transition {
+            client.stop();
+        }
         self.pools.quit();
     }
 
