@@ -198,6 +198,7 @@ mod error;
 pub mod fdpass;
 mod fdtool;
 mod logging;
+mod lookup;
 mod master;
 mod server;
 pub mod service;

@@ -54,8 +54,16 @@ pub(crate) fn open(role: Role, filter: Option<&str>, file: Option<&Path>) -> Res
 ///
 /// # Errors
 /// When the file cannot be opened. Lines go on to the old one.
-pub(crate) fn reopen() -> Result<()> {
+fn reopen() -> Result<()> {
     destination::reopen()
+}
+
+/// SIGUSR1: somebody has moved the log file away. Says what comes of it.
+pub(crate) fn obey_reopen() {
+    match reopen() {
+        Ok(()) => log::info!("log file opened anew"),
+        Err(error) => log::error!("{error}"),
+    }
 }
 
 /// Says how many lines were lost, of all processes of this server, if some were and it can be said

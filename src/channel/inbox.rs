@@ -4,6 +4,10 @@
 //! in the inbox of a stuck or dead worker ([`MasterEnd::take_back`]); if both receive at once, the
 //! kernel gives the message to one of them. The worker has only its own end, so that it reads an
 //! end of file when the master dies.
+//!
+//! A worker never sends descriptors. The kernel refuses them where it can (Linux 6.16); elsewhere
+//! one that comes all the same is closed by another process, because closing it could take any
+//! time.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +18,9 @@ use nix::sys::socket::{
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use crate::fdpass::{self, Wait};
+use crate::error::Plain;
+use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
+use crate::sys;
 use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
 
 /// The master's end of the pair, and its copy of the worker's end.
@@ -22,6 +28,8 @@ use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
 pub struct MasterEnd {
     ours: OwnedFd,
     theirs: OwnedFd,
+    /// The kernel lets nobody send descriptors to this end.
+    refuses: bool,
 }
 
 /// The worker's end of the pair: its inbox.
@@ -33,6 +41,9 @@ pub struct WorkerEnd {
 /// The send buffer to ask for, in bytes. The kernel doubles it (socket(7)), so the largest message
 /// fits together with the kernel's bookkeeping.
 const SEND_BUFFER: usize = MAX_MESSAGE;
+
+/// More messages than can lie unread in a socket.
+const MOST_UNREAD: usize = 4096;
 
 /// A receive buffer for messages of any permitted length.
 #[derive(Debug)]
@@ -80,8 +91,14 @@ pub fn pair() -> io::Result<(MasterEnd, WorkerEnd)> {
     )?;
     ensure_send_buffer(&ours)?;
     ensure_send_buffer(&theirs)?;
+    let refuses = sys::rights::refuse_descriptors(&ours)?;
     let socket = theirs.try_clone()?;
-    Ok((MasterEnd { ours, theirs }, WorkerEnd { socket }))
+    let master = MasterEnd {
+        ours,
+        theirs,
+        refuses,
+    };
+    Ok((master, WorkerEnd { socket }))
 }
 
 /// Makes sure that a message with a full carry fits into the send buffer, because the system's
@@ -144,16 +161,37 @@ impl MasterEnd {
     /// # Errors
     /// Any error of recvmsg(2); `InvalidData` for a malformed message.
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Option<FromWorker<'a>>> {
-        let Some(message) = receive(&self.ours, buffer, 0, Wait::Dont)? else {
+        let mut unasked = Vec::new();
+        let refused = |descriptors| unasked = descriptors;
+        let received =
+            fdpass::receive_or(&self.ours, &mut buffer.0, self.room(), Wait::Dont, refused);
+        let length = match received {
+            Ok(message) => {
+                unasked.extend(message.descriptors);
+                Ok(Some(message.length))
+            }
+            Err(error) if error.would_block() => Ok(None),
+            Err(error) => Err(io::Error::from(error)),
+        };
+        if !unasked.is_empty() {
+            dispose(unasked);
+            return Err(invalid_data("unexpected descriptors"));
+        }
+        let Some(length) = length? else {
             return Ok(None);
         };
-        match message.length {
+        match length {
             // This is no end of file, because the master holds the worker's end open too.
             0 => Err(invalid_data("empty message")),
             length => FromWorker::parse(&buffer.0[..length])
                 .map(Some)
                 .map_err(|e| invalid_data(&e.to_string())),
         }
+    }
+
+    /// For how many descriptors there must be room, so that none is closed here.
+    fn room(&self) -> usize {
+        if self.refuses { 0 } else { MAX_DESCRIPTORS }
     }
 
     /// Receives back the first connection that is still in the worker's inbox and returns its id;
@@ -181,6 +219,38 @@ impl MasterEnd {
                 Err(error) => return Err(invalid_data(&error.to_string())),
             }
         }
+    }
+}
+
+impl Drop for MasterEnd {
+    fn drop(&mut self) {
+        if self.refuses {
+            return;
+        }
+        // What lies unread in a socket is closed with it.
+        let mut unread = Vec::new();
+        for _ in 0..MOST_UNREAD {
+            let mut refused = Vec::new();
+            let keep = |descriptors| refused = descriptors;
+            let received =
+                fdpass::receive_or(&self.ours, &mut [0; 1], MAX_DESCRIPTORS, Wait::Dont, keep);
+            unread.extend(refused);
+            match received {
+                Ok(message) => unread.extend(message.descriptors),
+                Err(fdpass::Error::Os(_)) => break,
+                Err(_) => {}
+            }
+        }
+        if !unread.is_empty() {
+            dispose(unread);
+        }
+    }
+}
+
+/// Has descriptors closed that a worker has sent.
+fn dispose(descriptors: Vec<OwnedFd>) {
+    if let Err(error) = sys::dispose::close_elsewhere(descriptors) {
+        log::error!("cannot close what a worker has sent: {}", Plain(&error));
     }
 }
 
@@ -339,6 +409,31 @@ mod tests {
                 Assignment::Retire => panic!("a connection is missing"),
             }
         }
+    }
+
+    #[test]
+    fn a_worker_that_sends_a_descriptor_is_no_honest_one() {
+        let (mut master, worker) = pair().unwrap();
+        let send = || {
+            fdpass::send(
+                &worker,
+                &[IoSlice::new(b"x")],
+                &[worker.as_fd()],
+                Wait::Dont,
+            )
+        };
+        if master.refuses {
+            assert!(send().is_err());
+            // As on a kernel that can't refuse it.
+            sys::rights::accept_descriptors(&master.ours).unwrap();
+            master.refuses = false;
+        }
+        send().unwrap();
+        let mut buffer = MessageBuffer::default();
+        let received = master.receive(&mut buffer);
+        assert_eq!(received.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        send().unwrap();
+        drop(master);
     }
 
     #[test]

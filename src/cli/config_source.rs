@@ -1,14 +1,18 @@
 //! Where a server's configuration comes from: a file, the command line, or both. A reload asks it
 //! again.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
+
+use rustix::fs::OFlags;
 
 use crate::config::flags::Flags;
 use crate::config::{self, Config, Settings};
 use crate::error::{Error, Result};
+use crate::lookup;
 
 /// The most bytes that a configuration file may have, because something that has no end (/dev/zero)
 /// must not be read to its end.
@@ -40,15 +44,32 @@ impl ConfigSource {
     }
 }
 
+/// The text of a configuration file. The first time it may be anything that has an end, a pipe too
+/// (`-c <(...)`). For a reload it must be a regular file: nothing else can be read again, and some
+/// (FIFOs) would be waited for.
 fn read(path: &Path) -> Result<String> {
     let attempt = || format!("read {}", path.display());
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text))
-        .map_err(|error| Error::new(attempt(), error))?;
-    if text.len() as u64 > LONGEST {
-        let reason = format!("it has more than {LONGEST} bytes");
-        return Err(Error::because(attempt(), reason));
-    }
+    let text = lookup::value(&format!("file {}", path.display()), || {
+        let mut text = Vec::new();
+        let mut options = OpenOptions::new();
+        options.read(true);
+        if lookup::is_for_reload() {
+            options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        }
+        let failed = |error: io::Error| Error::new(attempt(), error);
+        let file = options.open(path).map_err(failed)?;
+        if lookup::is_for_reload() && !file.metadata().map_err(failed)?.is_file() {
+            let reason = "it is not a regular file, and can be read at the start only";
+            return Err(Error::because(attempt(), reason));
+        }
+        file.take(LONGEST + 1)
+            .read_to_end(&mut text)
+            .map_err(failed)?;
+        if text.len() as u64 > LONGEST {
+            let reason = format!("it has more than {LONGEST} bytes");
+            return Err(Error::because(attempt(), reason));
+        }
+        Ok(text)
+    })?;
     String::from_utf8(text).map_err(|_| Error::because(attempt(), "the text is not UTF-8"))
 }

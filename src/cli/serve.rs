@@ -1,6 +1,7 @@
 //! `batond serve`: what its command line can say, and what it then does.
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{EnumValueParser, NonEmptyStringValueParser, PossibleValue, TypedValueParser};
@@ -15,6 +16,7 @@ use crate::config::unix_access::parse_mode;
 use crate::config::{Address, PoolConfig, ServiceConfig, UnixAccess};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
+use crate::lookup;
 use crate::server::{Pool, Server};
 use crate::services::{Echo, http};
 use crate::sys::signals;
@@ -208,7 +210,9 @@ impl ServeArgs {
 /// When the configuration is wrong, or the server can't start.
 pub(super) fn serve(request: Request) -> Result<()> {
     signals::reset_inherited().map_err(|error| Error::new("set up signals", error))?;
-    let config = request.config.load()?;
+    let mut config = request.config.load()?;
+    // What a pipe has said once (`-c <(...)`) it does not say again.
+    let mut first = Some(std::mem::take(&mut config.pools));
     let log = &config.log;
     logging::open(Role::Master, log.filter.as_deref(), log.file.as_deref())?;
     let mut server = Server::builder();
@@ -222,8 +226,10 @@ pub(super) fn serve(request: Request) -> Result<()> {
         server = server.takeover(path);
     }
     let pools = || {
-        let config = request.config.load()?;
-        config.pools.into_iter().map(pool).collect()
+        let pools = first
+            .take()
+            .map_or_else(|| Ok(request.config.load()?.pools), Ok::<_, Error>);
+        pools?.into_iter().map(pool).collect()
     };
     server.pools(pools)?.run()
 }
@@ -244,7 +250,12 @@ pub(super) fn pool(config: PoolConfig) -> Result<Pool<'static>> {
         ServiceConfig::Demo => Pool::new(name, || http::Http::new(http::Demo::default())),
         ServiceConfig::Echo => Pool::new(name, Echo::new),
         ServiceConfig::Http { root } => {
-            let files = http::Files::open(&root)?;
+            let files = lookup::descriptor(&format!("directory {}", root.display()), || {
+                let files = http::Files::open(&root)?;
+                let copy = files.as_fd().try_clone_to_owned();
+                copy.map_err(|error| Error::new(format!("serve {}", root.display()), error))
+            });
+            let files = http::Files::of_directory(files?)?;
             let served = files.clone();
             Pool::new(name, move || http::Http::new(served.clone())).keep(files)
         }

@@ -95,6 +95,18 @@ pub fn receive(
     wanted: usize,
     wait: Wait,
 ) -> Result<Message, Error> {
+    receive_or(socket, buffer, wanted, wait, drop)
+}
+
+/// The same, for a receiver which must not close what it knows nothing of: with
+/// [`Error::Unwanted`], [`Error::Lost`] and [`Error::TooLong`], the descriptors go to `refused`.
+pub(crate) fn receive_or(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    wanted: usize,
+    wait: Wait,
+    refused: impl FnOnce(Vec<OwnedFd>),
+) -> Result<Message, Error> {
     if buffer.is_empty() {
         return Err(Error::Empty);
     }
@@ -123,21 +135,24 @@ pub fn receive(
     }
     let got = descriptors.len();
     let cut = received.flags.contains(ReturnFlags::CTRUNC);
-    if got > wanted {
-        return Err(Error::Unwanted { wanted, got });
-    }
-    if cut && got == wanted {
+    let error = if got > wanted {
+        Some(Error::Unwanted { wanted, got })
+    } else if cut && got == wanted {
         // Credentials may fill the place of what is too much, which the kernel has then dropped.
         let got = wanted + 1;
-        return Err(Error::Unwanted { wanted, got });
-    }
-    if cut {
+        Some(Error::Unwanted { wanted, got })
+    } else if cut {
         // What came is still open, so this finds the table as recvmsg found it.
         let at_limit = matches!(fcntl_dupfd_cloexec(socket, 0), Err(Errno::MFILE));
-        return Err(Error::Lost { got, at_limit });
-    }
-    if received.flags.contains(ReturnFlags::TRUNC) {
-        return Err(Error::TooLong { room });
+        Some(Error::Lost { got, at_limit })
+    } else if received.flags.contains(ReturnFlags::TRUNC) {
+        Some(Error::TooLong { room })
+    } else {
+        None
+    };
+    if let Some(error) = error {
+        refused(descriptors);
+        return Err(error);
     }
     Ok(Message {
         length: received.bytes,

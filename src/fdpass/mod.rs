@@ -39,4 +39,5 @@ mod message;
 mod tests;
 
 pub use error::{Error, MAX_DESCRIPTORS};
+pub(crate) use message::receive_or;
 pub use message::{Message, Wait, receive, send};

@@ -12,6 +12,7 @@ mod listen;
 mod master_only;
 pub mod office;
 pub mod plan;
+mod planner;
 mod pool;
 mod pools;
 mod reload;
@@ -22,7 +23,6 @@ pub mod time;
 mod transition;
 mod workers;
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
@@ -30,7 +30,7 @@ use nix::unistd::Pid;
 use crate::error::{Error, Plain, Result};
 use crate::logging;
 use child::{ChildEvent, LAST_CHANCE};
-use events::epoll::{Epoll, EventFlags, Events};
+use events::epoll::{Epoll, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
 use listen::matching;
@@ -42,6 +42,7 @@ use pools::Pools;
 pub use pools::check;
 use reload::Reload;
 use store::Store;
+use succession::callers::Callers;
 use succession::inherited::Inherited;
 use succession::launch::{self, NewMaster, Upgrades};
 use succession::old_side::{self, NEW, TakeoverServer};
@@ -85,6 +86,7 @@ struct Master<'a> {
     upgrades: Upgrades,
     /// The session with the new master, which stops too, and waits until this is closed.
     stopping_with: Option<Session>,
+    callers: Callers,
     begin: Instant,
     run: Run,
 }
@@ -114,12 +116,8 @@ impl<'a> Master<'a> {
         let kept = plans.iter().flat_map(|plan| plan.keep.iter().copied());
         let own: Vec<_> = inherited.descriptors().into_iter().chain(kept).collect();
         let mut only = MasterOnly::with_inherited(&own);
-        let failed = |what: &'static str| move |error: io::Error| Error::new(what, error);
-        let epoll = Epoll::new().map_err(failed("create an epoll set"))?;
-        let signals = Signals::catch().map_err(failed("catch signals"))?;
-        let watched = epoll.add(&signals, MasterEvent::Signals, EventFlags::IN);
-        watched.map_err(failed("watch the signals"))?;
-        only.signals = Some(signals);
+        let epoll = Epoll::new().map_err(|error| Error::new("create an epoll set", error))?;
+        only.signals = Some(Signals::watched(&epoll)?);
 
         let takeover = inherited.takeover.take();
         let replaces = takeover.is_some();
@@ -132,13 +130,7 @@ impl<'a> Master<'a> {
         let store = open_store(manager.store_limit(), room, !replaces, now);
         only.inherited.extend(store.as_ref().map(Store::life_line));
         let mut pools = Pools::new(epoll, store);
-        let mut bound = inherited.listeners;
-        for plan in plans {
-            let size = plan.settings.workers;
-            let pool = pools.add(plan, size, room, replaces)?;
-            let mine = matching::take_wanted(&mut bound, pool.addresses(), &[]);
-            pool.listen_on(mine)?;
-        }
+        pools.begin(plans, inherited.listeners, room, replaces)?;
         let mut office = Office::new(endpoints, manager);
         office.prepare(replaces)?;
         if !replaces {
@@ -154,6 +146,7 @@ impl<'a> Master<'a> {
             unsettled,
             upgrades: Upgrades::of_this_program(),
             stopping_with: None,
+            callers: Callers::default(),
             begin,
             run: Run::Serving,
         })
@@ -233,6 +226,8 @@ impl<'a> Master<'a> {
                 }
             }
             MasterEvent::LifeLine => self.settle_recovered(now),
+            // What it says is heard in the next round.
+            MasterEvent::Planner => {}
         }
     }
 
@@ -260,12 +255,8 @@ impl<'a> Master<'a> {
         }
         self.settle_recovered(now);
         self.upgrades.escalate(now);
-        if self.is_settled()
-            && self
-                .pools
-                .iter()
-                .all(|p| !p.is_serving() || p.workers().any_serving())
-        {
+        self.callers.expire(self.pools.epoll(), now);
+        if self.is_settled() && self.pools.are_ready() {
             self.office.manager().ready();
         }
         self.office.manager().tick(now);
@@ -283,6 +274,7 @@ impl<'a> Master<'a> {
             self.pools.store().and_then(Store::due),
             self.unsettled.as_ref().map(UnsettledTurns::due),
             self.upgrades.due(),
+            self.callers.due(),
         ];
         due.into_iter().flatten().min()
     }
@@ -303,7 +295,7 @@ impl<'a> Master<'a> {
                 Request::Stop { interrupt } => self.stop(interrupt, now),
                 Request::Quit => self.quit("SIGQUIT", now),
                 Request::Reload => self.reload(now),
-                Request::Reopen => reopen_log(),
+                Request::Reopen => logging::obey_reopen(),
                 Request::Upgrade => self.upgrade(now),
                 Request::Grow => self.resize_by(1, now),
                 Request::Shrink => self.resize_by(-1, now),
@@ -321,9 +313,13 @@ impl<'a> Master<'a> {
         }
     }
 
-    /// A child that is no worker has ended: a new master, if this one has started it.
+    /// A child that is no worker has ended: a new master that this one has started, or a planner.
     fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
         self.upgrades.forget(pid);
+        if let Transition::Reload(reload) = &mut self.transition {
+            let step = reload.on_exit(pid, how, now);
+            self.go_on_reloading(step, now);
+        }
         if let Transition::HandOver(server) = &mut self.transition {
             let step = server.on_exit(pid, how, &mut self.pools, &mut self.office, now);
             self.go_on_handing_over(step, now);
@@ -373,6 +369,10 @@ impl<'a> Master<'a> {
         log::info!("stopping at once: {why}");
         self.run = Run::Quitting;
         self.give_up_takeover("the server stops", now);
+        if let Transition::TakeOver(client) = &mut self.transition {
+            // It waits for nothing, not for the end of the old one either.
+            client.stop(now);
+        }
         self.pools.quit();
     }
 
@@ -390,22 +390,31 @@ impl<'a> Master<'a> {
         }
         self.give_up_reload("another one begins", now);
         self.office.mend(self.pools.epoll());
-        let begun = (self.source)().and_then(|plans| {
-            let room = Pools::room(&plans, self.only.inherited.len())?;
-            Reload::begin(plans, room, &mut self.pools, now)
-        });
-        match begun {
-            Ok(reload) => {
-                log::info!("reloading");
-                self.transition = Transition::Reload(reload);
-            }
-            Err(error) => log::error!("reload refused: {error}; nothing has changed"),
+        match Reload::begin(self.source, &mut self.only, &self.pools, now) {
+            Ok(reload) => self.transition = Transition::Reload(reload),
+            Err(error) => self.refuse_reload(&error),
         }
+    }
+
+    fn refuse_reload(&mut self, why: &dyn std::fmt::Display) {
+        log::error!("reload refused: {why}; nothing has changed");
+        self.transition = Transition::None;
     }
 
     fn go_on_reloading(&mut self, step: reload::Step, now: Time) {
         match step {
             reload::Step::Wait => {}
+            reload::Step::Refuse(why) => self.refuse_reload(&why),
+            reload::Step::Plan(record) => {
+                let (open, pools) = (self.only.inherited.len(), &mut self.pools);
+                match Reload::prepare(record, self.source, open, pools, now) {
+                    Ok(reload) => {
+                        log::info!("reloading");
+                        self.transition = Transition::Reload(reload);
+                    }
+                    Err(error) => self.refuse_reload(&error),
+                }
+            }
             reload::Step::Fail(why) => {
                 log::error!("reload failed: {why}; the old workers serve on");
                 self.transition = Transition::None;
@@ -461,21 +470,22 @@ impl<'a> Master<'a> {
         }
     }
 
-    /// Somebody asks on the control socket.
+    /// Somebody asks on the control socket, or one that has asked says what it wants.
     fn on_control(&mut self, now: Time) {
-        let asked = self.office.accept();
-        let session = match asked.and_then(|socket| socket.map(Session::over).transpose()) {
-            Ok(Some(session)) => session,
-            Ok(None) => return,
-            Err(error) => return log::error!("control socket: {}", Plain(&error)),
-        };
-        // A process of another PID namespace has no number here, and outlives this one.
-        let obstacle = || session.peer().and_then(|_| launch::obstacle());
-        match self.obstacle().or_else(obstacle) {
-            None => self.begin_handing_over(session, None, now),
-            Some(why) => {
+        let epoll = self.pools.epoll();
+        self.callers.accept(&self.office, epoll, now);
+        while let Some((session, version)) = self.callers.next(self.pools.epoll()) {
+            // A process of another PID namespace has no number here, and outlives this one.
+            let obstacle = || session.peer().and_then(|_| launch::obstacle());
+            if let Some(why) = self.obstacle().or_else(obstacle) {
                 log::warn!("takeover refused: {why}");
                 session.refuse(why);
+                continue;
+            }
+            self.begin_handing_over(session, None, now);
+            if let Transition::HandOver(server) = &mut self.transition {
+                let step = server.on_takeover(version, &self.pools, now);
+                self.go_on_handing_over(step, now);
             }
         }
     }
@@ -581,12 +591,4 @@ const BEGIN: Time = Time(3600 * 1_000_000_000);
 
 fn time_since(begin: Instant) -> Time {
     BEGIN.after(begin.elapsed())
-}
-
-/// SIGUSR1: somebody has moved the log file away.
-fn reopen_log() {
-    match logging::reopen() {
-        Ok(()) => log::info!("log file opened anew"),
-        Err(error) => log::error!("{error}"),
-    }
 }

@@ -156,6 +156,33 @@ impl<'a> Pools<'a> {
         Ok(limit - needed + 1)
     }
 
+    /// Adds the pools with which a master begins, each with its listeners out of these.
+    ///
+    /// # Errors
+    /// When there are too many pools, or a listener can't be set up.
+    pub fn begin(
+        &mut self,
+        plans: Vec<Plan<'a>>,
+        mut bound: Vec<Listener>,
+        room: usize,
+        held_back: bool,
+    ) -> Result<()> {
+        for plan in plans {
+            let size = plan.settings.workers;
+            let pool = self.add(plan, size, room, held_back)?;
+            let mine = matching::take_wanted(&mut bound, pool.addresses(), &[]);
+            pool.listen_on(mine)?;
+        }
+        Ok(())
+    }
+
+    /// Whether each pool that serves has a worker which can.
+    #[must_use]
+    pub fn are_ready(&self) -> bool {
+        self.iter()
+            .all(|pool| !pool.is_serving() || pool.workers().any_serving())
+    }
+
     // ---- what the master's loop calls -----------------------------------------------------------
 
     /// Does whatever is due in all of them, and forgets those that are over.

@@ -1,19 +1,36 @@
 //! A reload: all pools go over to what the configuration says now, or none does.
+//!
+//! First a [`Planner`] makes all look-ups that the plans take, while this process serves. Then the
+//! plans are made, and the pools start their next generations.
 
 use std::rc::Rc;
 
+use nix::unistd::Pid;
+
 use super::listen::listener::Listener;
 use super::listen::matching::{bind_missing, take_wanted};
-use super::plan::Plan;
+use super::master_only::MasterOnly;
+use super::plan::{Plan, PlanSource};
+use super::planner::{Answer, Planner};
 use super::pool::Pool;
 use super::pools::Pools;
 use super::time::Time;
 use crate::config::Address;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::lookup::{self, Record};
 
-/// A reload that is under way: the new generations are getting ready.
+/// A reload that is under way.
 #[derive(Debug)]
-pub struct Reload {
+pub enum Reload {
+    /// What the plans depend on is being looked up.
+    Planning(Planner),
+    /// The new generations are getting ready.
+    Preparing(Next),
+}
+
+/// What there is to be when the new generations are ready.
+#[derive(Debug)]
+pub struct Next {
     /// The pools that there are to be.
     names: Vec<Rc<str>>,
     /// Listeners that are new, and accept nothing yet.
@@ -25,8 +42,12 @@ pub struct Reload {
 /// What is to become of a reload.
 #[derive(Debug)]
 pub enum Step {
-    /// The new generations are not ready yet.
+    /// The plans can't be made yet, or the new generations are not ready.
     Wait,
+    /// The plans can be made from this record.
+    Plan(Record),
+    /// There are no plans, and this is why.
+    Refuse(String),
     /// All of them are: the pools can go over.
     Commit,
     /// One of them never will be, and this is why.
@@ -34,12 +55,96 @@ pub enum Step {
 }
 
 impl Reload {
-    /// Binds what is new, and has all pools prepare for what the plans say. On a failure, what was
-    /// begun is taken back.
+    /// Begins to make the look-ups that new plans take.
     ///
     /// # Errors
-    /// When an address can't be bound, or there are too many pools.
-    pub fn begin<'a>(
+    /// When no process can be started for that.
+    pub fn begin(
+        source: &PlanSource<'_>,
+        only: &mut MasterOnly,
+        pools: &Pools<'_>,
+        now: Time,
+    ) -> Result<Self> {
+        // What the pools keep, the source may be using.
+        let keep = pools.iter().flat_map(|pool| pool.plan().keep.clone());
+        let planner = Planner::start(source, keep, only, pools.epoll(), now);
+        let planner = planner.map_err(|error| Error::new("read the configuration", error))?;
+        Ok(Self::Planning(planner))
+    }
+
+    /// Makes the plans, all of whose look-ups are in the record, and has all pools prepare for
+    /// them. So many descriptors are `open` that are nobody's. On a failure, what was begun is
+    /// taken back.
+    ///
+    /// # Errors
+    /// What the source says; when an address can't be bound, or there are too many pools.
+    pub fn prepare<'a>(
+        record: Record,
+        source: &PlanSource<'a>,
+        open: usize,
+        pools: &mut Pools<'a>,
+        now: Time,
+    ) -> Result<Self> {
+        let next = lookup::replay(record, || {
+            let plans = source()?;
+            let room = Pools::room(&plans, open)?;
+            Next::begin(plans, room, pools, now)
+        });
+        next.map(Self::Preparing)
+    }
+
+    /// What is to be done next.
+    #[must_use]
+    pub fn step(&self, pools: &Pools<'_>, now: Time) -> Step {
+        match self {
+            Self::Planning(planner) => planner.answer(now).map_or(Step::Wait, Step::from),
+            Self::Preparing(_) => Next::step(pools, now),
+        }
+    }
+
+    /// A child of the master has ended, which may be the one that makes the look-ups.
+    #[must_use]
+    pub fn on_exit(&mut self, pid: Pid, how: &str, now: Time) -> Step {
+        match self {
+            Self::Planning(planner) => {
+                let answer = planner.on_exit(pid, how, now);
+                answer.map_or(Step::Wait, Step::from)
+            }
+            Self::Preparing(_) => Step::Wait,
+        }
+    }
+
+    /// When something is to be done if nothing happens. The pools know when their new generations
+    /// are given up.
+    #[must_use]
+    pub fn due(&self) -> Option<Time> {
+        match self {
+            Self::Planning(planner) => Some(planner.due()),
+            Self::Preparing(_) => None,
+        }
+    }
+
+    /// Goes over to the new generations, if they are ready.
+    pub fn commit(self, pools: &mut Pools<'_>, now: Time) {
+        if let Self::Preparing(next) = self {
+            next.commit(pools, now);
+        }
+    }
+}
+
+impl From<Answer> for Step {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Planned(record) => Self::Plan(record),
+            Answer::Refused(why) => Self::Refuse(why),
+        }
+    }
+}
+
+impl Next {
+    /// Binds what is new, and has all pools prepare for what the plans say. On a failure, what was
+    /// begun is taken back.
+    fn begin<'a>(
         plans: Vec<Plan<'a>>,
         room: usize,
         pools: &mut Pools<'a>,
@@ -58,8 +163,7 @@ impl Reload {
     }
 
     /// Whether all new generations are ready.
-    #[must_use]
-    pub fn step(&self, pools: &Pools<'_>, now: Time) -> Step {
+    fn step(pools: &Pools<'_>, now: Time) -> Step {
         let mut ready = true;
         for pool in pools.iter() {
             match pool.workers().is_prepared(now) {
@@ -71,7 +175,7 @@ impl Reload {
     }
 
     /// Goes over to the new generations; pools that are wanted no more stop.
-    pub fn commit(self, pools: &mut Pools<'_>, now: Time) {
+    fn commit(self, pools: &mut Pools<'_>, now: Time) {
         let Self { names, bound, room } = self;
         // An address of a Unix socket that was bound anew is one whose file was gone: the socket
         // that nobody can reach makes way.

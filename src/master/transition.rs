@@ -30,8 +30,8 @@ impl Transition {
     #[must_use]
     pub fn due(&self, pools: &Pools<'_>) -> Option<Time> {
         match self {
-            // The pools know when their new generations are given up.
-            Self::None | Self::Reload(_) => None,
+            Self::None => None,
+            Self::Reload(reload) => reload.due(),
             Self::HandOver(server) => server.due(),
             Self::TakeOver(client) => client.due(pools),
         }

@@ -100,8 +100,14 @@ impl ServerBuilder {
     /// The source is asked at once, and anew at each SIGHUP: it is the place to read a
     /// configuration. The server then goes over to the new pools without closing a connection of
     /// those that stay, by their names. When the source fails or panics, or something is wrong with
-    /// its pools, the reload changes nothing and the error is logged. The source runs in the
-    /// master, between events: it should not take long, and it must not start threads.
+    /// its pools, the reload changes nothing and the error is logged.
+    ///
+    /// At a reload the source runs twice: first in a child of the master, which may wait for files
+    /// and servers for 30 seconds, then in the master, between events, if the child came to its
+    /// end. Users, groups and host names are looked up in the child alone. What the source itself
+    /// waits for (a file, [`http::Files::open`](crate::http::Files::open)), clients wait for too,
+    /// should it take long the second time. The child has the descriptors that a worker has, and
+    /// what it changes in memory is lost. The source must not start threads.
     ///
     /// As [`bind`](ServerBuilder::bind), this connects to the old master and looks into the
     /// environment. Call it once in a process, before it has threads.

@@ -6,10 +6,12 @@
 
 pub mod bounded;
 pub mod descriptors;
+pub mod dispose;
 pub mod environment;
 pub mod memfile;
 pub mod process;
 pub mod program;
+pub mod rights;
 pub mod shared;
 pub mod signals;
 pub mod tcp;

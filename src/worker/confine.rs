@@ -8,9 +8,11 @@ mod means;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::config::{Confinement, Resource};
 use crate::error::{Error, Result};
+use crate::lookup;
 use crate::sys::descriptors::{is_directory, open_descriptors};
 use identity::Identity;
 use means::Means;
@@ -63,7 +66,8 @@ impl Plan {
     pub fn new(wanted: &Confinement, threads: usize) -> Result<Self> {
         let means = Means::own().map_err(|error| Error::new("ask who this process is", error))?;
         let plan = Self::with(wanted, threads, &means)?;
-        if let Some(root) = &plan.root {
+        // At a reload, the process that makes the look-ups has said it.
+        if let Some(root) = plan.root.as_ref().filter(|_| !lookup::is_replay()) {
             plan.warn_of_ways_out(root);
         }
         Ok(plan)
@@ -147,10 +151,14 @@ fn confining(root: &Path) -> String {
 /// name, not by a descriptor: one that they kept would be a way back.
 fn directory(path: &Path, means: &Means) -> Result<PathBuf> {
     let failed = |error: io::Error| Error::new(confining(path), error);
-    let root = path.canonicalize().map_err(failed)?;
-    if !fs::metadata(&root).map_err(failed)?.is_dir() {
-        return Err(failed(Errno::ENOTDIR.into()));
-    }
+    let found = lookup::value(&format!("root directory {}", path.display()), || {
+        let root = path.canonicalize().map_err(failed)?;
+        if !fs::metadata(&root).map_err(failed)?.is_dir() {
+            return Err(failed(Errno::ENOTDIR.into()));
+        }
+        Ok(root.into_os_string().into_vec())
+    })?;
+    let root = PathBuf::from(OsString::from_vec(found));
     if !means.may(CapabilitySet::SYS_CHROOT) {
         let reason = "it takes root, or CAP_SYS_CHROOT";
         return Err(Error::because(confining(path), reason));

@@ -9,6 +9,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use rustix::net::{RecvFlags, SendFlags, recv};
+
 use crate::harness::systemd::{Manager, tell};
 use crate::harness::{BATOND, Setup, open_descriptors, run};
 
@@ -92,7 +94,9 @@ fn the_manager_hears_of_a_reload_that_is_refused() {
     let path = server.directory().join("control");
     let address = UnixAddr::new(&path).expect("an address");
     connect(asks.as_raw_fd(), &address).expect("the master listens there");
-    server.wait_for_log("control socket: process");
+    rustix::net::send(&asks, b"TAKEOVER 2\n", SendFlags::empty()).expect("it is heard");
+    let offer = &mut [0; 1];
+    recv(&asks, offer, RecvFlags::empty()).expect("an answer");
     server.signal(Signal::SIGHUP);
     server.wait_for_log("reload refused: a takeover is under way");
     manager.wait_for_messages("RELOADING=1", 1);

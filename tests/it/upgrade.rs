@@ -8,6 +8,7 @@ mod new_side;
 mod office;
 mod old_side;
 mod program;
+mod silence;
 mod standing;
 
 use crate::harness::Server;

@@ -327,8 +327,22 @@ impl Held {
     }
 }
 
+/// Takes care that close(2) does not wait until the client has everything, because a worker may
+/// have asked for that (socket(7), SO_LINGER). A service that has asked for a reset, which waits
+/// for nothing, gets it. To ask costs less than to set the option each time, and takes no lock.
+fn close_without_wait(socket: &OwnedFd) {
+    if let Ok(Some(wait)) = sockopt::socket_linger(socket)
+        && !wait.is_zero()
+    {
+        let _ = sockopt::set_socket_linger(socket, None);
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
+        if let Peer::Inet(_) = self.peer {
+            close_without_wait(&self.socket);
+        }
         if self.copied {
             // ENOTCONN: the client has ended it already.
             let _ = shutdown(&self.socket, Shutdown::Both);
@@ -342,6 +356,40 @@ mod tests {
     use crate::wire::Outcome;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    /// A client that reads nothing, a server that has sent it more than it has room for and is to
+    /// linger for so long, and what the master holds.
+    fn stuck(linger: Duration) -> (TcpStream, Held) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (worker, peer) = listener.accept().unwrap();
+        let held = Held::new(worker.try_clone().unwrap().into(), Peer::Inet(peer));
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        while send(&worker, &[b'x'; 65536], flags).is_ok() {}
+        sockopt::set_socket_linger(&worker, Some(linger)).unwrap();
+        (client, held)
+    }
+
+    #[test]
+    fn a_worker_that_lingers_does_not_hold_up_the_master() {
+        let (mut client, held) = stuck(Duration::from_secs(20));
+        let begin = std::time::Instant::now();
+        drop(held);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        // And nothing is lost.
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).unwrap();
+        assert!(all.len() >= 65536);
+    }
+
+    #[test]
+    fn a_service_that_asks_for_a_reset_gets_it() {
+        let (mut client, held) = stuck(Duration::ZERO);
+        drop(held);
+        let error = client.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
 
     #[test]
     fn what_came_along_with_a_served_turn_does_not_come_again() {

@@ -10,6 +10,10 @@ use signal_hook::consts::signal::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
+use super::epoll::{Epoll, EventFlags};
+use super::token::MasterEvent;
+use crate::error::{Error, Result};
+
 /// What a signal asks of the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
@@ -39,11 +43,18 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Begins to catch signals.
+    /// Begins to catch signals, and to watch for them.
     ///
     /// # Errors
-    /// What socketpair(2) and sigaction(2) fail with.
-    pub fn catch() -> io::Result<Self> {
+    /// What socketpair(2), sigaction(2) and epoll_ctl(2) fail with.
+    pub fn watched(epoll: &Epoll) -> Result<Self> {
+        let signals = Self::catch().map_err(|error| Error::new("catch signals", error))?;
+        let watched = epoll.add(&signals, MasterEvent::Signals, EventFlags::IN);
+        watched.map_err(|error| Error::new("watch the signals", error))?;
+        Ok(signals)
+    }
+
+    fn catch() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         let signals = [

@@ -38,6 +38,8 @@ pub enum MasterEvent {
     OldMaster,
     /// The last worker of a master that was killed has ended.
     LifeLine,
+    /// The planner of a reload has its answer.
+    Planner,
 }
 
 // The 64 bits: a kind, a pool, and then an index or a name. A name is a serial number of 28 bits
@@ -54,12 +56,13 @@ const WORKER: u64 = 1;
 const LISTENER: u64 = 2;
 const MASTER: u64 = 3;
 
-const MASTER_EVENTS: [MasterEvent; 5] = [
+const MASTER_EVENTS: [MasterEvent; 6] = [
     MasterEvent::Signals,
     MasterEvent::Control,
     MasterEvent::NewMaster,
     MasterEvent::OldMaster,
     MasterEvent::LifeLine,
+    MasterEvent::Planner,
 ];
 
 impl Token {

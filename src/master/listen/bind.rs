@@ -16,6 +16,7 @@ use super::listener::{Bound, Listener};
 use super::socket_file::{SocketFile, look_up};
 use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
+use crate::lookup;
 use crate::sys;
 use crate::sys::unix::{Occupant, occupant};
 
@@ -29,11 +30,10 @@ pub fn bind_all(address: &Address, settings: &Settings) -> Result<Vec<Listener>>
     let listeners: io::Result<Vec<Listener>> = match address {
         Address::Inet(inet_address) => inet(address, *inet_address, backlog).map(|new| vec![new]),
         Address::Any(port) => any(address, *port, backlog).map(|new| vec![new]),
-        Address::Name(name, port) => resolve(name, *port).and_then(|all| {
-            all.into_iter()
-                .map(|one| inet(address, one, backlog))
-                .collect()
-        }),
+        Address::Name(name, port) => {
+            let all = resolve(name, *port)?.into_iter();
+            all.map(|one| inet(address, one, backlog)).collect()
+        }
         Address::Unix(path) => unix(path, settings).map(|new| vec![new]),
         Address::Inherited(_) => {
             let cause = "no socket with this name was passed to this process";
@@ -54,7 +54,7 @@ pub fn check(address: &Address, settings: &Settings) -> Result<()> {
     let addresses = match address {
         Address::Inet(inet_address) => vec![*inet_address],
         Address::Any(port) => vec![Address::any(*port)],
-        Address::Name(name, port) => resolve(name, *port).map_err(failed)?,
+        Address::Name(name, port) => resolve(name, *port)?,
         Address::Unix(path) => {
             look_up(&settings.unix).map_err(failed)?;
             return check_path(path);
@@ -106,15 +106,27 @@ fn check_path(path: &Path) -> Result<()> {
     }
 }
 
-/// The addresses that a name stands for, each once.
+/// The addresses that a name stands for, each once. At a reload they are those that the planner has
+/// found.
 ///
 /// # Errors
 /// When it stands for none, or nobody can be asked.
-pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
+pub fn resolve(name: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let attempt = || format!("listen on {name}:{port}");
+    let found = lookup::value(&format!("host name {name}:{port}"), || {
+        let found = (name, port).to_socket_addrs();
+        let found = found.map_err(|error| Error::new(attempt(), error))?;
+        let mut addresses: Vec<_> = found.collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        Ok(texts.join(" ").into_bytes())
+    })?;
+    let text = String::from_utf8_lossy(&found);
+    let addresses = text.split_ascii_whitespace().map(str::parse);
+    addresses
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::because(attempt(), "malformed address"))
 }
 
 /// Every address of this machine: one IPv6 socket takes IPv4 too, where the machine has IPv6 at

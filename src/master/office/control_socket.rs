@@ -80,6 +80,8 @@ impl ControlSocket {
     fn replace_file(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // Nobody has a descriptor to give here, and to close one could take any time.
+        sys::rights::refuse_descriptors(&socket)?;
         match occupant(path)? {
             Occupant::Foreign => return Err(foreign()),
             Occupant::Live | Occupant::Stale => fs::remove_file(path)?,

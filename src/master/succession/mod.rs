@@ -10,6 +10,7 @@
 //! A master also comes after one that was killed, if a service manager has kept what that one had
 //! ([`recover`]).
 
+pub mod callers;
 pub mod inherited;
 pub mod launch;
 pub mod messages;

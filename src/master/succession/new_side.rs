@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::launch::OfferedSession;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
-use super::session::{Buffer, Session, is_gone, reason};
+use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, patience_for, reason};
 use crate::error::{Error, Plain, Result};
 use crate::master::events::epoll::EventFlags;
 use crate::master::events::token::MasterEvent;
@@ -95,14 +96,16 @@ impl TakeoverClient {
         session.set_version(version);
         let mut buffer = Buffer::default();
         let hello = FromNew::Takeover(version);
-        match session.send_to_old(&hello) {
+        let deadline = Some(Instant::now() + PATIENCE);
+        match session.send_to_old(&hello, deadline) {
             // A master that has closed its end already may have said before why it refuses.
             Err(error) if !is_gone(&error) => return Err(failed(error)),
             Ok(()) | Err(_) => {}
         }
         let mut listeners = Vec::new();
         loop {
-            match session.recv_from_old(&mut buffer).map_err(failed)? {
+            let said = session.recv_from_old(&mut buffer, deadline);
+            match said.map_err(failed)? {
                 (FromOld::Listener { address, has_file }, Some(socket)) => {
                     let unusable = |error: String| NoOffer::Failed(error);
                     let asked = address.parse().map_err(|e| unusable(format!("{e}")))?;
@@ -178,21 +181,26 @@ impl TakeoverClient {
             pool.begin_accepting();
         }
         office.take_charge(pools.epoll());
-        let _ = self.session.send_to_old(&FromNew::Settled);
+        // It is no loss that it can't be sent: the old master waits for it for a while only.
+        let _ = self.session.send_to_old(&FromNew::Settled, None);
         Ok(())
     }
 
     /// Takes everything over that is not lent.
     fn take_over(&mut self, pools: &Pools<'_>) -> io::Result<Vec<Arrival>> {
+        let begin = Instant::now();
+        let deadline = |arrivals: usize| Some(begin + patience_for(arrivals));
         for listener in pools.listeners() {
             let keep = FromNew::Keep(listener.asked().to_string());
-            self.session.send_to_old(&keep)?;
+            self.session.send_to_old(&keep, deadline(0))?;
         }
         let names = pools.iter().map(|pool| pool.plan().name.to_string());
-        self.session.send_to_old(&FromNew::Ready(names.collect()))?;
+        let ready = FromNew::Ready(names.collect());
+        self.session.send_to_old(&ready, deadline(0))?;
         let mut arrivals = Vec::new();
         loop {
-            match self.session.recv_from_old(&mut self.buffer)? {
+            let until = deadline(arrivals.len());
+            match self.session.recv_from_old(&mut self.buffer, until)? {
                 (FromOld::Connection(name, snapshot), Some(socket)) => {
                     arrivals.push((name, snapshot.into_owned(), socket));
                 }
@@ -200,42 +208,55 @@ impl TakeoverClient {
                 _ => return Err(unexpected()),
             }
         }
-        let count = arrivals.len() as u64;
-        self.session.send_to_old(&FromNew::Confirm(count))?;
-        match self.session.recv_from_old(&mut self.buffer)? {
+        let until = deadline(arrivals.len());
+        let confirm = FromNew::Confirm(arrivals.len() as u64);
+        self.session.send_to_old(&confirm, until)?;
+        match self.session.recv_from_old(&mut self.buffer, until)? {
             (FromOld::Go, None) => {}
             _ => return Err(unexpected()),
         }
-        self.session.send_to_old(&FromNew::Done)?;
+        // Sent is said: the old master looks for it even after it has waited in vain. And when it
+        // can't be sent any more (EPIPE), the old one has decided to go on.
+        self.session.send_to_old(&FromNew::Done, until)?;
         self.active = true;
         Ok(arrivals)
     }
 
-    /// Goes on with what the old master still had lent. `Some` says why nothing more comes.
+    /// Goes on with what the old master still had lent. `Some` says why nothing more comes: because
+    /// the old one has ended, and for no other reason. It takes this master for dead when the
+    /// session is closed, so that nothing it says may close it.
     pub fn on_message(&mut self, pools: &mut Pools<'_>, now: Time) -> Option<String> {
-        loop {
-            match self.session.poll_old(&mut self.buffer) {
-                Ok(None) => return None,
-                Ok(Some((FromOld::Connection(name, snapshot), Some(socket)))) => {
+        // What is left after these makes another event.
+        for _ in 0..BATCH {
+            match self.session.recv_from_old(&mut self.buffer, None) {
+                Ok((FromOld::Connection(name, snapshot), Some(socket))) => {
                     adopt(pools, &name, &snapshot, socket, now);
                 }
-                Ok(Some((FromOld::Store(instance), None))) => {
+                Ok((FromOld::Store(instance), None)) => {
                     if let Some(store) = pools.store() {
                         store.take_charge(Some(instance));
                     }
                 }
-                Ok(Some((FromOld::End, None))) => return Some(format!("{OLD} has ended")),
-                Ok(Some(_)) => return Some(reason(OLD, &unexpected())),
-                Err(error) => return Some(reason(OLD, &error)),
+                Ok((FromOld::End, None)) => return Some(format!("{OLD} has ended")),
+                Ok(_) => log::error!("ignoring what {OLD} says: unexpected message"),
+                Err(error) if is_gone(&error) => return Some(reason(OLD, &error)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) => {
+                    log::error!("cannot go on with a connection of {OLD}: {}", Plain(&error));
+                    if error.kind() != io::ErrorKind::InvalidData {
+                        return None;
+                    }
+                }
             }
         }
+        None
     }
 
     /// This master is told to stop: the old one is not to take charge again, but to stop as well.
     /// It has time for its turns until `limit`.
     pub fn stop(&mut self, limit: Time) {
         if self.active {
-            let _ = self.session.send_to_old(&FromNew::Stop);
+            let _ = self.session.send_to_old(&FromNew::Stop, None);
             self.awaited_until = Some(limit);
         }
     }

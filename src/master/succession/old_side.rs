@@ -1,19 +1,27 @@
 //! The old master's side of a takeover: offer, hand over, and take charge again if that fails.
+//!
+//! Nothing here waits for the new master but [`hand_over`](TakeoverServer), between READY and DONE,
+//! for which there is one deadline. DONE is the moment at which the new one is in charge. Before
+//! it, whatever goes wrong ends the takeover; after it, the new one is gone when its end of the
+//! session is closed or its process has ended, and for no other reason: one that is late, or says
+//! nonsense, may be serving.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
 use super::launch::NewMaster;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
-use super::session::{Buffer, PATIENCE, Session, is_gone, reason};
+use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, patience_for, reason};
+use crate::error::Plain;
 use crate::master::child::LAST_CHANCE;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::events::epoll::{Epoll, EventFlags};
 use crate::master::events::token::MasterEvent;
 use crate::master::office::Office;
+use crate::master::plan::MAX_POOLS;
 use crate::master::pool::Pool;
 use crate::master::pools::Pools;
 use crate::master::time::Time;
@@ -25,6 +33,9 @@ pub const NEW: &str = "the new master";
 /// why.
 const MARGIN: Duration = Duration::from_secs(5);
 
+/// How long a new master which is in charge and does not read is left alone.
+const RETRY: Duration = Duration::from_millis(10);
+
 /// A takeover from this master that is under way.
 #[derive(Debug)]
 pub struct TakeoverServer {
@@ -33,19 +44,29 @@ pub struct TakeoverServer {
     /// The new master, if this one has started it.
     child: Option<NewMaster>,
     stage: Stage,
+    /// How many listeners were offered.
+    offered: usize,
     /// The addresses of the listeners with which the new one goes on.
     kept: Vec<String>,
-    /// When the takeover is given up; once the new master is in charge, when it is no longer waited
-    /// for.
+    /// When the takeover is given up; once the new master is in charge, when SETTLED is no longer
+    /// waited for.
     until: Time,
-    /// A new master that asks finds the new one.
+    /// A master that asks at the control socket finds the new one.
     settled: bool,
+    /// What the new master has yet to be told of the store.
+    stored: Option<u64>,
+    /// When the new master is sent something again, because it does not read at the moment.
+    retry: Option<Time>,
+    /// The log has said that the new master, which is in charge, says what it should not.
+    warned: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// The new master has not said its version.
     Hello,
+    /// It is being offered the listeners.
+    Offering,
     /// It starts its workers.
     Starting,
     /// It has closed its end, and is a child of this master: its exit status will be there at once.
@@ -67,7 +88,8 @@ pub enum Step {
 
 impl TakeoverServer {
     /// A new master is about to take over, and speaks through this session. `child` is its process,
-    /// if this one has started it.
+    /// if this one has started it. Else it has asked at the control socket, and [said
+    /// so](Self::on_takeover).
     ///
     /// # Errors
     /// What epoll_ctl(2) fails with.
@@ -77,12 +99,7 @@ impl TakeoverServer {
         pools: &Pools<'_>,
         now: Time,
     ) -> Result<Self, (io::Error, Option<NewMaster>)> {
-        // A program has to start first. One that is there already has something to say, or blocks
-        // the way for others.
-        let patience = match child {
-            Some(_) => start_limit(pools),
-            None => PATIENCE,
-        };
+        let patience = start_limit(pools);
         let watched = pools
             .epoll()
             .add(&session, MasterEvent::NewMaster, EventFlags::IN);
@@ -94,16 +111,21 @@ impl TakeoverServer {
             buffer: Buffer::default(),
             child,
             stage: Stage::Hello,
+            offered: 0,
             kept: Vec::new(),
             until: now.after(patience),
             settled: false,
+            stored: None,
+            retry: None,
+            warned: false,
         })
     }
 
     /// When something is to be done if nothing happens.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        (!self.settled).then_some(self.until)
+        let settled = (!self.settled).then_some(self.until);
+        settled.into_iter().chain(self.retry).min()
     }
 
     /// Whether the new master is in charge.
@@ -124,21 +146,28 @@ impl TakeoverServer {
             return match self.until <= now {
                 true if self.stage == Stage::Gone => Step::Fail(format!("{NEW} is gone")),
                 true => Step::Fail(format!("{NEW} is not ready in time")),
+                false if self.stage == Stage::Offering && self.is_to_retry(now) => {
+                    let offered = self.go_on_offering(pools, now);
+                    offered.map_or_else(Step::Fail, |()| Step::GoOn)
+                }
                 false => Step::GoOn,
             };
         }
         self.settled |= self.until <= now;
-        let mut leaving: Vec<_> = pools.iter_mut().filter(|pool| pool.is_leaving()).collect();
-        let passed = leaving.iter_mut().try_for_each(|pool| {
-            for id in pool.passable() {
-                pass(pool, id, &self.session, now)?;
-                pool.forget(id);
+        if self.retry.is_none() || self.is_to_retry(now) {
+            match self.pass_rest(pools, now) {
+                Ok(()) => {}
+                Err(error) if is_gone(&error) => return Step::Fail(reason(NEW, &error)),
+                // It may be serving, so this is no reason to take charge again.
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.warn(&Plain(&error));
+                    }
+                    self.retry = Some(now.after(RETRY));
+                }
             }
-            Ok(())
-        });
-        if let Err(error) = passed {
-            return Step::Fail(reason(NEW, &error));
         }
+        let mut leaving: Vec<_> = pools.iter_mut().filter(|pool| pool.is_leaving()).collect();
         if self.settled && leaving.iter().all(|pool| pool.is_done()) {
             // All at the same time: as long as one of them is needed, this master may have to take
             // charge again.
@@ -147,43 +176,104 @@ impl TakeoverServer {
         Step::GoOn
     }
 
-    /// The new master has said something.
-    pub fn on_message(&mut self, pools: &mut Pools<'_>, office: &mut Office, now: Time) -> Step {
-        loop {
-            let said = self.session.poll_new(&mut self.buffer);
-            let result = match (self.stage, said) {
-                (_, Ok(None)) | (Stage::Gone, _) => return Step::GoOn,
-                (Stage::Hello, Ok(Some(FromNew::Takeover(version)))) => {
-                    self.offer(version, pools, now)
-                }
-                (Stage::Starting, Ok(Some(FromNew::Keep(address)))) => {
-                    self.kept.push(address);
-                    Ok(())
-                }
-                (Stage::Starting, Ok(Some(FromNew::Ready(names)))) => {
-                    self.hand_over(&names, pools, office, now)
-                }
-                (Stage::Replaced, Ok(Some(FromNew::Settled))) => {
-                    self.settled = true;
-                    Ok(())
-                }
-                (Stage::Replaced, Ok(Some(FromNew::Stop))) => return Step::Stop,
-                (_, Ok(Some(_))) => Err(format!("{NEW} sent an unexpected message")),
-                (Stage::Hello | Stage::Starting, Err(error))
-                    if is_gone(&error) && self.child.is_some() =>
-                {
-                    // Its exit status says more than that it is gone.
-                    pools.epoll().remove(&self.session);
-                    self.stage = Stage::Gone;
-                    self.until = now.after(LAST_CHANCE);
-                    return Step::GoOn;
-                }
-                (_, Err(error)) => Err(reason(NEW, &error)),
-            };
-            if let Err(why) = result {
-                return Step::Fail(why);
+    /// Whether the new master, which did not read, is to be sent something again.
+    fn is_to_retry(&mut self, now: Time) -> bool {
+        self.retry.take_if(|retry| *retry <= now).is_some()
+    }
+
+    /// Passes on what was lent when the new master took charge, as far as that one reads it.
+    fn pass_rest(&mut self, pools: &mut Pools<'_>, now: Time) -> io::Result<()> {
+        if let Some(instance) = self.stored {
+            self.session
+                .send_to_new(&FromOld::Store(instance), None, None)?;
+            self.stored = None;
+        }
+        for pool in pools.iter_mut().filter(|pool| pool.is_leaving()) {
+            for id in pool.passable() {
+                pass(pool, id, &self.session, now, None)?;
+                pool.forget(id);
             }
         }
+        Ok(())
+    }
+
+    /// Says once that the new master, which is in charge, does what it should not.
+    fn warn(&mut self, what: &dyn std::fmt::Display) {
+        if !std::mem::replace(&mut self.warned, true) {
+            log::warn!("{NEW}: {what}; it is in charge nevertheless");
+        }
+    }
+
+    /// The new master has said something.
+    pub fn on_message(&mut self, pools: &mut Pools<'_>, office: &mut Office, now: Time) -> Step {
+        // What is left after these makes another event.
+        for _ in 0..BATCH {
+            let said = match self.session.recv_from_new(&mut self.buffer, None) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Step::GoOn,
+                said => said,
+            };
+            let step = match self.stage {
+                Stage::Gone => return Step::GoOn,
+                Stage::Replaced => self.on_rest(said),
+                Stage::Hello | Stage::Offering | Stage::Starting => {
+                    self.on_preparation(said, pools, office, now)
+                }
+            };
+            match step {
+                Step::GoOn => {}
+                step => return step,
+            }
+        }
+        Step::GoOn
+    }
+
+    /// What a new master says before it is in charge.
+    fn on_preparation(
+        &mut self,
+        said: io::Result<FromNew>,
+        pools: &mut Pools<'_>,
+        office: &mut Office,
+        now: Time,
+    ) -> Step {
+        let result = match (self.stage, said) {
+            (Stage::Hello, Ok(FromNew::Takeover(version))) => self.offer(version, pools, now),
+            (Stage::Starting, Ok(FromNew::Keep(address))) if self.kept.len() < self.offered => {
+                self.kept.push(address);
+                Ok(())
+            }
+            (Stage::Starting, Ok(FromNew::Ready(names))) if names.len() <= MAX_POOLS => {
+                self.hand_over(&names, pools, office, now)
+            }
+            (_, Ok(_)) => Err(format!("{NEW} sent an unexpected message")),
+            (_, Err(error)) if is_gone(&error) && self.child.is_some() => {
+                // Its exit status says more than that it is gone.
+                pools.epoll().remove(&self.session);
+                self.stage = Stage::Gone;
+                self.until = now.after(LAST_CHANCE);
+                Ok(())
+            }
+            (_, Err(error)) => Err(reason(NEW, &error)),
+        };
+        result.map_or_else(Step::Fail, |()| Step::GoOn)
+    }
+
+    /// What the new master says when it is in charge.
+    fn on_rest(&mut self, said: io::Result<FromNew>) -> Step {
+        match said {
+            Ok(FromNew::Settled) => self.settled = true,
+            Ok(FromNew::Stop) => return Step::Stop,
+            Err(error) if is_gone(&error) => return Step::Fail(reason(NEW, &error)),
+            Ok(_) => self.warn(&"unexpected message"),
+            Err(error) => self.warn(&Plain(&error)),
+        }
+        Step::GoOn
+    }
+
+    /// The new master, which has asked at the control socket, wants to take over in this version of
+    /// the protocol.
+    pub fn on_takeover(&mut self, version: u32, pools: &Pools<'_>, now: Time) -> Step {
+        let offered = self.offer(version, pools, now);
+        offered.map_or_else(Step::Fail, |()| Step::GoOn)
     }
 
     /// A child that is no worker has ended.
@@ -223,24 +313,40 @@ impl TakeoverServer {
         if !(OLDEST_VERSION..=VERSION).contains(&version) {
             let why = format!("this master speaks version {VERSION}, not {version}");
             let refusal = FromOld::Refused(why.clone());
-            let _ = self.session.send_to_new(&refusal, None);
+            let _ = self.session.send_to_new(&refusal, None, None);
             return Err(why);
         }
         self.session.set_version(version);
         self.until = now.after(start_limit(pools));
-        let failed = |error: io::Error| reason(NEW, &error);
-        for listener in pools.listeners() {
+        self.stage = Stage::Offering;
+        self.go_on_offering(pools, now)
+    }
+
+    /// Offers the listeners, as far as the new master reads.
+    fn go_on_offering(&mut self, pools: &Pools<'_>, now: Time) -> Result<(), String> {
+        match self.send_offer(pools) {
+            Ok(()) => self.stage = Stage::Starting,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.retry = Some(now.after(RETRY));
+            }
+            // Its end of the session is an event of its own.
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(reason(NEW, &error)),
+        }
+        Ok(())
+    }
+
+    fn send_offer(&mut self, pools: &Pools<'_>) -> io::Result<()> {
+        for listener in pools.listeners().skip(self.offered) {
             let message = FromOld::Listener {
                 address: listener.asked().to_string(),
                 has_file: listener.has_file(),
             };
-            let sent = self.session.send_to_new(&message, Some(listener.as_fd()));
-            sent.map_err(failed)?;
+            let descriptor = Some(listener.as_fd());
+            self.session.send_to_new(&message, descriptor, None)?;
+            self.offered += 1;
         }
-        self.stage = Stage::Starting;
-        self.session
-            .send_to_new(&FromOld::Offer, None)
-            .map_err(failed)
+        self.session.send_to_new(&FromOld::Offer, None, None)
     }
 
     /// The new master is ready: it gets all that is not lent, and is in charge from then on.
@@ -254,20 +360,19 @@ impl TakeoverServer {
         let is_wanted = |pool: &Pool<'_>| names.iter().any(|name| **name == *pool.plan().name);
         let mut serving: Vec<_> = pools.iter_mut().filter(|p| p.is_serving()).collect();
         serving.iter_mut().for_each(|pool| pool.freeze(now));
-        let mut passed = Vec::new();
-        for pool in serving.iter().filter(|pool| is_wanted(pool)) {
-            let ids = pool.passable();
-            for id in &ids {
-                let sent = pass(pool, *id, &self.session, now);
+        let wanted = serving.iter().filter(|pool| is_wanted(pool));
+        let passed: Vec<_> = wanted.clone().map(|pool| pool.passable()).collect();
+        let count = passed.iter().map(Vec::len).sum::<usize>();
+        let deadline = Some(Instant::now() + patience_for(count));
+        for (pool, ids) in wanted.zip(&passed) {
+            for id in ids {
+                let sent = pass(pool, *id, &self.session, now, deadline);
                 sent.map_err(|error| reason(NEW, &error))?;
             }
-            passed.push(ids);
         }
-        let count = passed.iter().map(Vec::len).sum::<usize>();
-        self.conclude(count as u64)?;
+        self.conclude(count as u64, deadline)?;
         // From here on the new master is in charge.
         self.stage = Stage::Replaced;
-        self.until = now.after(PATIENCE);
         let is_kept = |address: &crate::config::Address| self.kept.contains(&address.to_string());
         let mut passed = passed.into_iter();
         for pool in serving {
@@ -293,37 +398,37 @@ impl TakeoverServer {
         let new = new.map(|pid| pid.as_raw().cast_unsigned());
         office.manager().hand_over_to(new);
         if let Some(store) = pools.store() {
-            // The manager listens to the new one from here on. If that is gone already, it needs to
-            // know nothing.
-            let stored = FromOld::Store(store.instance());
-            let _ = self.session.send_to_new(&stored, None);
+            // The manager listens to the new one from here on.
+            self.stored = Some(store.instance());
             store.give_up();
         }
+        self.until = now.after(pools.longest(|settings| settings.grace).max(PATIENCE));
         log::info!("handed over {count} connections to {NEW}; finishing what is lent");
         Ok(())
     }
 
     /// The last words on either side. When the new master has said that it serves, it does.
-    fn conclude(&mut self, count: u64) -> Result<(), String> {
-        let run = |server: &mut Self| -> io::Result<bool> {
-            server.session.send_to_new(&FromOld::All(count), None)?;
-            if server.session.recv_from_new(&mut server.buffer)? != FromNew::Confirm(count) {
-                return Ok(false);
-            }
-            server.session.send_to_new(&FromOld::Go, None)?;
-            Ok(server.session.recv_from_new(&mut server.buffer)? == FromNew::Done)
-        };
-        match run(self) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(format!("{NEW} sent an unexpected message")),
-            Err(error) => {
-                // It may say so this very moment: after this, it can't.
-                let _ = rustix::net::shutdown(&self.session, rustix::net::Shutdown::Both);
-                match self.session.poll_new(&mut self.buffer) {
-                    Ok(Some(FromNew::Done)) => Ok(()),
-                    _ => Err(reason(NEW, &error)),
-                }
-            }
+    fn conclude(&mut self, count: u64, deadline: Option<Instant>) -> Result<(), String> {
+        let (session, buffer) = (&self.session, &mut self.buffer);
+        let strange = || format!("{NEW} sent an unexpected message");
+        let failed = |error: io::Error| reason(NEW, &error);
+        let all = FromOld::All(count);
+        session.send_to_new(&all, None, deadline).map_err(failed)?;
+        match session.recv_from_new(buffer, deadline).map_err(failed)? {
+            FromNew::Confirm(confirmed) if confirmed == count => {}
+            _ => return Err(strange()),
+        }
+        let go = session.send_to_new(&FromOld::Go, None, deadline);
+        go.map_err(failed)?;
+        let said = session.recv_from_new(buffer, deadline).or_else(|error| {
+            // It may say so this very moment: after this, it can't.
+            let _ = rustix::net::shutdown(session, rustix::net::Shutdown::Both);
+            let said = session.recv_from_new(buffer, None);
+            said.map_err(|_| failed(error))
+        });
+        match said? {
+            FromNew::Done => Ok(()),
+            _ => Err(strange()),
         }
     }
 
@@ -371,17 +476,24 @@ impl TakeoverServer {
 
     /// Nothing is left here: the new master need not wait for more.
     pub fn end(&self) {
-        let _ = self.session.send_to_new(&FromOld::End, None);
+        // When there is no room for it, the new one sees the end of the session instead.
+        let _ = self.session.send_to_new(&FromOld::End, None, None);
     }
 }
 
 /// Tells of a connection, and gives its descriptor along.
-fn pass(pool: &Pool<'_>, id: ConnectionId, session: &Session, now: Time) -> io::Result<()> {
+fn pass(
+    pool: &Pool<'_>,
+    id: ConnectionId,
+    session: &Session,
+    now: Time,
+    deadline: Option<Instant>,
+) -> io::Result<()> {
     match pool.snapshot(id, now) {
         Some((snapshot, held)) => {
             let name = pool.plan().name.to_string();
             let message = FromOld::Connection(name, snapshot);
-            session.send_to_new(&message, Some(held.descriptor()))
+            session.send_to_new(&message, Some(held.descriptor()), deadline)
         }
         None => Ok(()),
     }

@@ -6,16 +6,32 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
-use rustix::net::sockopt::{self, Timeout};
+use rustix::event::{self, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::sockopt;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 
 use super::messages::{FromNew, FromOld, ROOM, VERSION};
 use crate::error::Plain;
 use crate::fdpass::{self, Wait};
 use crate::master::snapshot::Malformed;
+use crate::sys;
 
-/// How long one master waits for a word of the other while both hold still. Clients wait with them.
+/// How long one master waits for the other at the most, in all, while both hold still. Clients wait
+/// with them.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much longer the hand-over of so many connections may take: by the work that it is, not by
+/// what the other master does.
+#[must_use]
+pub fn patience_for(connections: usize) -> Duration {
+    const EACH: Duration = Duration::from_micros(50);
+    PATIENCE + EACH * u32::try_from(connections).unwrap_or(u32::MAX)
+}
+
+/// How many messages are taken at a time while this master serves: clients have something to say,
+/// too.
+pub const BATCH: usize = 64;
 
 /// One master's end.
 #[derive(Debug)]
@@ -38,10 +54,8 @@ impl Session {
     /// A session over a connected SEQPACKET socket.
     ///
     /// # Errors
-    /// What setsockopt(2) fails with.
+    /// What getsockopt(2) and setsockopt(2) fail with.
     pub fn over(socket: OwnedFd) -> io::Result<Self> {
-        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
         if sockopt::socket_send_buffer_size(&socket)? < 2 * ROOM {
             sockopt::set_socket_send_buffer_size(&socket, ROOM)?;
         }
@@ -58,6 +72,8 @@ impl Session {
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // The old master gives descriptors and takes none.
+        sys::rights::refuse_descriptors(&ours)?;
         Ok((Self::over(ours)?, theirs))
     }
 
@@ -73,38 +89,40 @@ impl Session {
         (peer.pid() > 0).then(|| Pid::from_raw(peer.pid()))
     }
 
-    /// Sends what the old master says. Sleeps while the other one is behind.
+    /// Sends what the old master says. Waits until `deadline` while the other one is behind, and
+    /// not at all without one.
     ///
     /// # Errors
-    /// What sendmsg(2) fails with; `TimedOut` when the other one does not read.
+    /// What sendmsg(2) fails with; `TimedOut` at the deadline, and `WouldBlock` without one.
     pub fn send_to_new(
         &self,
         message: &FromOld<'_>,
         descriptor: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
     ) -> io::Result<()> {
         let carry = match message {
             FromOld::Connection(_, snapshot) => &*snapshot.carry,
             _ => &[],
         };
-        self.send(&message.header(self.version), carry, descriptor)
+        self.send(&message.header(self.version), carry, descriptor, deadline)
     }
 
-    /// Sends what the new master says.
+    /// Sends what the new master says, as [`send_to_new`](Self::send_to_new) does.
     ///
     /// # Errors
     /// As [`Session::send_to_new`].
-    pub fn send_to_old(&self, message: &FromNew) -> io::Result<()> {
-        self.send(&message.header(), &[], None)
+    pub fn send_to_old(&self, message: &FromNew, deadline: Option<Instant>) -> io::Result<()> {
+        self.send(&message.header(), &[], None, deadline)
     }
 
     /// Refuses the process at the other end, and closes this one. A close with unread bytes would
     /// overtake the refusal (the other end reads ECONNRESET first), so they are taken out, and no
     /// more can come.
     pub fn refuse(self, why: &str) {
-        let _ = self.send_to_new(&FromOld::Refused(why.to_owned()), None);
+        let _ = self.send_to_new(&FromOld::Refused(why.to_owned()), None, None);
         let _ = shutdown(&self.socket, Shutdown::Read);
         let mut buffer = Buffer::default();
-        while self.receive(&mut buffer, 0, Wait::Dont).is_ok() {}
+        while self.receive(&mut buffer, 0, None).is_ok() {}
     }
 
     fn send(
@@ -112,45 +130,48 @@ impl Session {
         header: &str,
         carry: &[u8],
         descriptor: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
     ) -> io::Result<()> {
         let data = [IoSlice::new(header.as_bytes()), IoSlice::new(carry)];
         let descriptors = descriptor.as_slice();
-        let end = Instant::now() + PATIENCE;
         loop {
-            match fdpass::send(&self.socket, &data, descriptors, Wait::Block) {
+            match fdpass::send(&self.socket, &data, descriptors, Wait::Dont) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.would_block() => return Err(silent()),
-                // The other one must take some of the descriptors first, and does so all the time.
-                Err(error) if error.is_back_pressure() && Instant::now() < end => {
-                    std::thread::sleep(Duration::from_millis(1));
+                Err(error) if error.would_block() => self.wait_for(PollFlags::OUT, deadline)?,
+                // The other one must take some of the descriptors first, which makes no event here.
+                Err(error) if error.is_back_pressure() => {
+                    std::thread::sleep(left(deadline)?.min(Duration::from_millis(1)));
                 }
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// What the new master says.
-    ///
-    /// # Errors
-    /// What recvmsg(2) fails with; `TimedOut` when it is silent for too long, `UnexpectedEof` when
-    /// it is gone, and `InvalidData`.
-    pub fn recv_from_new(&self, buffer: &mut Buffer) -> io::Result<FromNew> {
-        let (length, _) = self.receive(buffer, 0, Wait::Block)?;
-        FromNew::parse(&buffer.0[..length]).map_err(strange)
+    fn wait_for(&self, flags: PollFlags, deadline: Option<Instant>) -> io::Result<()> {
+        let left = left(deadline)?;
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        // What has happened, or that a signal has come, shows in the call that follows.
+        match event::poll(&mut [PollFd::new(&self.socket, flags)], Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    /// The same without sleeping; `None` when there is nothing yet.
+    /// What the new master says. Waits for it as [`send_to_new`](Self::send_to_new) does.
     ///
     /// # Errors
-    /// As [`Session::recv_from_new`].
-    pub fn poll_new(&self, buffer: &mut Buffer) -> io::Result<Option<FromNew>> {
-        match self.receive(buffer, 0, Wait::Dont) {
-            Ok((length, _)) => FromNew::parse(&buffer.0[..length])
-                .map(Some)
-                .map_err(strange),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// What recvmsg(2) fails with; `TimedOut` at the deadline, `WouldBlock` without one,
+    /// `UnexpectedEof` when the other one is gone, and `InvalidData`.
+    pub fn recv_from_new(
+        &self,
+        buffer: &mut Buffer,
+        deadline: Option<Instant>,
+    ) -> io::Result<FromNew> {
+        let (length, _) = self.receive(buffer, 0, deadline)?;
+        FromNew::parse(&buffer.0[..length]).map_err(strange)
     }
 
     /// What the old master says, and the descriptor that came along.
@@ -160,41 +181,28 @@ impl Session {
     pub fn recv_from_old<'a>(
         &self,
         buffer: &'a mut Buffer,
+        deadline: Option<Instant>,
     ) -> io::Result<(FromOld<'a>, Option<OwnedFd>)> {
-        let (length, descriptor) = self.receive(buffer, 1, Wait::Block)?;
+        let (length, descriptor) = self.receive(buffer, 1, deadline)?;
         let message = FromOld::parse(&buffer.0[..length], self.version).map_err(strange)?;
         Ok((message, descriptor))
-    }
-
-    /// The same without sleeping; `None` when there is nothing yet.
-    ///
-    /// # Errors
-    /// As [`Session::recv_from_new`].
-    pub fn poll_old<'a>(
-        &self,
-        buffer: &'a mut Buffer,
-    ) -> io::Result<Option<(FromOld<'a>, Option<OwnedFd>)>> {
-        match self.receive(buffer, 1, Wait::Dont) {
-            Ok((length, descriptor)) => {
-                let message = FromOld::parse(&buffer.0[..length], self.version).map_err(strange)?;
-                Ok(Some((message, descriptor)))
-            }
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     fn receive(
         &self,
         buffer: &mut Buffer,
         wanted: usize,
-        wait: Wait,
+        deadline: Option<Instant>,
     ) -> io::Result<(usize, Option<OwnedFd>)> {
-        match fdpass::receive(&self.socket, &mut buffer.0, wanted, wait) {
-            Ok(message) if message.length == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(mut message) => Ok((message.length, message.descriptors.pop())),
-            Err(error) if error.would_block() => Err(silent()),
-            Err(error) => Err(error.into()),
+        loop {
+            match fdpass::receive(&self.socket, &mut buffer.0, wanted, Wait::Dont) {
+                Ok(message) if message.length == 0 => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(mut message) => return Ok((message.length, message.descriptors.pop())),
+                Err(error) if error.would_block() => self.wait_for(PollFlags::IN, deadline)?,
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }
@@ -205,8 +213,14 @@ impl AsFd for Session {
     }
 }
 
-fn silent() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "no answer")
+/// How much time is left until a deadline.
+fn left(deadline: Option<Instant>) -> io::Result<Duration> {
+    let deadline = deadline.ok_or(io::ErrorKind::WouldBlock)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    match left.is_zero() {
+        true => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
+        false => Ok(left),
+    }
 }
 
 fn strange(Malformed: Malformed) -> io::Error {

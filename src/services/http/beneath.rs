@@ -78,7 +78,17 @@ impl Beneath {
     /// # Errors
     /// When it is none, or may not be searched.
     pub(super) fn open(directory: &Path) -> Result<Self> {
-        let root = open(directory, LOOK | OFlags::DIRECTORY, Mode::empty())?;
+        Self::at(
+            open(directory, LOOK | OFlags::DIRECTORY, Mode::empty())?,
+            directory,
+        )
+    }
+
+    /// The same for a directory that is open already; what it is called is for the log.
+    ///
+    /// # Errors
+    /// When it may not be searched.
+    pub(super) fn at(root: OwnedFd, directory: &Path) -> Result<Self> {
         // Opening a path asks for no permission on the directory itself, resolving in it does.
         let resolver = match openat2(&root, c".", LOOK, Mode::empty(), BENEATH) {
             Ok(_) => Resolver::Kernel,

@@ -107,6 +107,17 @@ impl Files {
         Ok(Self::beneath(root))
     }
 
+    /// The files beneath a directory that [`open`](Self::open) has opened, here or in another
+    /// process.
+    ///
+    /// # Errors
+    /// When it may not be searched.
+    pub(crate) fn of_directory(root: OwnedFd) -> Result<Self> {
+        let root = Beneath::at(root, Path::new("the directory"))
+            .map_err(|error| Error::new("serve a directory", error))?;
+        Ok(Self::beneath(root))
+    }
+
     pub(super) fn beneath(root: Beneath) -> Self {
         Self {
             root: Arc::new(root),

@@ -13,6 +13,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use super::means::{Means, ordered};
 use crate::config::Confinement;
 use crate::error::{Error, Result};
+use crate::lookup;
 
 const ROOT: Uid = Uid::from_raw(0);
 const ROOT_GROUP: Gid = Gid::from_raw(0);
@@ -53,6 +54,22 @@ impl Identity {
         if user.is_none() && group.is_none() && groups.is_none() {
             return Ok(None);
         }
+        let key = format!("user {user:?}, group {group:?}, groups {groups:?}");
+        let found = lookup::value(&key, || {
+            Self::look_up(wanted, means).map(|one| one.encode())
+        })?;
+        let identity = Self::decode(&found).ok_or_else(|| Error::because(key, "malformed"))?;
+        identity.check(means)?;
+        Ok(Some(identity))
+    }
+
+    fn look_up(wanted: &Confinement, means: &Means) -> Result<Self> {
+        let Confinement {
+            user,
+            group,
+            groups,
+            ..
+        } = wanted;
         let account = match user {
             Some(name) => Account::named(name)?,
             None => Account::of(means.uids[1])?,
@@ -73,13 +90,30 @@ impl Identity {
             None if stays && !means.may(CapabilitySet::SETGID) => means.groups.clone(),
             None => account.groups(gid)?,
         };
-        let identity = Self {
+        Ok(Self {
             uid: account.uid,
             gid,
             groups: ordered(groups),
-        };
-        identity.check(means)?;
-        Ok(Some(identity))
+        })
+    }
+
+    /// The numbers, as one process says them to another.
+    fn encode(&self) -> Vec<u8> {
+        let mut text = format!("{} {}", self.uid, self.gid);
+        for group in &self.groups {
+            text += &format!(" {group}");
+        }
+        text.into_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let mut numbers = text.split(' ').map(str::parse);
+        let uid = Uid::from_raw(numbers.next()?.ok()?);
+        let gid = Gid::from_raw(numbers.next()?.ok()?);
+        let groups: Result<Vec<_>, _> = numbers.map(|number| number.map(Gid::from_raw)).collect();
+        let groups = groups.ok()?;
+        Some(Self { uid, gid, groups })
     }
 
     /// Refuses what the master lacks the privileges for.

@@ -56,6 +56,12 @@ impl Desk {
     }
 }
 
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Session {
     #[track_caller]
     pub fn connect(path: &Path) -> Self {

@@ -22,6 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["workers/"],
     &["pool/"],
     &["pools.rs"],
+    &["planner.rs"],
     &["reload.rs", "succession/"],
     &["transition.rs"],
     &["mod.rs"],

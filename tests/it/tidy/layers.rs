@@ -7,7 +7,7 @@ use super::source::{Broken, Source, Tree};
 const LAYERS: &[&[&str]] = &[
     &["error"],
     &["sys"],
-    &["fdpass", "wire", "logging"],
+    &["fdpass", "wire", "logging", "lookup"],
     &["service", "config"],
     &["channel", "systemd"],
     &["master", "worker", "services"],

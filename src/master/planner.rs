@@ -1,0 +1,197 @@
+//! The planner: a child of the master that asks the source for the plans of a reload first, with
+//! all the look-ups that this takes, so that the master need not wait for any of them.
+//!
+//! It sends the record of its look-ups, or why there are no plans, in one message. The master then
+//! asks the source again, because closures can't be sent, and answers the look-ups from the record.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::Pid;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::child::Child;
+use super::events::epoll::{Epoll, EventFlags};
+use super::events::token::MasterEvent;
+use super::listen::bind;
+use super::master_only::MasterOnly;
+use super::plan::{Plan, PlanSource};
+use super::time::Time;
+use crate::config::Address;
+use crate::error::{Plain, Result};
+use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
+use crate::logging::{self, Role};
+use crate::lookup::{self, Record};
+use crate::sys;
+
+/// How long a planner may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest message: a reason, because a record is in a file beside it.
+const ROOM: usize = 8 * 1024;
+
+const PLANNED: &[u8] = b"PLANNED";
+
+/// See the module. It is killed when it is dropped.
+#[derive(Debug)]
+pub struct Planner {
+    /// `None` when it has ended, and was reaped.
+    child: Option<Child>,
+    socket: OwnedFd,
+    epoll: Epoll,
+    until: Time,
+}
+
+/// What a planner has to say.
+#[derive(Debug)]
+pub enum Answer {
+    /// All look-ups were made, and have found this.
+    Planned(Record),
+    /// There are no plans, and this is why.
+    Refused(String),
+}
+
+impl Planner {
+    /// Forks a planner. It keeps what workers keep, and these descriptors of the pools.
+    ///
+    /// # Errors
+    /// What socketpair(2), epoll_ctl(2) and fork(2) fail with.
+    pub fn start(
+        source: &PlanSource<'_>,
+        keep: impl Iterator<Item = i32>,
+        only: &mut MasterOnly,
+        epoll: &Epoll,
+        now: Time,
+    ) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let own = only.inherited.iter().copied().chain(keep);
+        let keep: Vec<_> = own.chain([theirs.as_raw_fd()]).collect();
+        let detach = || drop(only.signals.take());
+        // As for a worker: no signal may reach the child while it still has the master's handlers.
+        let mut before = SigSet::empty();
+        let all = SigSet::all();
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+        let pid = sys::process::spawn(&keep, detach, || {
+            // Nobody else would end one that sleeps for ever.
+            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+            let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+            logging::set_role(Role::Command("planner"));
+            u8::from(answer(source, &theirs).is_err())
+        });
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        let child = Child::new(pid?);
+        let planner = Self {
+            child: Some(child),
+            socket,
+            epoll: epoll.clone(),
+            until: now.after(PATIENCE),
+        };
+        epoll.add(&planner.socket, MasterEvent::Planner, EventFlags::IN)?;
+        Ok(planner)
+    }
+
+    /// When it has taken too long.
+    #[must_use]
+    pub fn due(&self) -> Time {
+        self.until
+    }
+
+    /// The answer, if there is one by now.
+    #[must_use]
+    pub fn answer(&self, now: Time) -> Option<Answer> {
+        let mut buffer = [0; ROOM];
+        match fdpass::receive(&self.socket, &mut buffer, MAX_DESCRIPTORS, Wait::Dont) {
+            Ok(message) if message.length == 0 => {
+                // How it has ended is said by its exit status, which comes at once.
+                self.epoll.remove(&self.socket);
+            }
+            Ok(message) if &buffer[..message.length] == PLANNED => {
+                return Some(match read_record(message.descriptors) {
+                    Ok(record) => Answer::Planned(record),
+                    Err(error) => Answer::Refused(Plain(&error).to_string()),
+                });
+            }
+            Ok(message) => {
+                let why = String::from_utf8_lossy(&buffer[..message.length]);
+                return Some(Answer::Refused(why.into_owned()));
+            }
+            Err(error) if error.would_block() => {}
+            Err(error) => return Some(Answer::Refused(error.to_string())),
+        }
+        let late = self.until <= now;
+        late.then(|| {
+            let limit = PATIENCE.as_secs();
+            Answer::Refused(format!("the configuration was not read within {limit} s"))
+        })
+    }
+
+    /// A child of the master has ended. If it is this one, it has no more to say than what is
+    /// there.
+    #[must_use]
+    pub fn on_exit(&mut self, pid: Pid, how: &str, now: Time) -> Option<Answer> {
+        self.child.take_if(|child| child.pid() == pid)?;
+        let died = || Answer::Refused(format!("the process that reads the configuration {how}"));
+        Some(self.answer(now).unwrap_or_else(died))
+    }
+}
+
+impl Drop for Planner {
+    fn drop(&mut self) {
+        self.epoll.remove(&self.socket);
+        if let Some(child) = &mut self.child {
+            child.kill();
+        }
+    }
+}
+
+/// In the child: makes all look-ups, and sends what they have found.
+fn answer(source: &PlanSource<'_>, socket: &OwnedFd) -> io::Result<()> {
+    let (found, record) = lookup::record(|| source().and_then(|plans| look_up(&plans)));
+    let send = |text: &[u8], descriptors: &[OwnedFd]| -> io::Result<()> {
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        fdpass::send(socket, &[IoSlice::new(text)], &descriptors, Wait::Block)?;
+        Ok(())
+    };
+    if let Err(error) = found {
+        let mut why = error.to_string();
+        why.truncate(why.floor_char_boundary(ROOM - 1));
+        return send(why.as_bytes(), &[]);
+    }
+    let (bytes, mut descriptors) = record.encode();
+    let mut file = File::from(memfd_create("baton-plan", MemfdFlags::CLOEXEC)?);
+    file.write_all(&bytes)?;
+    descriptors.insert(0, file.into());
+    send(PLANNED, &descriptors)
+}
+
+/// Makes the look-ups that the master's own calls take for these plans.
+fn look_up(plans: &[Plan<'_>]) -> Result<()> {
+    for address in plans.iter().flat_map(|plan| &plan.listen) {
+        match address {
+            Address::Name(name, port) => drop(bind::resolve(name, *port)?),
+            // Whether there is something or not: a file system that does not answer shows here.
+            Address::Unix(path) => drop(path.symlink_metadata()),
+            Address::Inet(_) | Address::Any(_) | Address::Inherited(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The record that a planner has sent: its bytes are in the first file, which is in memory.
+fn read_record(mut descriptors: Vec<OwnedFd>) -> io::Result<Record> {
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed record");
+    if descriptors.is_empty() {
+        return Err(malformed());
+    }
+    let mut file = File::from(descriptors.remove(0));
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(lookup::LONGEST as u64).read_to_end(&mut bytes)?;
+    Record::decode(&bytes, descriptors).ok_or_else(malformed)
+}

@@ -1,0 +1,110 @@
+//! Processes that have connected to the control socket and have not said yet what they want.
+//!
+//! Most say so at once. One that says nothing is in nobody's way: it is no takeover, and when there
+//! are many of them, the one that has been silent for the longest makes room.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::messages::{FromNew, FromOld};
+use super::session::{Buffer, PATIENCE, Session, is_gone};
+use crate::error::Plain;
+use crate::master::events::epoll::{Epoll, EventFlags};
+use crate::master::events::token::MasterEvent;
+use crate::master::office::Office;
+use crate::master::time::Time;
+
+/// How many of them may be there at the same time.
+const MOST: usize = 8;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Callers {
+    /// In the order in which they came.
+    silent: VecDeque<Caller>,
+    buffer: Buffer,
+}
+
+#[derive(Debug)]
+struct Caller {
+    session: Session,
+    until: Time,
+}
+
+impl Callers {
+    /// Takes in who has connected to the control socket, if somebody has.
+    pub fn accept(&mut self, office: &Office, epoll: &Epoll, now: Time) {
+        let admitted = office.accept().and_then(|asked| match asked {
+            Some(socket) => self.admit(socket, epoll, now),
+            None => Ok(()),
+        });
+        if let Err(error) = admitted {
+            log::error!("control socket: {}", Plain(&error));
+        }
+    }
+
+    /// Waits for what a process wants that has just connected.
+    ///
+    /// # Errors
+    /// What the calls fail with that set up a session and watch it.
+    fn admit(&mut self, socket: OwnedFd, epoll: &Epoll, now: Time) -> io::Result<()> {
+        if self.silent.len() >= MOST {
+            self.dismiss(0, "too many others are waiting", epoll);
+        }
+        let session = Session::over(socket)?;
+        epoll.add(&session, MasterEvent::Control, EventFlags::IN)?;
+        let until = now.after(PATIENCE);
+        self.silent.push_back(Caller { session, until });
+        Ok(())
+    }
+
+    /// The next that wants to take over, and the version of the protocol in which it said so.
+    pub fn next(&mut self, epoll: &Epoll) -> Option<(Session, u32)> {
+        let mut index = 0;
+        while let Some(caller) = self.silent.get(index) {
+            match caller.session.recv_from_new(&mut self.buffer, None) {
+                Ok(FromNew::Takeover(version)) => {
+                    let caller = self.silent.remove(index)?;
+                    epoll.remove(&caller.session);
+                    return Some((caller.session, version));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
+                Err(error) if is_gone(&error) => self.forget(index, epoll),
+                Ok(_) => self.dismiss(index, "unexpected message", epoll),
+                Err(error) => self.dismiss(index, &Plain(&error).to_string(), epoll),
+            }
+        }
+        None
+    }
+
+    /// Closes what has been silent for too long.
+    pub fn expire(&mut self, epoll: &Epoll, now: Time) {
+        while self.due().is_some_and(|due| due <= now) {
+            let why = format!("it has said nothing for {} s", PATIENCE.as_secs());
+            self.dismiss(0, &why, epoll);
+        }
+    }
+
+    /// When the first of them has been silent for too long.
+    #[must_use]
+    pub fn due(&self) -> Option<Time> {
+        self.silent.front().map(|caller| caller.until)
+    }
+
+    fn dismiss(&mut self, index: usize, why: &str, epoll: &Epoll) {
+        if let Some(caller) = self.silent.get(index) {
+            let pid = caller.session.peer().map_or(0, nix::unistd::Pid::as_raw);
+            log::info!("control socket: dismissed process {pid}: {why}");
+            let refusal = FromOld::Refused(why.to_owned());
+            let _ = caller.session.send_to_new(&refusal, None, None);
+        }
+        self.forget(index, epoll);
+    }
+
+    fn forget(&mut self, index: usize, epoll: &Epoll) {
+        if let Some(caller) = self.silent.remove(index) {
+            epoll.remove(&caller.session);
+        }
+    }
+}

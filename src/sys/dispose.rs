@@ -1,0 +1,51 @@
+//! Closing descriptors of which nothing is known: close(2) of what somebody else has opened can
+//! take any time (socket(7), SO_LINGER; a file of a file system that does not answer).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::process::spawn;
+
+/// Has a child process close these descriptors for the last time, while this one goes on. Without a
+/// child they stay open.
+///
+/// # Errors
+/// What pipe2(2) and fork(2) fail with, and `Unsupported` if this process has other threads.
+pub fn close_elsewhere(descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    match fork_closer(&descriptors) {
+        Ok(release) => {
+            // The child has them still, so that this is not the last time.
+            drop(descriptors);
+            drop(release);
+            Ok(())
+        }
+        Err(error) => {
+            descriptors.into_iter().for_each(std::mem::forget);
+            Err(error)
+        }
+    }
+}
+
+/// A child that has copies of these until the descriptor which is returned is closed.
+fn fork_closer(descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
+    let (until, release) = pipe_with(PipeFlags::CLOEXEC)?;
+    let keep = descriptors.iter().chain([&until]);
+    let keep: Vec<_> = keep.map(AsRawFd::as_raw_fd).collect();
+    // No signal may reach the child, because it has the handlers of this process.
+    let mut before = SigSet::empty();
+    let all = SigSet::all();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+    let child = spawn(
+        &keep,
+        || {},
+        || {
+            while rustix::io::read(&until, &mut [0; 1]) == Err(rustix::io::Errno::INTR) {}
+            0
+        },
+    );
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    child.map(|_| release)
+}

@@ -1,0 +1,146 @@
+//! What a worker does to the descriptors that it is lent, or sends, holds up nobody.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Setup, Worker, eventually};
+
+/// Takes copies of the descriptors of a process, and does to its sockets what a service in it could
+/// do. `linger`: has TCP connections linger. `send`: sends one that lingers, with bytes that nobody
+/// reads, through the inbox to the master.
+const MEDDLE: &str = r#"
+import array, ctypes, os, socket, struct, sys
+what, pid = sys.argv[1], int(sys.argv[2])
+libc = ctypes.CDLL(None, use_errno=True)
+process = os.pidfd_open(pid)
+linger = struct.pack("ii", 1, 20)
+found = 0
+for number in map(int, os.listdir(f"/proc/{pid}/fd")):
+    copy = libc.syscall(438, process, number, 0)
+    if copy < 0:
+        continue
+    try:
+        one = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        continue
+    if what == "linger" and one.family == socket.AF_INET:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        found += 1
+    if what == "send" and one.type == socket.SOCK_SEQPACKET and found == 0:
+        found = 1
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        server.setblocking(False)
+        try:
+            while True: server.send(b"x" * 65536)
+        except BlockingIOError:
+            pass
+        server.setblocking(True)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        rights = array.array("i", [server.fileno()])
+        try:
+            one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            # The last copy is on its way.
+            server.close()
+        except PermissionError:
+            print("refused")
+        print("sent", flush=True)
+        # The client neither reads nor ends.
+        sys.stdin.read()
+print("found", found, flush=True)
+# At an exit nothing lingers.
+os._exit(0)
+"#;
+
+/// Whether this user may take copies of another process's descriptors.
+fn may_meddle(directory: &Path) -> bool {
+    let pid = std::process::id().to_string();
+    let status = Command::new("python3")
+        .args(["-c", MEDDLE, "none", &pid])
+        .current_dir(directory)
+        .output();
+    let may = status.is_ok_and(|output| output.status.success());
+    if !may {
+        eprintln!("skipped: python3 with pidfd_open is missing, or not allowed here");
+    }
+    may
+}
+
+#[test]
+fn a_worker_that_has_its_connections_linger() {
+    let setup = Setup::new(&["http", ".", "-w", "2", "--client-timeout", "1"]);
+    if !may_meddle(setup.directory()) {
+        return;
+    }
+    let big = File::create(setup.directory().join("big")).expect("a file");
+    big.set_len(1 << 28).expect("it may be so long");
+    std::fs::write(setup.directory().join("small"), "x").expect("a file");
+    let server = setup.start();
+    let workers = server.workers(2);
+    let mut stuck = server.connect();
+    stuck.send_get("/big");
+    let meddle = |worker: &Worker| {
+        let output = Command::new("python3")
+            .args(["-c", MEDDLE, "linger", &worker.pid.to_string()])
+            .output()
+            .expect("python3 is there");
+        String::from_utf8_lossy(&output.stdout).contains("found 1")
+    };
+    // A worker waits for its client for a second, and is in the turn for so long.
+    eventually("a worker's connection lingers", || {
+        workers.iter().any(meddle)
+    });
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(6) {
+        let asked = Instant::now();
+        assert_eq!(server.get("/small").status, 200);
+        let took = asked.elapsed();
+        assert!(took < Duration::from_millis(900), "{took:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_worker_that_sends_a_descriptor() {
+    let setup = Setup::new(&["demo", "-w", "2"]);
+    if !may_meddle(setup.directory()) {
+        return;
+    }
+    let mut server = setup.expect(" died ").start();
+    let [worker, _] = server.workers(2)[..] else {
+        unreachable!("two were asked for")
+    };
+    let mut command = Command::new("python3");
+    command.args(["-c", MEDDLE, "send", &worker.pid.to_string()]);
+    command.stdin(std::process::Stdio::piped());
+    command.stdout(std::process::Stdio::piped());
+    let mut meddler = command.spawn().expect("python3 is there");
+    let mut output = std::io::BufReader::new(meddler.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    while !line.contains("sent") {
+        line.clear();
+        let count = std::io::BufRead::read_line(&mut output, &mut line).expect("it says so");
+        assert!(count > 0, "it has sent something");
+    }
+    // A worker that has a message in its inbox is looked at when it rings, or has died.
+    server.signal(Signal::SIGTTIN);
+    nix::sys::signal::kill(worker.pid, Signal::SIGKILL).expect("it is there");
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        let asked = Instant::now();
+        assert_eq!(server.get("/").status, 200);
+        let took = asked.elapsed();
+        assert!(took < Duration::from_millis(900), "{took:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(server.stop().success());
+    drop(meddler.stdin.take());
+    meddler.wait().expect("it ends");
+}
