@@ -110,6 +110,7 @@ impl Reload {
             }
         }
         if let Some(store) = pools.store() {
+            store.renew(&anew);
             store.relist();
         }
     }

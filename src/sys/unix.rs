@@ -51,6 +51,16 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
     }
 }
 
+/// The address of a path: as an absolute path, if it has room for that, because the kernel shows it in
+/// /proc/net/unix as it was bound, where programs that clean up look for it.
+fn address_to_show(path: &Path) -> io::Result<SocketAddrUnix> {
+    let absolute = std::path::absolute(path)?;
+    match SocketAddrUnix::new(&absolute) {
+        Err(Errno::NAMETOOLONG) => Ok(SocketAddrUnix::new(path)?),
+        address => Ok(address?),
+    }
+}
+
 /// Binds a socket to a path. The file has this mode from the first moment on; without one, it has
 /// what the umask leaves of 0777.
 ///
@@ -59,7 +69,7 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
 /// # Errors
 /// What bind(2) fails with, and a path that is too long for an address.
 pub fn bind_to(socket: impl AsFd, path: &Path, mode: Option<u32>) -> io::Result<()> {
-    let address = SocketAddrUnix::new(path)?;
+    let address = address_to_show(path)?;
     let before = mode.map(|mode| umask(Mode::from_raw_mode(!mode & 0o777)));
     let bound = bind(socket, &address);
     if let Some(before) = before {

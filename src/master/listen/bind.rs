@@ -86,11 +86,12 @@ fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     sys::unix::bind_to(&socket, path, settings.unix.mode)?;
     let file = SocketFile::at(path)?;
-    // Nobody can connect before listen(2), whoever the file belongs to until then.
-    file.grant(&settings.unix)?;
-    listen(&socket, settings.backlog)?;
     let asked = Address::Unix(path.to_owned());
-    Ok(Listener::new(socket, asked, Bound::Unix(file)))
+    let mut listener = Listener::new(socket, asked, Bound::Unix(file));
+    // Nobody can connect before listen(2), whoever the file belongs to until then.
+    listener.grant(&settings.unix)?;
+    listen(&listener, settings.backlog)?;
+    Ok(listener)
 }
 
 /// Makes way for a Unix socket: what is at its path is removed only if it is the file of a socket

@@ -234,7 +234,7 @@ impl Listener {
     ///
     /// # Errors
     /// As for [`SocketFile::grant`].
-    pub fn grant(&mut self, access: &UnixAccess) -> Result<()> {
+    pub fn grant(&mut self, access: &UnixAccess) -> io::Result<()> {
         let Bound::Unix(file) = &self.bound else {
             return Ok(());
         };
@@ -242,8 +242,7 @@ impl Listener {
         if self.access.as_ref() == Some(access) {
             return Ok(());
         }
-        let granted = file.grant(access);
-        granted.map_err(|error| Error::new(format!("set who may connect to {self}"), error))?;
+        file.grant(access)?;
         self.access = Some(access.clone());
         Ok(())
     }
