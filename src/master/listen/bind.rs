@@ -1,6 +1,5 @@
 //! Binding an address of the configuration: what stands in its way, and which sockets it takes.
 
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
@@ -14,7 +13,6 @@ use super::socket_file::SocketFile;
 use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::sys::unix::{Occupant, occupant};
 
 /// Binds `address`; a name can stand for several, so this makes several listeners.
 ///
@@ -43,7 +41,7 @@ pub fn bind_all(address: &Address, settings: &Settings) -> Result<Vec<Listener>>
 /// The addresses that a name stands for, each once.
 ///
 /// # Errors
-/// When it stands for none, or nobody can be asked.
+/// When it stands for none, or can't be looked up.
 pub fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses: Vec<_> = (name, port).to_socket_addrs()?.collect();
     addresses.sort_unstable();
@@ -81,7 +79,11 @@ fn inet(asked: &Address, address: SocketAddr, backlog: i32) -> io::Result<Listen
 }
 
 fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
-    make_way(path)?;
+    sys::unix::make_way(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => io::Error::other("another process listens there"),
+        io::ErrorKind::AlreadyExists => io::Error::other("the path exists and is not a socket"),
+        _ => error,
+    })?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     sys::unix::bind_to(&socket, path, settings.unix.mode)?;
@@ -92,15 +94,4 @@ fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
     listener.grant(&settings.unix)?;
     listen(&listener, settings.backlog)?;
     Ok(listener)
-}
-
-/// Makes way for a Unix socket: what is at its path is removed only if it is the file of a socket
-/// that no process has any more.
-fn make_way(path: &Path) -> io::Result<()> {
-    match occupant(path)? {
-        Occupant::Nothing => Ok(()),
-        Occupant::Stale => fs::remove_file(path),
-        Occupant::Live => Err(io::Error::other("another process listens there")),
-        Occupant::Foreign => Err(io::Error::other("the path exists and is not a socket")),
-    }
 }

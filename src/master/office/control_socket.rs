@@ -59,11 +59,15 @@ impl ControlSocket {
     /// # Errors
     /// Another process that has a socket there, a file of another kind, and what bind(2) fails with.
     pub fn bind(path: &Path) -> Result<Self> {
-        let bound = || match occupant(path)? {
-            Occupant::Live => Err(io::Error::other(
-                "another master listens there; take over from it with --takeover",
-            )),
-            Occupant::Nothing | Occupant::Stale | Occupant::Foreign => Self::replace_file(path),
+        let bound = || {
+            sys::unix::make_way(path).map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => io::Error::other(
+                    "another master listens there; take over from it with --takeover",
+                ),
+                io::ErrorKind::AlreadyExists => foreign(),
+                _ => error,
+            })?;
+            Self::bind_to(path)
         };
         bound().map_err(|error| Error::new(attempt(path), error))
     }
@@ -74,17 +78,20 @@ impl ControlSocket {
     /// # Errors
     /// A file of another kind, and what bind(2) fails with.
     pub fn replace(path: &Path) -> Result<Self> {
-        Self::replace_file(path).map_err(|error| Error::new(attempt(path), error))
+        let bound = || {
+            match occupant(path)? {
+                Occupant::Foreign => return Err(foreign()),
+                Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
+                Occupant::Nothing => {}
+            }
+            Self::bind_to(path)
+        };
+        bound().map_err(|error| Error::new(attempt(path), error))
     }
 
-    fn replace_file(path: &Path) -> io::Result<Self> {
+    fn bind_to(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        match occupant(path)? {
-            Occupant::Foreign => return Err(foreign()),
-            Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
-            Occupant::Nothing => {}
-        }
         sys::unix::bind_to(&socket, path, Some(MODE))?;
         let file = SocketFile::at(path)?;
         listen(&socket, BACKLOG)?;
