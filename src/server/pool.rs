@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::thread::available_parallelism;
 
+use nix::unistd::{Group, User};
+
 use super::start::Plan;
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
-use crate::config::{Address, Confinement, Settings};
+use crate::config::{Address, Confinement, Settings, UnixAccess};
 use crate::error::{Error, Result};
 use crate::logging::{self, Role};
 use crate::service::{Service, ServiceProfile};
@@ -157,6 +159,8 @@ impl<'a> Pool<'a> {
         if let Some(reason) = self.fault() {
             return Err(self.refused(&reason));
         }
+        let unix = numbered(&self.settings.unix);
+        let unix = unix.map_err(|reason| self.refused(&reason))?;
         let threads = self.settings.threads;
         let confinement = confine::Plan::new(&self.confinement, threads)?;
         let (serve, owners) = (self.serve, self.keep);
@@ -175,7 +179,10 @@ impl<'a> Pool<'a> {
         Ok(Plan {
             name: self.name.into(),
             listen: self.listen,
-            settings: self.settings,
+            settings: Settings {
+                unix,
+                ..self.settings
+            },
             profile: self.profile,
             main: Rc::new(main),
             keep,
@@ -214,6 +221,43 @@ impl fmt::Debug for Pool<'_> {
             .field("confinement", &self.confinement)
             .finish_non_exhaustive()
     }
+}
+
+/// The same with numbers in place of names. The master, which applies it while it serves, is not to
+/// wait for a user database.
+fn numbered(access: &UnixAccess) -> Result<UnixAccess, String> {
+    let number = |key: &str, name: &str, found: nix::Result<Option<u32>>| match found {
+        Ok(Some(number)) => Ok(number.to_string()),
+        Ok(None) => Err(format!("{key}: there is no {name:?}")),
+        Err(error) => Err(format!("{key}: cannot look {name:?} up: {}", error.desc())),
+    };
+    let owner = |name: &String| match name.parse::<u32>() {
+        Ok(_) => Ok(name.clone()),
+        Err(_) => {
+            let user = User::from_name(name);
+            number(
+                "unix-owner",
+                name,
+                user.map(|user| Some(user?.uid.as_raw())),
+            )
+        }
+    };
+    let group = |name: &String| match name.parse::<u32>() {
+        Ok(_) => Ok(name.clone()),
+        Err(_) => {
+            let group = Group::from_name(name);
+            number(
+                "unix-group",
+                name,
+                group.map(|group| Some(group?.gid.as_raw())),
+            )
+        }
+    };
+    Ok(UnixAccess {
+        mode: access.mode,
+        owner: access.owner.as_ref().map(owner).transpose()?,
+        group: access.group.as_ref().map(group).transpose()?,
+    })
 }
 
 /// The settings of a pool that was told none.
@@ -267,6 +311,25 @@ mod tests {
             Pool::new("a\nb", Echo::new).listen(":0"),
             "cannot use pool \"a\\nb\": a name is made of letters, digits, hyphens, underscores \
              and dots, 64 at most",
+        );
+    }
+
+    #[test]
+    fn the_master_gets_the_numbers_of_those_who_own_its_sockets() {
+        let access = |owner: &str, group: &str| UnixAccess {
+            mode: Some(0o660),
+            owner: Some(owner.to_owned()),
+            group: Some(group.to_owned()),
+        };
+        let pool = |access: UnixAccess| {
+            let pool = Pool::new("web", Echo::new).listen("unix:s");
+            pool.settings(|settings| settings.unix = access)
+        };
+        let plan = pool(access("root", "54321")).plan().unwrap();
+        assert_eq!(plan.settings.unix, access("0", "54321"));
+        assert_refused(
+            pool(access("0", "no-such-group")),
+            "cannot use pool \"web\": unix-group: there is no \"no-such-group\"",
         );
     }
 

@@ -10,5 +10,5 @@ pub mod process;
 pub mod program;
 pub mod shared;
 pub mod signals;
+pub mod socket_path;
 pub mod tcp;
-pub mod unix;

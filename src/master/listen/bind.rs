@@ -79,14 +79,14 @@ fn inet(asked: &Address, address: SocketAddr, backlog: i32) -> io::Result<Listen
 }
 
 fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
-    sys::unix::make_way(path).map_err(|error| match error.kind() {
+    sys::socket_path::make_way(path).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => io::Error::other("another process listens there"),
         io::ErrorKind::AlreadyExists => io::Error::other("the path exists and is not a socket"),
         _ => error,
     })?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    sys::unix::bind_to(&socket, path, settings.unix.mode)?;
+    sys::socket_path::bind_to(&socket, path, settings.unix.mode)?;
     let file = SocketFile::at(path)?;
     let asked = Address::Unix(path.to_owned());
     let mut listener = Listener::new(socket, asked, Bound::Unix(file));

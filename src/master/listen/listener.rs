@@ -16,8 +16,8 @@ use super::socket_file::SocketFile;
 use crate::config::{Address, UnixAccess};
 use crate::error::{Error, Result};
 use crate::service::Peer;
+use crate::sys::socket_path::{Occupant, occupant};
 use crate::sys::tcp;
-use crate::sys::unix::{Occupant, occupant};
 use crate::systemd::{Kind, Local, kind};
 
 /// One listening socket.

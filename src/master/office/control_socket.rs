@@ -22,7 +22,7 @@ use rustix::net::{
 use crate::error::{Error, Result};
 use crate::master::listen::socket_file::SocketFile;
 use crate::sys;
-use crate::sys::unix::{Occupant, occupant};
+use crate::sys::socket_path::{Occupant, occupant};
 
 /// The mode of the file: only this user may ask (and root).
 const MODE: u32 = 0o600;
@@ -60,7 +60,7 @@ impl ControlSocket {
     /// Another process that has a socket there, a file of another kind, and what bind(2) fails with.
     pub fn bind(path: &Path) -> Result<Self> {
         let bound = || {
-            sys::unix::make_way(path).map_err(|error| match error.kind() {
+            sys::socket_path::make_way(path).map_err(|error| match error.kind() {
                 io::ErrorKind::AddrInUse => io::Error::other(
                     "another master listens there; take over from it with --takeover",
                 ),
@@ -92,7 +92,7 @@ impl ControlSocket {
     fn bind_to(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        sys::unix::bind_to(&socket, path, Some(MODE))?;
+        sys::socket_path::bind_to(&socket, path, Some(MODE))?;
         let file = SocketFile::at(path)?;
         listen(&socket, BACKLOG)?;
         Ok(Self { socket, file })
