@@ -169,7 +169,8 @@ impl TakeoverServer {
                 (Stage::Replaced, Ok(Some(FromNew::Stop))) => return Step::Stop,
                 (_, Ok(Some(_))) => Err(format!("{NEW} sent an unexpected message")),
                 (Stage::Hello | Stage::Starting, Err(error))
-                    if is_gone(&error) && self.child.is_some() =>
+                    if is_gone(&error)
+                        && self.child.as_ref().is_some_and(NewMaster::is_watched) =>
                 {
                     // Its exit status says more than that it is gone.
                     pools.epoll().remove(&self.session);
