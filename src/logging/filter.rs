@@ -12,8 +12,8 @@ const PROGRAM: &str = env!("CARGO_CRATE_NAME");
 
 /// Its modules, each of which a filter may name.
 const MODULES: &[&str] = &[
-    "channel", "cli", "config", "error", "fdpass", "fdtool", "logging", "master", "server",
-    "service", "services", "sys", "systemd", "wire", "worker",
+    "channel", "cli", "config", "error", "fdpass", "fdtool", "logging", "lookup", "master",
+    "server", "service", "services", "sys", "systemd", "wire", "worker",
 ];
 
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];

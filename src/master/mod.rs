@@ -29,7 +29,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
-use child::{ChildEvent, LAST_CHANCE};
+use child::{Child, ChildEvent, LAST_CHANCE};
 use events::epoll::{Epoll, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
@@ -81,6 +81,8 @@ struct Master<'a> {
     only: MasterOnly,
     office: Office,
     transition: Transition,
+    /// It was killed with the last reload that was given up.
+    killed_planner: Option<Child>,
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
     upgrades: Upgrades,
@@ -99,6 +101,7 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     let mut master = Master::set_up(start, source)?;
     let result = master.serve();
     child::reap(master.pools.killed());
+    child::reap(master.killed_planner.as_slice());
     master.upgrades.set_free();
     master.clear_store();
     result
@@ -146,6 +149,7 @@ impl<'a> Master<'a> {
             unsettled,
             upgrades: Upgrades::of_this_program(),
             stopping_with: None,
+            killed_planner: None,
             callers: Callers::default(),
             begin,
             run: Run::Serving,
@@ -421,8 +425,7 @@ impl<'a> Master<'a> {
                 reload::give_up(&mut self.pools, now);
             }
             reload::Step::Commit => {
-                let begun = std::mem::replace(&mut self.transition, Transition::None);
-                if let Transition::Reload(reload) = begun {
+                if let Transition::Reload(reload) = self.transition.take() {
                     reload.commit(&mut self.pools, now);
                     log::info!("reloaded");
                 }
@@ -432,10 +435,13 @@ impl<'a> Master<'a> {
 
     /// Gives up a reload that is under way, if one is, for something that comes before it.
     fn give_up_reload(&mut self, why: &str, now: Time) {
-        if let Transition::Reload(_) = self.transition {
-            log::info!("giving up the reload under way: {why}");
-            self.transition = Transition::None;
-            reload::give_up(&mut self.pools, now);
+        match self.transition.take() {
+            Transition::Reload(reload) => {
+                log::info!("giving up the reload under way: {why}");
+                self.killed_planner = reload.end();
+                reload::give_up(&mut self.pools, now);
+            }
+            other => self.transition = other,
         }
     }
 
@@ -504,8 +510,7 @@ impl<'a> Master<'a> {
         match step {
             old_side::Step::GoOn => {}
             old_side::Step::Fail(why) => {
-                let failed = std::mem::replace(&mut self.transition, Transition::None);
-                if let Transition::HandOver(server) = failed {
+                if let Transition::HandOver(server) = self.transition.take() {
                     let serving = self.run == Run::Serving;
                     let (pools, office) = (&mut self.pools, &mut self.office);
                     let child = server.fail(&why, serving, pools, office, now);
@@ -513,8 +518,7 @@ impl<'a> Master<'a> {
                 }
             }
             old_side::Step::Stop => {
-                let begun = std::mem::replace(&mut self.transition, Transition::None);
-                if let Transition::HandOver(server) = begun {
+                if let Transition::HandOver(server) = self.transition.take() {
                     self.stopping_with = Some(server.into_session(self.pools.epoll()));
                 }
                 log::info!("{NEW} stops");
@@ -536,7 +540,7 @@ impl<'a> Master<'a> {
 
     /// Ends a takeover before the new master is in charge, because this one has other things to do.
     fn give_up_takeover(&mut self, why: &str, now: Time) {
-        match std::mem::replace(&mut self.transition, Transition::None) {
+        match self.transition.take() {
             Transition::HandOver(server) if !server.is_replaced() => {
                 log::warn!("takeover given up: {why}");
                 self.upgrades.end(server.into_child(), now);
@@ -547,7 +551,7 @@ impl<'a> Master<'a> {
 
     /// Nothing is left here for the new master, if there is one.
     fn end_takeover(&mut self) {
-        match std::mem::replace(&mut self.transition, Transition::None) {
+        match self.transition.take() {
             Transition::HandOver(server) if server.is_replaced() => server.end(),
             other => self.transition = other,
         }

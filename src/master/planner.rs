@@ -131,6 +131,14 @@ impl Planner {
         })
     }
 
+    /// Kills the planner, unless it has ended. It is the caller's to reap.
+    #[must_use]
+    pub fn end(mut self) -> Option<Child> {
+        let mut child = self.child.take()?;
+        child.kill();
+        Some(child)
+    }
+
     /// A child of the master has ended. If it is this one, it has no more to say than what is
     /// there.
     #[must_use]

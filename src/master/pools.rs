@@ -279,8 +279,8 @@ impl Stock for Pools<'_> {
 /// # Errors
 /// The first thing that is wrong.
 pub fn check(plans: &[Plan<'_>]) -> Result<()> {
-    for (plan, address, _) in matching::wanted(plans) {
-        bind::check(address, &plan.settings)?;
+    for (_, address, _) in matching::wanted(plans) {
+        bind::check(address)?;
     }
     Pools::room(plans, open_descriptors().len()).map(drop)
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use nix::unistd::Pid;
 
+use super::child::Child;
 use super::listen::listener::Listener;
 use super::listen::matching::{bind_missing, take_wanted};
 use super::master_only::MasterOnly;
@@ -124,6 +125,16 @@ impl Reload {
         }
     }
 
+    /// Ends the look-ups, if they are being made. The process that makes them is the caller's to
+    /// reap.
+    #[must_use]
+    pub fn end(self) -> Option<Child> {
+        match self {
+            Self::Planning(planner) => planner.end(),
+            Self::Preparing(_) => None,
+        }
+    }
+
     /// Goes over to the new generations, if they are ready.
     pub fn commit(self, pools: &mut Pools<'_>, now: Time) {
         if let Self::Preparing(next) = self {
@@ -214,6 +225,7 @@ impl Next {
             }
         }
         if let Some(store) = pools.store() {
+            store.renew(&anew);
             store.relist();
         }
     }

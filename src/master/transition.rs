@@ -26,6 +26,11 @@ pub enum Transition {
 }
 
 impl Transition {
+    /// Takes what is under way, so that nothing is.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::None)
+    }
+
     /// When something is to be done if nothing happens.
     #[must_use]
     pub fn due(&self, pools: &Pools<'_>) -> Option<Time> {

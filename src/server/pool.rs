@@ -6,12 +6,15 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::thread::available_parallelism;
 
+use nix::unistd::{Group, User};
+
 use super::start::Plan;
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
-use crate::config::{Address, Confinement, Settings, name_fault};
+use crate::config::{Address, Confinement, Settings, UnixAccess, name_fault};
 use crate::error::{Error, Plain, Result};
 use crate::logging::{self, Role};
+use crate::lookup;
 use crate::service::{Service, ServiceProfile};
 use crate::worker::{self, confine};
 
@@ -154,6 +157,8 @@ impl<'a> Pool<'a> {
         if let Some(reason) = self.fault() {
             return Err(self.refused(&reason));
         }
+        let unix = numbered(&self.settings.unix);
+        let unix = unix.map_err(|reason| self.refused(&reason))?;
         let threads = self.settings.threads;
         let confinement = confine::Plan::new(&self.confinement, threads)?;
         let (serve, owners) = (self.serve, self.keep);
@@ -172,7 +177,10 @@ impl<'a> Pool<'a> {
         Ok(Plan {
             name: self.name.into(),
             listen: self.listen,
-            settings: self.settings,
+            settings: Settings {
+                unix,
+                ..self.settings
+            },
             profile: self.profile,
             main: Rc::new(main),
             keep,
@@ -207,6 +215,42 @@ impl fmt::Debug for Pool<'_> {
             .field("confinement", &self.confinement)
             .finish_non_exhaustive()
     }
+}
+
+/// The same with numbers in place of names. The master, which applies it while it serves, is not to
+/// wait for a user database.
+fn numbered(access: &UnixAccess) -> Result<UnixAccess, String> {
+    let user = |name: &str| Ok(User::from_name(name)?.map(|user| user.uid.as_raw()));
+    let group = |name: &str| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()));
+    let number = |key: &str, name: &Option<String>, find: &dyn Fn(&str) -> nix::Result<_>| {
+        let number = name.as_ref().map(|name| number_of(key, name, find));
+        number.transpose()
+    };
+    Ok(UnixAccess {
+        mode: access.mode,
+        owner: number("unix-owner", &access.owner, &user)?,
+        group: number("unix-group", &access.group, &group)?,
+    })
+}
+
+/// The number of a user or a group, who may be named by number. At a reload it is the one that the
+/// planner has found.
+fn number_of(
+    key: &str,
+    name: &str,
+    find: &dyn Fn(&str) -> nix::Result<Option<u32>>,
+) -> Result<String, String> {
+    if name.parse::<u32>().is_ok() {
+        return Ok(name.to_owned());
+    }
+    let attempt = || format!("find {key} {name:?}");
+    let found = lookup::value(&format!("{key} {name}"), || match find(name) {
+        Ok(Some(number)) => Ok(number.to_string().into_bytes()),
+        Ok(None) => Err(Error::because(attempt(), "there is none")),
+        Err(errno) => Err(Error::new(attempt(), errno)),
+    });
+    let number = found.map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&number).into_owned())
 }
 
 /// The settings of a pool that was told none.
@@ -266,6 +310,25 @@ mod tests {
         assert!(
             reason.starts_with("cannot use pool \"\": name: expected 1 to 64 "),
             "{reason}"
+        );
+    }
+
+    #[test]
+    fn the_master_gets_the_numbers_of_those_who_own_its_sockets() {
+        let access = |owner: &str, group: &str| UnixAccess {
+            mode: Some(0o660),
+            owner: Some(owner.to_owned()),
+            group: Some(group.to_owned()),
+        };
+        let pool = |access: UnixAccess| {
+            let pool = Pool::new("web", Echo::new).listen("unix:s");
+            pool.settings(|settings| settings.unix = access)
+        };
+        let plan = pool(access("root", "54321")).plan().unwrap();
+        assert_eq!(plan.settings.unix, access("0", "54321"));
+        assert_refused(
+            pool(access("0", "no-such-group")),
+            "cannot use pool \"web\": cannot find unix-group \"no-such-group\": there is none",
         );
     }
 

@@ -14,5 +14,5 @@ pub mod program;
 pub mod rights;
 pub mod shared;
 pub mod signals;
+pub mod socket_path;
 pub mod tcp;
-pub mod unix;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -11,8 +12,10 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use nix::unistd::{Gid, chown, geteuid};
+use rustix::fs::fstat;
 use rustix::net::listen;
 
+use crate::harness::systemd::Manager;
 use crate::harness::{Finished, Server, Setup, command, eventually, finish, run};
 
 /// A user and a group that no database has.
@@ -202,7 +205,7 @@ fn a_file_that_somebody_has_removed_is_made_anew() {
     assert_eq!(fs::read_dir(&directory).expect("a directory").count(), 0);
 }
 
-/// The paths of Unix sockets, as the kernel shows them.
+/// Whether the kernel shows a Unix socket at this path.
 fn shown(path: &Path) -> bool {
     let sockets = fs::read_to_string("/proc/net/unix").expect("procfs is there");
     let path = path.display().to_string();
@@ -218,7 +221,10 @@ fn the_control_socket_is_bound_where_it_is_found() {
     let mut path = setup.directory().display().to_string();
     path += &format!("/{}", "c".repeat(106 - path.len()));
     assert_eq!(path.len(), 107);
-    let mut server = setup.also(&["--control", &path]).start();
+    let setup = setup.also(&["--control", &path]).listen("unix:s.sock");
+    let mut server = setup.start();
+    // Whatever it was called: who looks for it has the absolute path.
+    assert!(shown(&server.directory().join("s.sock")));
     let path = Path::new(&path);
     for _ in 0..2 {
         assert!(shown(path));
@@ -333,4 +339,35 @@ fn a_file_in_place_of_a_socket_is_not_changed() {
         "{line}"
     );
     assert_eq!(path.metadata().expect("it is there").gid(), 7);
+}
+
+#[test]
+fn a_manager_keeps_the_socket_that_can_be_reached() {
+    let manager = Manager::new(16);
+    let setup = Setup::new(&["demo", "-w", "1"]).listen("unix:s.sock");
+    let setup = setup.expect(": making it anew");
+    let mut server = manager.manage(setup).start();
+    let path = server.directory().join("s.sock");
+    let name = "baton-listen-unix%3As.sock";
+    let identity = |socket: &OwnedFd| fstat(socket).expect("it is open").st_ino;
+    let mut before = identity(&manager.wait_for_stored(name, 1)[0]);
+    for change in ["reload", "upgrade"] {
+        fs::remove_file(&path).expect("it is there");
+        if change == "reload" {
+            server.signal(Signal::SIGHUP);
+            server.wait_for_log("reloaded");
+        } else {
+            server.upgrade();
+            server.wait_for_former();
+        }
+        assert!(UnixStream::connect(&path).is_ok(), "{change}");
+        eventually("the manager has the new one", || {
+            let stored = manager.stored().into_iter();
+            let mut stored = stored.filter(|(other, _)| other == name);
+            stored.any(|(_, socket)| identity(&socket) != before)
+        });
+        if change == "reload" {
+            before = identity(&manager.wait_for_stored(name, 1)[0]);
+        }
+    }
 }

@@ -13,12 +13,11 @@ use rustix::net::{
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::listener::{Bound, Listener};
-use super::socket_file::{SocketFile, look_up};
+use super::socket_file::SocketFile;
 use crate::config::{Address, Settings};
 use crate::error::{Error, Result};
 use crate::lookup;
 use crate::sys;
-use crate::sys::unix::{Occupant, occupant};
 
 /// Binds `address`; a name can stand for several, so this makes several listeners.
 ///
@@ -49,16 +48,13 @@ pub fn bind_all(address: &Address, settings: &Settings) -> Result<Vec<Listener>>
 ///
 /// # Errors
 /// Why it could not.
-pub fn check(address: &Address, settings: &Settings) -> Result<()> {
+pub fn check(address: &Address) -> Result<()> {
     let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
     let addresses = match address {
         Address::Inet(inet_address) => vec![*inet_address],
         Address::Any(port) => vec![Address::any(*port)],
         Address::Name(name, port) => resolve(name, *port)?,
-        Address::Unix(path) => {
-            look_up(&settings.unix).map_err(failed)?;
-            return check_path(path);
-        }
+        Address::Unix(path) => return check_path(path),
         // Only the service manager knows.
         Address::Inherited(_) => return Ok(()),
     };
@@ -159,25 +155,19 @@ fn inet(asked: &Address, address: SocketAddr, backlog: i32) -> io::Result<Listen
 }
 
 fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
-    make_way(path)?;
+    sys::socket_path::make_way(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => io::Error::other("another process listens there"),
+        io::ErrorKind::AlreadyExists => io::Error::other("the path exists and is not a socket"),
+        _ => error,
+    })?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    sys::unix::bind_to(&socket, path, settings.unix.mode)?;
+    sys::socket_path::bind_to(&socket, path, settings.unix.mode)?;
     let file = SocketFile::at(path)?;
-    // Nobody can connect before listen(2), whoever the file belongs to until then.
-    file.grant(&settings.unix)?;
-    listen(&socket, settings.backlog)?;
     let asked = Address::Unix(path.to_owned());
-    Ok(Listener::new(socket, asked, Bound::Unix(file)))
-}
-
-/// Makes way for a Unix socket: what is at its path is removed only if it is the file of a socket
-/// that no process has any more.
-fn make_way(path: &Path) -> io::Result<()> {
-    match occupant(path)? {
-        Occupant::Nothing => Ok(()),
-        Occupant::Stale => fs::remove_file(path),
-        Occupant::Live => Err(io::Error::other("another process listens there")),
-        Occupant::Foreign => Err(io::Error::other("the path exists and is not a socket")),
-    }
+    let mut listener = Listener::new(socket, asked, Bound::Unix(file));
+    // Nobody can connect before listen(2), whoever the file belongs to until then.
+    listener.grant(&settings.unix)?;
+    listen(&listener, settings.backlog)?;
+    Ok(listener)
 }

@@ -16,8 +16,8 @@ use super::socket_file::SocketFile;
 use crate::config::{Address, UnixAccess};
 use crate::error::{Error, Result};
 use crate::service::Peer;
+use crate::sys::socket_path::{Occupant, occupant};
 use crate::sys::tcp;
-use crate::sys::unix::{Occupant, occupant};
 use crate::systemd::{Kind, Local, kind};
 
 /// One listening socket.
@@ -234,7 +234,7 @@ impl Listener {
     ///
     /// # Errors
     /// As for [`SocketFile::grant`].
-    pub fn grant(&mut self, access: &UnixAccess) -> Result<()> {
+    pub fn grant(&mut self, access: &UnixAccess) -> io::Result<()> {
         let Bound::Unix(file) = &self.bound else {
             return Ok(());
         };
@@ -242,8 +242,7 @@ impl Listener {
         if self.access.as_ref() == Some(access) {
             return Ok(());
         }
-        let granted = file.grant(access);
-        granted.map_err(|error| Error::new(format!("set who may connect to {self}"), error))?;
+        file.grant(access)?;
         self.access = Some(access.clone());
         Ok(())
     }

@@ -253,7 +253,10 @@ impl Listeners {
             listener.configure(settings.client_timeout, defer)?;
             // A reload or an upgrade may have brought another owner or mode.
             if let Err(error) = listener.grant(&settings.unix) {
-                log::error!("{error}");
+                log::error!(
+                    "cannot set who may connect to {listener}: {}",
+                    Plain(&error)
+                );
             }
         }
         self.warn_of_uncounted_clients(settings.per_client);

@@ -7,7 +7,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Group, User};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, openat};
 
 use crate::config::UnixAccess;
@@ -77,13 +76,14 @@ impl SocketFile {
     /// The path may be in a directory of somebody else, so nothing is done to a file that has taken
     /// its place.
     ///
-    /// # Errors A name that no user or group has; what chown(2) and chmod(2) fail with; and
-    /// `NotFound` if the path leads elsewhere.
+    /// # Errors
+    /// What chown(2) and chmod(2) fail with, and `NotFound` if the path leads elsewhere.
     pub fn grant(&self, access: &UnixAccess) -> io::Result<()> {
         if *access == UnixAccess::default() {
             return Ok(());
         }
-        let (owner, group) = look_up(access)?;
+        let owner = access.owner.as_deref().map(number).transpose()?;
+        let group = access.group.as_deref().map(number).transpose()?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(CWD, &self.path, flags, Mode::empty())?;
         let stat = fstat(&file)?;
@@ -106,37 +106,16 @@ impl SocketFile {
     }
 }
 
-/// The numbers of the owner and the group that are asked for.
-///
-/// # Errors
-/// A name that no user or group has.
-pub fn look_up(access: &UnixAccess) -> io::Result<(Option<u32>, Option<u32>)> {
-    let owner = access.owner.as_deref().map(user).transpose()?;
-    let group = access.group.as_deref().map(group).transpose()?;
-    Ok((owner, group))
-}
-
 fn replaced() -> io::Error {
     let reason = "another file has taken its place";
     io::Error::new(io::ErrorKind::NotFound, reason)
 }
 
-/// The number of a user, who may be named by number.
-fn user(name: &str) -> io::Result<u32> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let found = User::from_name(name)?.map(|user| user.uid.as_raw());
-    found.ok_or_else(|| io::Error::other(format!("there is no user {name:?}")))
-}
-
-/// The number of a group, which may be named by number.
-fn group(name: &str) -> io::Result<u32> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let found = Group::from_name(name)?.map(|group| group.gid.as_raw());
-    found.ok_or_else(|| io::Error::other(format!("there is no group {name:?}")))
+/// The number of a user or a group. Names were looked up before the pool came here, because the
+/// master does not wait for a user database.
+fn number(account: &str) -> io::Result<u32> {
+    let number = account.parse();
+    number.map_err(|_| io::Error::other(format!("{account:?} is not a number")))
 }
 
 impl fmt::Display for SocketFile {

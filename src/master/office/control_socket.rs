@@ -22,7 +22,7 @@ use rustix::net::{
 use crate::error::{Error, Result};
 use crate::master::listen::socket_file::SocketFile;
 use crate::sys;
-use crate::sys::unix::{Occupant, occupant};
+use crate::sys::socket_path::{Occupant, occupant};
 
 /// The mode of the file: only this user may ask (and root).
 const MODE: u32 = 0o600;
@@ -59,11 +59,15 @@ impl ControlSocket {
     /// # Errors Another process that has a socket there, a file of another kind, and what bind(2)
     /// fails with.
     pub fn bind(path: &Path) -> Result<Self> {
-        let bound = || match occupant(path)? {
-            Occupant::Live => Err(io::Error::other(
-                "another master listens there; take over from it with --takeover",
-            )),
-            Occupant::Nothing | Occupant::Stale | Occupant::Foreign => Self::replace_file(path),
+        let bound = || {
+            sys::socket_path::make_way(path).map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => io::Error::other(
+                    "another master listens there; take over from it with --takeover",
+                ),
+                io::ErrorKind::AlreadyExists => foreign(),
+                _ => error,
+            })?;
+            Self::bind_to(path)
         };
         bound().map_err(|error| Error::new(attempt(path), error))
     }
@@ -74,20 +78,23 @@ impl ControlSocket {
     /// # Errors
     /// A file of another kind, and what bind(2) fails with.
     pub fn replace(path: &Path) -> Result<Self> {
-        Self::replace_file(path).map_err(|error| Error::new(attempt(path), error))
+        let bound = || {
+            match occupant(path)? {
+                Occupant::Foreign => return Err(foreign()),
+                Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
+                Occupant::Nothing => {}
+            }
+            Self::bind_to(path)
+        };
+        bound().map_err(|error| Error::new(attempt(path), error))
     }
 
-    fn replace_file(path: &Path) -> io::Result<Self> {
+    fn bind_to(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // Nobody has a descriptor to give here, and to close one could take any time.
         sys::rights::refuse_descriptors(&socket)?;
-        match occupant(path)? {
-            Occupant::Foreign => return Err(foreign()),
-            Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
-            Occupant::Nothing => {}
-        }
-        sys::unix::bind_to(&socket, path, Some(MODE))?;
+        sys::socket_path::bind_to(&socket, path, Some(MODE))?;
         let file = SocketFile::at(path)?;
         listen(&socket, BACKLOG)?;
         Ok(Self { socket, file })

@@ -148,7 +148,9 @@ impl Inner {
 #[must_use]
 pub fn name_of(listener: &Listener) -> Option<String> {
     let asked = listener.asked();
-    let ours = listener.has_file() || !matches!(asked, Address::Unix(_));
+    // One whose file is gone makes way for another one of the same name.
+    let has_file = listener.has_file() && !listener.has_lost_file();
+    let ours = has_file || !matches!(asked, Address::Unix(_));
     names::of_listener(asked).filter(|_| ours)
 }
 

@@ -227,6 +227,12 @@ impl NewMaster {
         launcher.is_some_and(|launcher| launcher.child.pid() == child)
     }
 
+    /// Whether its launcher will say how it ends.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.launcher.is_some()
+    }
+
     /// How the new master has ended, when its launcher has; `None` if it may still run, because the
     /// launcher was killed.
     pub fn end_of_launcher(&mut self) -> Option<Exit> {

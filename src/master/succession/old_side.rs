@@ -245,7 +245,9 @@ impl TakeoverServer {
                 self.hand_over(&names, pools, office, now)
             }
             (_, Ok(_)) => Err(format!("{NEW} sent an unexpected message")),
-            (_, Err(error)) if is_gone(&error) && self.child.is_some() => {
+            (_, Err(error))
+                if is_gone(&error) && self.child.as_ref().is_some_and(NewMaster::is_watched) =>
+            {
                 // Its exit status says more than that it is gone.
                 pools.epoll().remove(&self.session);
                 self.stage = Stage::Gone;

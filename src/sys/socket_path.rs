@@ -2,16 +2,20 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use rustix::fs::Mode;
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, openat, rename, renameat_with, statat,
+    unlink,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with,
 };
 use rustix::process::umask;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 /// What is at a path at which a Unix socket is to be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,58 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
     }
 }
 
+/// Makes way for a socket: removes the file of one that is closed. Of two servers that start at the
+/// same time, one can have bound its socket there since the other has looked, so the file is moved
+/// aside first, and back again if it turns out to be another one.
+///
+/// # Errors `AddrInUse` if a process has a socket there, `AlreadyExists` if it is a file of another
+/// kind, and what rename(2) fails with.
+pub fn make_way(path: &Path) -> io::Result<()> {
+    // As long as this is open, no other file can get the same inode number.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match openat(CWD, path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    match occupant(path)? {
+        Occupant::Nothing => Ok(()),
+        Occupant::Stale => remove(path, &file),
+        Occupant::Live => Err(Errno::ADDRINUSE.into()),
+        Occupant::Foreign => Err(Errno::EXIST.into()),
+    }
+}
+
+/// Removes what is at a path, if it is this file.
+fn remove(path: &Path, file: &OwnedFd) -> io::Result<()> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{:016x}", u64::from_ne_bytes(random)));
+    match rename(path, &aside) {
+        // Another server has removed it.
+        Err(Errno::NOENT) => return Ok(()),
+        moved => moved?,
+    }
+    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+    let moved = statat(CWD, &aside, AtFlags::SYMLINK_NOFOLLOW).map(identity)?;
+    if moved == identity(fstat(file)?) {
+        return Ok(unlink(&aside)?);
+    }
+    renameat_with(CWD, &aside, CWD, path, RenameFlags::NOREPLACE)?;
+    Err(Errno::ADDRINUSE.into())
+}
+
+/// The address of a path: as an absolute path, if it has room for that, because the kernel shows it
+/// in /proc/net/unix as it was bound, where programs that clean up look for it.
+fn address_to_show(path: &Path) -> io::Result<SocketAddrUnix> {
+    let absolute = std::path::absolute(path)?;
+    match SocketAddrUnix::new(&absolute) {
+        Err(Errno::NAMETOOLONG) => Ok(SocketAddrUnix::new(path)?),
+        address => Ok(address?),
+    }
+}
+
 /// Binds a socket to a path. The file has this mode from the first moment on; without one, it has
 /// what the umask leaves of 0777.
 ///
@@ -59,7 +115,7 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
 /// # Errors
 /// What bind(2) fails with, and a path that is too long for an address.
 pub fn bind_to(socket: impl AsFd, path: &Path, mode: Option<u32>) -> io::Result<()> {
-    let address = SocketAddrUnix::new(path)?;
+    let address = address_to_show(path)?;
     let before = mode.map(|mode| umask(Mode::from_raw_mode(!mode & 0o777)));
     let bound = bind(socket, &address);
     if let Some(before) = before {
@@ -101,6 +157,28 @@ mod tests {
         drop(one);
         let long = directory.path().join("n".repeat(120));
         assert_eq!(occupant(&long).unwrap(), Occupant::Nothing);
+    }
+
+    #[test]
+    fn a_file_that_has_taken_the_place_of_a_stale_one_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let stale = openat(CWD, &path, OFlags::PATH, Mode::empty()).unwrap();
+        // Another server is faster.
+        fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        let refused = remove(&path, &stale).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert_eq!(make_way(&path).unwrap_err().kind(), refused.kind());
+        drop(other);
+        make_way(&path).unwrap();
+        make_way(&path).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        fs::write(&path, "text").unwrap();
+        let foreign = make_way(&path).unwrap_err().kind();
+        assert_eq!(foreign, io::ErrorKind::AlreadyExists);
     }
 
     #[test]
