@@ -34,8 +34,12 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// How long a client may take for the head of a request, from its first byte.
     pub head_timeout: Option<Duration>,
-    /// How long a finished connection stays open to discard what its client still sends.
+    /// How long a finished connection stays open while its client is silent, to discard what it
+    /// still sends.
     pub linger: Duration,
+    /// How long a finished connection stays open in all, even if its client goes on sending. `None`
+    /// stands for six times `linger`.
+    pub linger_total: Option<Duration>,
     /// How long one read from or write to a client may sleep inside a turn.
     pub client_timeout: Duration,
     /// How long the kernel may hold back a new connection whose client has sent nothing yet
@@ -79,7 +83,8 @@ impl Settings {
             queue_wait: Some(Duration::from_secs(30)),
             idle_timeout: Some(Duration::from_secs(75)),
             head_timeout: Some(Duration::from_secs(30)),
-            linger: Duration::from_secs(2),
+            linger: Duration::from_secs(5),
+            linger_total: None,
             client_timeout: Duration::from_secs(60),
             defer_accept: Duration::from_secs(5),
             start_timeout: Duration::from_secs(60),

@@ -10,3 +10,4 @@ pub mod process;
 pub mod shared;
 pub mod signals;
 pub mod tcp;
+pub mod unforked;

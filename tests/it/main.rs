@@ -20,6 +20,7 @@ mod reconfigure;
 mod recycle;
 mod reload;
 mod scale;
+mod secrets;
 mod serve;
 mod signals;
 mod staying;

@@ -28,6 +28,7 @@ fn fragile(arguments: &[&str]) -> (Server, Mood) {
     let setup = Setup::example("fragile", &[&["--mood", "mood"], arguments].concat());
     let mood = Mood(setup.directory().join("mood"));
     let setup = setup.expect(" died ").expect("die at their start");
+    let setup = setup.expect("pool::actions] queue");
     let server = setup.expect("is not ready after").start();
     (server, mood)
 }

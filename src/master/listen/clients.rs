@@ -27,6 +27,12 @@ impl Client {
     }
 }
 
+/// Whether two connections come from the same client, as far as clients have addresses.
+#[must_use]
+pub fn is_same_client(one: Peer, other: Peer) -> bool {
+    Client::of(one) == Client::of(other)
+}
+
 /// The connections of each client, up to a limit. Clients of Unix sockets have no address and no limit.
 #[derive(Debug, Default)]
 pub struct Clients {

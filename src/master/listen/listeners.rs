@@ -49,10 +49,8 @@ pub struct Newcomer {
 pub enum Room {
     /// There is.
     Left,
-    /// There are as many as the settings allow.
-    Full,
-    /// There are so many, and the limit of open files allows no more.
-    OutOfDescriptors(usize),
+    /// There is none, unless others give way.
+    Taken,
 }
 
 /// See the module.
@@ -112,8 +110,7 @@ impl Listeners {
     ) -> bool {
         // To find nobody is the dearest way for accept(2) to end, because it makes a socket first.
         // So it is called as often as somebody waits; who comes meanwhile makes another event.
-        let waiting = self.all.get(index).and_then(Listener::backlog);
-        for _ in 0..waiting.unwrap_or(BATCH).clamp(1, BATCH) {
+        for _ in 0..self.batch(index).unwrap_or(BATCH) {
             let Some(listener) = self.all.get(index) else {
                 return false;
             };
@@ -128,7 +125,10 @@ impl Listeners {
                         deferred: listener.is_deferred(),
                         admitted: self.clients.enter(peer),
                     });
-                    self.pause_without(room);
+                    // In the middle of a batch: the next one would be one too many.
+                    if room == Room::Taken {
+                        return false;
+                    }
                 }
                 Ok(Accepted::Lost) => {}
                 Ok(Accepted::Nobody) => {
@@ -151,19 +151,16 @@ impl Listeners {
         true
     }
 
-    /// Pauses in the middle of a batch, as soon as there is no room.
-    fn pause_without(&mut self, room: Room) {
-        if room == Room::Left {
-            return;
-        }
-        if let Room::OutOfDescriptors(count) = room
-            && !std::mem::replace(&mut self.warned, true)
-        {
-            log::warn!(
-                "cannot accept more than {count} connections: the limit of open files; pausing"
-            );
-        }
-        self.pause();
+    /// How many connections wait in a backlog, as far as that is known: one at least, and no more
+    /// than are accepted at a time.
+    #[must_use]
+    pub fn waiting(&self, index: usize) -> usize {
+        self.batch(index).unwrap_or(1)
+    }
+
+    fn batch(&self, index: usize) -> Option<usize> {
+        let waiting = self.all.get(index).and_then(Listener::backlog)?;
+        Some(waiting.clamp(1, BATCH))
     }
 
     /// Takes no more connections, until there is room.

@@ -8,6 +8,8 @@ mod actions;
 mod deaths;
 mod handover;
 mod lending;
+mod newcomers;
+mod overload;
 mod phases;
 mod reports;
 #[cfg(test)]
@@ -18,7 +20,7 @@ use super::dispatch::table::ConnectionId;
 use super::dispatch::{Dispatcher, WorkerId};
 use super::events::epoll::{Epoll, EventFlags, PoolEpoll};
 use super::events::token::PoolEvent;
-use super::listen::listeners::{Listeners, Newcomer, Room};
+use super::listen::listeners::Listeners;
 use super::master_only::MasterOnly;
 use super::plan::Plan;
 use super::snapshot::PoolKey;
@@ -28,6 +30,9 @@ use super::workers::table::Workers;
 use super::workers::upkeep::Wants;
 use crate::channel::inbox::MessageBuffer;
 use crate::config::Address;
+use crate::sys::unforked::Unforked;
+use newcomers::Aside;
+use overload::Overload;
 
 /// How far a pool has come on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,10 @@ pub struct Pool<'a> {
     /// Where connections are kept beside this process, if there is a manager for that.
     store: Option<Store>,
     attention: Attention,
+    aside: Vec<Aside>,
+    /// When the connections that linger were last looked at, to end them before a stop.
+    looked_at_lingering: Time,
+    overload: Overload,
     buffers: Buffers,
 }
 
@@ -78,6 +87,8 @@ struct Attention {
     /// Lent connections whose clients have sent more: the master must not sleep through the end of
     /// their turns.
     awaited: Vec<ConnectionId>,
+    /// Listeners where newcomers wait.
+    knocking: Vec<usize>,
     /// Some worker was told that it may stay with its connection.
     may_stay: bool,
 }
@@ -86,14 +97,14 @@ struct Attention {
 #[derive(Debug)]
 struct Buffers {
     message: MessageBuffer,
-    drained: Box<[u8]>,
+    drained: Unforked,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
         Self {
             message: MessageBuffer::default(),
-            drained: vec![0; DRAIN_SIZE].into(),
+            drained: Unforked::zeroed(DRAIN_SIZE),
         }
     }
 }
@@ -120,6 +131,9 @@ impl<'a> Pool<'a> {
             listeners: Listeners::new(epoll.clone(), plan.settings.per_client, held_back),
             store,
             attention: Attention::default(),
+            aside: Vec::new(),
+            looked_at_lingering: Time::default(),
+            overload: Overload::default(),
             buffers: Buffers::default(),
             epoll,
             plan,
@@ -187,10 +201,8 @@ impl<'a> Pool<'a> {
         match event {
             PoolEvent::Connection(id) => self.on_connection(id, flags, now),
             PoolEvent::Worker(worker) => self.on_worker(worker, now),
-            PoolEvent::Listener(index) => {
-                let (listeners, welcome) = self.accepting(now);
-                listeners.accept(index, now, welcome);
-            }
+            // Newcomers come last in each round: what else has happened may make room for them.
+            PoolEvent::Listener(index) => self.attention.knocking.push(index),
         }
     }
 
@@ -200,6 +212,7 @@ impl<'a> Pool<'a> {
         // report.
         self.collect_all(now);
         self.dispatcher.tick(now);
+        self.welcome_newcomers(now);
     }
 
     /// Does whatever is due.
@@ -216,6 +229,11 @@ impl<'a> Pool<'a> {
         if self.listeners.next_due().is_some_and(|due| due <= now) {
             self.accept_again(now);
         }
+        for ended in self.overload.ended(now) {
+            log::warn!("{ended}");
+        }
+        self.end_lingering(now);
+        self.carry_out(now);
         self.advance_phase(now);
     }
 
@@ -225,6 +243,9 @@ impl<'a> Pool<'a> {
         let due = [
             self.dispatcher.next_tick(),
             self.listeners.next_due(),
+            self.next_aside(),
+            self.next_look_at_lingering(),
+            self.overload.next_due(),
             self.phase_due(),
             self.workers.next_due(self.wants(), &self.dispatcher),
         ];
@@ -238,56 +259,5 @@ impl<'a> Pool<'a> {
             Phase::Leaving { .. } | Phase::Retiring { .. } | Phase::Over => (false, false),
         };
         Wants { start, serve }
-    }
-
-    // ---- new connections --------------------------------------------------------------------------
-
-    /// The listeners, and what becomes of a connection that they accept.
-    fn accepting(&mut self, now: Time) -> (&mut Listeners, impl FnMut(Newcomer) -> Room) {
-        let (dispatcher, plan) = (&mut self.dispatcher, &self.plan);
-        let speaks_first = plan.profile.speaks_first;
-        // With nobody to serve it, a client that has not said anything is not to wait in the queue,
-        // and be turned away from there.
-        let trusting = plan.profile.tolerates_empty_turns && self.workers.any_serving();
-        let welcome = move |newcomer: Newcomer| {
-            let held = Held::new(newcomer.socket, newcomer.peer);
-            if newcomer.admitted {
-                let likely = newcomer.deferred && trusting;
-                let ready = likely || speaks_first || held.has_input();
-                dispatcher.accepted(held, ready, now);
-            } else {
-                log::debug!("{} has too many connections", newcomer.peer);
-                dispatcher.turned_away(held, now);
-            }
-            match dispatcher.connections() {
-                _ if !dispatcher.is_full() => Room::Left,
-                count if count < plan.settings.max_connections => Room::OutOfDescriptors(count),
-                _ => Room::Full,
-            }
-        };
-        (&mut self.listeners, welcome)
-    }
-
-    /// Closes listeners, after taking what waits in their backlogs.
-    pub fn close_listeners(&mut self, unwanted: impl Fn(&Address) -> bool, now: Time) {
-        let plan = self.plan.clone();
-        let (listeners, welcome) = self.accepting(now);
-        listeners.close(unwanted, &plan, now, welcome);
-    }
-
-    /// Accepts again after a descriptor was missing, if there are some.
-    fn accept_again(&mut self, now: Time) {
-        if self.workers.hold_reserve() {
-            self.listeners.resume();
-        } else {
-            self.listeners.postpone(now);
-        }
-    }
-
-    /// Says where the pool listens, as soon as a worker can serve.
-    fn announce(&mut self) {
-        if self.workers.any_serving() {
-            self.listeners.announce();
-        }
     }
 }

@@ -23,6 +23,8 @@ use crate::master::workers::slots::SlotId;
 use crate::service::ServiceProfile;
 use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
+mod endings;
+
 const DEADLINE: Duration = Duration::from_secs(10);
 
 struct World {
