@@ -34,17 +34,24 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// The time of a parked connection is over, and its client has sent nothing: who owes the rest
-    /// of a request is told so, and who was idle is closed.
+    /// The time of a parked or lingering connection is over, and its client has sent nothing. A client
+    /// that owes the rest of a request is told so, and an idle one is closed. `unsent` says that the
+    /// kernel has yet to deliver something: until then the connection lingers, within the total.
     pub fn expired(&mut self, id: ConnectionId, unsent: bool, now: Time) {
-        let Some(connection) = self.table.get(id).filter(|c| c.state == State::Parked) else {
+        let Some(connection) = self.table.get(id) else {
             return;
         };
         let owes = connection.incomplete_since.is_some();
+        match connection.state {
+            State::Lingering if unsent => return self.linger_on(id.index(), now),
+            State::Parked | State::Lingering => {}
+            State::Ready | State::Lent(_) | State::Examined => return,
+        }
+        let parked = connection.state == State::Parked;
         self.unpark(id.index());
-        if owes {
+        if parked && owes {
             self.linger(id.index(), Some(Canned::RequestTimeout), now);
-        } else if unsent {
+        } else if parked && unsent {
             self.linger(id.index(), None, now);
         } else {
             self.close(id.index());
@@ -88,8 +95,8 @@ impl<C> Dispatcher<C> {
         self.resume_if_room();
     }
 
-    /// A lingering client has sent something: it has time again, within the total. Not if the server
-    /// stops, because then it would wait for a client that may go on for long.
+    /// A lingering client has sent something, or is yet to be sent something: it has time again, within
+    /// the total. Not if the server stops, which would wait for a client that may go on for long.
     pub(super) fn linger_on(&mut self, index: u32, now: Time) {
         if !self.stopping && self.lending == Lending::Yes {
             let end = self.table.at(index).linger_end;

@@ -53,9 +53,12 @@ impl<C> Dispatcher<C> {
     }
 
     pub(in crate::master) fn deadline_passed(&mut self, index: u32, now: Time) {
-        if self.table.at(index).state == State::Parked {
-            // It stays parked until the master has looked.
-            self.wait(index, State::Parked, now.after(TICK), now);
+        let connection = self.table.at(index);
+        let state = connection.state;
+        let has_time = connection.linger_end > now && !self.stopping;
+        if state == State::Parked || has_time {
+            // It stays where it is until the master has looked.
+            self.wait(index, state, now.after(TICK), now);
             self.actions.push(Action::Expire(self.table.id(index)));
         } else {
             self.leave_ages(index);

@@ -118,7 +118,7 @@ pub enum Action<C> {
     Arm(ConnectionId, Interest),
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
-    /// The parked connection's time is over: look whether the client has sent something all the
+    /// The time of the parked or lingering connection is over: look whether the client has sent something all the
     /// same, then say [`Dispatcher::readable`](super::Dispatcher::readable) or
     /// [`Dispatcher::expired`](super::Dispatcher::expired).
     Expire(ConnectionId),

@@ -82,9 +82,6 @@ impl Pool<'_> {
                 if unread {
                     self.dispatcher.readable(id, now);
                 } else {
-                    if self.dispatcher.is_full() {
-                        self.kept_out(now);
-                    }
                     self.dispatcher.expired(id, unsent, now);
                 }
             }
@@ -99,12 +96,7 @@ impl Pool<'_> {
             Action::Retire(worker) => self.retire(worker, now),
             Action::End(worker) => self.end_hung(worker, now),
             Action::Close(_, held) => self.close(held, now),
-            Action::PauseAccepting => {
-                if self.phase == Phase::Serving {
-                    self.kept_out(now);
-                }
-                self.listeners.pause();
-            }
+            Action::PauseAccepting => self.listeners.pause(),
             Action::ResumeAccepting => self.listeners.resume(),
         }
     }
@@ -171,27 +163,27 @@ impl Pool<'_> {
         held.store(Place::Parked, &progress, now);
     }
 
-    /// Counts a client that is turned away or kept out, and says so if it is the first.
-    fn turned_away(&mut self, cause: Cause, now: Time) {
-        let (settings, count) = (&self.plan.settings, self.dispatcher.connections());
-        if let Some(warning) = self.overload.count(cause, settings, count, now) {
+    /// Counts a client that is turned away or kept out, while there are so many connections, and says
+    /// so if it is the first.
+    fn turned_away(&mut self, cause: Cause, connections: usize, now: Time) {
+        let settings = &self.plan.settings;
+        if let Some(warning) = self.overload.count(cause, settings, connections, now) {
             log::warn!("{warning}");
         }
     }
 
-    /// There is no room for a further connection.
-    fn kept_out(&mut self, now: Time) {
-        let most = self.plan.settings.max_connections;
-        let cause = match self.dispatcher.connections() < most {
+    /// With so many connections there was no room for a further one.
+    pub(super) fn kept_out(&mut self, connections: usize, now: Time) {
+        let cause = match connections < self.plan.settings.max_connections {
             true => Cause::OpenFiles,
             false => Cause::MaxConnections,
         };
-        self.turned_away(cause, now);
+        self.turned_away(cause, connections, now);
     }
 
     fn linger(&mut self, id: ConnectionId, reply: Option<Canned>, now: Time) {
         if let Some(cause) = reply.and_then(Cause::of) {
-            self.turned_away(cause, now);
+            self.turned_away(cause, self.dispatcher.connections(), now);
         }
         let profile = &self.plan.profile;
         let last_words = match reply {

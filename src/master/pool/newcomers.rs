@@ -64,8 +64,12 @@ impl Pool<'_> {
     /// Lets others give way to so many newcomers, if there is no room for them.
     fn make_room(&mut self, newcomers: usize, now: Time) {
         if self.dispatcher.is_full() {
+            let before = self.dispatcher.connections();
             self.dispatcher.make_room(newcomers);
             self.carry_out(now);
+            if self.dispatcher.is_full() || self.dispatcher.connections() < before {
+                self.kept_out(before, now);
+            }
         }
     }
 

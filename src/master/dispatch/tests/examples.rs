@@ -423,3 +423,23 @@ fn a_lingering_client_that_goes_on_has_time_again_but_not_for_ever() {
     }
     assert_eq!(lasted, 7);
 }
+
+#[test]
+fn a_client_that_still_takes_what_was_sent_is_not_silent() {
+    let second = Duration::from_secs(1);
+    let limits = Limits {
+        linger: second,
+        linger_total: 10 * second,
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    let id = world.dispatcher.turned_away(0, world.now);
+    for _ in 0..4 {
+        let _ = world.dispatcher.take_actions();
+        world.pass(Duration::from_millis(1200));
+        assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
+        world.dispatcher.expired(id, true, world.now);
+    }
+    world.dispatcher.expired(id, false, world.now);
+    assert_eq!(world.dispatcher.state(id), None);
+}
