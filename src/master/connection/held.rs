@@ -348,8 +348,12 @@ impl Held {
         self.ending = true;
         if !last_words.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = send(&self.socket, last_words, flags)?;
-            self.total.written += sent as u64;
+            match send(&self.socket, last_words, flags) {
+                Ok(sent) => self.total.written += sent as u64,
+                // So much is under way to the client already that it gets that and no more.
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         shutdown(&self.socket, Shutdown::Write)?;
         Ok(())

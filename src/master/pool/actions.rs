@@ -204,7 +204,8 @@ impl Pool<'_> {
             true => Cow::default(),
             false => profile.dated(last_words),
         };
-        let wordless = reply.is_some() && last_words.is_empty() && !held.is_unfinished();
+        // Without a reply there is nothing to wait for, unless something is still under way.
+        let wordless = reply.is_some() && last_words.is_empty() && !held.has_unsent();
         let ended = held
             .finish(&last_words)
             .and_then(|()| held.watch(&self.epoll, id, Interest::Input, true));

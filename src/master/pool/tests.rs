@@ -50,6 +50,7 @@ impl World {
             settings: Settings::for_processors(1),
             profile: ServiceProfile {
                 crashed: b"the worker is gone".into(),
+                overloaded: b"too many".into(),
                 ..ServiceProfile::default()
             },
             main: Rc::new(|_| 0),
