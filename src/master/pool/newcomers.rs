@@ -75,7 +75,7 @@ impl Pool<'_> {
 
     // ---- one too many for its client --------------------------------------------------------------
 
-    /// When those that were put aside are looked at for the last time.
+    /// When those that were put aside are looked at next.
     pub(super) fn next_aside(&self) -> Option<Time> {
         let looks = self.aside.iter().map(|one| one.next_look);
         looks.min()
@@ -111,8 +111,10 @@ impl Pool<'_> {
         for one in std::mem::take(&mut self.aside) {
             let peer = one.held.peer();
             let last = at_once || self.has_waited(&one, now);
-            self.make_room(1, now);
             let admitted = self.listeners.clients().enter(peer);
+            if admitted {
+                self.make_room(1, now);
+            }
             if admitted && !self.dispatcher.is_full() {
                 let ready = self.is_ready(&one.held, one.deferred);
                 self.dispatcher.accepted(one.held, ready, now);
