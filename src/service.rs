@@ -12,6 +12,7 @@ mod turn;
 
 use std::borrow::Cow;
 use std::io;
+use std::time::SystemTime;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use connection::WriteAhead;
@@ -55,6 +56,13 @@ pub struct ServiceProfile {
     /// [`Connection::fill`], which never sleeps. This saves the master a look at each connection
     /// before it lends it.
     pub tolerates_empty_turns: bool,
+    /// Whether a turn ends between two responses, unless it ends with [`Turn::ParkForWriting`]. If
+    /// not, the master takes a response for unfinished, too, when a turn has sent something and
+    /// ends with [`Turn::Again`]. It sends none of the replies below into an unfinished response.
+    pub whole_responses: bool,
+    /// What stands for the time in the replies below: the master puts the present time in its
+    /// place, as HTTP writes it (RFC 9110 §5.6.7). Empty if the replies hold no time.
+    pub date_slot: Cow<'static, [u8]>,
     /// Sent when the worker died in a turn that had read the request and sent nothing.
     pub crashed: Cow<'static, [u8]>,
     /// Sent when a turn took longer than the limit.
@@ -63,4 +71,38 @@ pub struct ServiceProfile {
     pub overloaded: Cow<'static, [u8]>,
     /// Sent when the client did not complete its request in time.
     pub request_timeout: Cow<'static, [u8]>,
+}
+
+impl ServiceProfile {
+    /// A reply with the present time in the place of the date slot.
+    pub(crate) fn dated<'a>(&self, reply: &'a [u8]) -> Cow<'a, [u8]> {
+        let slot = &*self.date_slot;
+        let place = reply.windows(slot.len().max(1)).position(|at| at == slot);
+        let Some(place) = place else {
+            return reply.into();
+        };
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        let (before, after) = (&reply[..place], &reply[place + slot.len()..]);
+        [before, date.as_bytes(), after].concat().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_sent_with_the_time_in_its_slot() {
+        let mut profile = ServiceProfile::default();
+        assert_eq!(*profile.dated(b"sorry"), *b"sorry");
+        profile.date_slot = b"(now)".into();
+        assert_eq!(*profile.dated(b"sorry"), *b"sorry");
+        let dated = profile.dated(b"at (now).");
+        let dated = std::str::from_utf8(&dated).unwrap();
+        let date = dated
+            .strip_prefix("at ")
+            .and_then(|rest| rest.strip_suffix('.'));
+        let date = httpdate::parse_http_date(date.unwrap()).unwrap();
+        assert!(SystemTime::now().duration_since(date).unwrap().as_secs() < 60);
+    }
 }

@@ -21,6 +21,7 @@ use rustix::net::{RecvFlags, recv};
 use crate::error::Plain;
 use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use crate::sys;
+use crate::sys::unforked::Unforked;
 use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
 
 /// The master's end of the pair, and its copy of the worker's end.
@@ -45,13 +46,29 @@ const SEND_BUFFER: usize = MAX_MESSAGE;
 /// More messages than can lie unread in a socket.
 const MOST_UNREAD: usize = 4096;
 
-/// A receive buffer for messages of any permitted length.
+/// A receive buffer for messages of any permitted length. Forked processes find it empty, because
+/// it holds what clients have sent.
 #[derive(Debug)]
-pub struct MessageBuffer(Box<[u8]>);
+pub struct MessageBuffer {
+    bytes: Unforked,
+    /// How long the longest message was that may still be there.
+    length: usize,
+}
+
+impl MessageBuffer {
+    /// Overwrites what was received.
+    pub fn wipe(&mut self) {
+        self.bytes[..self.length].fill(0);
+        self.length = 0;
+    }
+}
 
 impl Default for MessageBuffer {
     fn default() -> Self {
-        Self(vec![0; MAX_MESSAGE].into_boxed_slice())
+        Self {
+            bytes: Unforked::zeroed(MAX_MESSAGE),
+            length: 0,
+        }
     }
 }
 
@@ -163,15 +180,25 @@ impl MasterEnd {
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Option<FromWorker<'a>>> {
         let mut unasked = Vec::new();
         let refused = |descriptors| unasked = descriptors;
-        let received =
-            fdpass::receive_or(&self.ours, &mut buffer.0, self.room(), Wait::Dont, refused);
+        let received = fdpass::receive_or(
+            &self.ours,
+            &mut buffer.bytes,
+            self.room(),
+            Wait::Dont,
+            refused,
+        );
         let length = match received {
             Ok(message) => {
                 unasked.extend(message.descriptors);
+                buffer.length = buffer.length.max(message.length);
                 Ok(Some(message.length))
             }
             Err(error) if error.would_block() => Ok(None),
-            Err(error) => Err(io::Error::from(error)),
+            Err(error) => {
+                // How much of it has come is not known.
+                buffer.length = buffer.bytes.len();
+                Err(io::Error::from(error))
+            }
         };
         if !unasked.is_empty() {
             dispose(unasked);
@@ -183,7 +210,7 @@ impl MasterEnd {
         match length {
             // This is no end of file, because the master holds the worker's end open too.
             0 => Err(invalid_data("empty message")),
-            length => FromWorker::parse(&buffer.0[..length])
+            length => FromWorker::parse(&buffer.bytes[..length])
                 .map(Some)
                 .map_err(|e| invalid_data(&e.to_string())),
         }
@@ -204,13 +231,14 @@ impl MasterEnd {
     /// Any error of recv(2); `InvalidData` for a malformed message.
     pub fn take_back(&self, buffer: &mut MessageBuffer) -> io::Result<Option<u64>> {
         loop {
-            let length = match recv(&self.theirs, &mut *buffer.0, RecvFlags::DONTWAIT) {
+            let length = match recv(&self.theirs, &mut *buffer.bytes, RecvFlags::DONTWAIT) {
                 Ok((_, length)) => length,
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            match ToWorker::parse(&buffer.0[..length]) {
+            buffer.length = buffer.length.max(length);
+            match ToWorker::parse(&buffer.bytes[..length]) {
                 Ok(ToWorker::Lend(lend)) => return Ok(Some(lend.id)),
                 // A worker is asked to retire when nothing is lent to it. If the message is still
                 // here, the worker is dead and does not need it any more.
@@ -272,7 +300,7 @@ impl WorkerEnd {
         if message.length == 0 {
             return Ok(Assignment::Retire);
         }
-        match ToWorker::parse(&buffer.0[..message.length]) {
+        match ToWorker::parse(&buffer.bytes[..message.length]) {
             Ok(ToWorker::Lend(lend)) => match message.descriptors.pop() {
                 Some(connection) => Ok(Assignment::Serve(lend, connection)),
                 None => Err(invalid_data(
@@ -314,8 +342,11 @@ fn receive(
     wanted: usize,
     wait: Wait,
 ) -> io::Result<Option<fdpass::Message>> {
-    match fdpass::receive(socket, &mut buffer.0, wanted, wait).map_err(io::Error::from) {
-        Ok(message) => Ok(Some(message)),
+    match fdpass::receive(socket, &mut buffer.bytes, wanted, wait).map_err(io::Error::from) {
+        Ok(message) => {
+            buffer.length = buffer.length.max(message.length);
+            Ok(Some(message))
+        }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }

@@ -361,9 +361,17 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         name: "linger",
         unit: Unit::Seconds,
-        help: "Drain a finished connection for this many seconds at most.",
+        help: "Drain a finished connection until its client is silent for this many seconds.",
         get: |s| s.linger.as_secs(),
         set: |s, n| s.linger = Duration::from_secs(n),
+        ..KEY
+    },
+    Key {
+        name: "linger-total",
+        unit: Unit::Seconds,
+        help: "Drain a finished connection for this many seconds in all. 0: six times --linger.",
+        get: |s| seconds_or_zero(s.linger_total),
+        set: |s, n| s.linger_total = nonzero_seconds(n),
         ..KEY
     },
     Key {

@@ -51,8 +51,12 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// How long a client may take for the head of a request, from its first byte.
     pub head_timeout: Option<Duration>,
-    /// How long a finished connection stays open to discard what its client still sends.
+    /// How long a finished connection stays open while its client is silent, to discard what it
+    /// still sends.
     pub linger: Duration,
+    /// How long a finished connection stays open in all, even if its client goes on sending. `None`
+    /// stands for six times `linger`.
+    pub linger_total: Option<Duration>,
     /// How long one read from or write to a client may sleep inside a turn.
     pub client_timeout: Duration,
     /// How long the kernel may hold back a new connection whose client has sent nothing yet
@@ -100,7 +104,8 @@ impl Settings {
             queue_wait: Some(Duration::from_secs(30)),
             idle_timeout: Some(Duration::from_secs(75)),
             head_timeout: Some(Duration::from_secs(30)),
-            linger: Duration::from_secs(2),
+            linger: Duration::from_secs(5),
+            linger_total: None,
             client_timeout: Duration::from_secs(60),
             defer_accept: Duration::from_secs(5),
             start_timeout: Duration::from_secs(60),
@@ -135,6 +140,7 @@ impl Settings {
             idle_timeout: self.idle_timeout.map(time),
             head_timeout: self.head_timeout.map(time),
             linger: time(self.linger),
+            linger_total: self.linger_total.map(time),
             client_timeout: self.client_timeout.clamp(millisecond, LONGEST),
             defer_accept: self.defer_accept.min(LONGEST_DEFERRAL),
             start_timeout: self.start_timeout.clamp(millisecond, LONGEST),
@@ -195,6 +201,7 @@ mod tests {
                 grace: times.0,
                 patience: times.1,
                 linger: times.2,
+                linger_total: limits.0,
                 client_timeout: times.3,
                 defer_accept: times.4,
                 start_timeout: times.0,
@@ -230,6 +237,7 @@ mod tests {
                 idle_timeout,
                 head_timeout,
                 linger,
+                linger_total,
                 client_timeout,
                 defer_accept,
                 start_timeout,
@@ -237,7 +245,14 @@ mod tests {
                 ..
             } = settings.clone().within_bounds();
             prop_assert!(patience * 1000 <= LONGEST && patience > Duration::ZERO);
-            let may_be_none = [turn_timeout, queue_wait, idle_timeout, head_timeout, max_lifetime];
+            let may_be_none = [
+                turn_timeout,
+                queue_wait,
+                idle_timeout,
+                head_timeout,
+                linger_total,
+                max_lifetime,
+            ];
             let all = [grace, linger, client_timeout, defer_accept, start_timeout];
             for time in all.into_iter().chain(may_be_none.into_iter().flatten()) {
                 prop_assert!(time <= LONGEST);

@@ -44,17 +44,21 @@ impl Plan<'_> {
     #[must_use]
     pub fn limits(&self, room: usize) -> dispatch::Limits {
         let settings = &self.settings;
+        let descriptors = room.min(MAX_CONNECTIONS);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         dispatch::Limits {
             // More workers that stay awake than processors only get into each other's way.
             few: processors,
             patience: settings.patience,
-            connections: settings.max_connections.min(room).min(MAX_CONNECTIONS),
+            connections: settings.max_connections.min(descriptors),
+            lingering: (descriptors / 4).max(1),
+            descriptors,
             queue: settings.queue,
             queue_wait: settings.queue_wait,
             idle: settings.idle_timeout,
             head: settings.head_timeout,
             linger: settings.linger,
+            linger_total: settings.linger_total.unwrap_or(6 * settings.linger),
             turn: settings.turn_timeout,
         }
     }

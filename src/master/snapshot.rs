@@ -51,7 +51,7 @@ pub struct Snapshot<'a> {
     pub peer: Option<Peer>,
     /// Where the connection was.
     pub place: Place,
-    /// What it waited for, or will when its turn is over.
+    /// What it waited for. Output also says that a response is unfinished, wherever it was.
     pub interest: Interest,
     /// How many turns it has had, the one in which it is not included.
     pub turns: u64,
@@ -126,6 +126,9 @@ impl Snapshot<'_> {
         if self.stored {
             line.push_str(" stored=1");
         }
+        if self.place == Place::Ready && self.interest == Interest::Output {
+            line.push_str(" unfinished=1");
+        }
         line
     }
 
@@ -184,6 +187,7 @@ impl<'a> Snapshot<'a> {
                 "read" => snapshot.total.read = number(value)?,
                 "written" => snapshot.total.written = number(value)?,
                 "stored" => snapshot.stored = flag(value)?,
+                "unfinished" if flag(value)? => snapshot.interest = Interest::Output,
                 _ if required => return Err(Malformed),
                 _ => {}
             }
@@ -340,6 +344,15 @@ mod tests {
         ] {
             assert_eq!(read(line), Err(Malformed), "{line}");
         }
+    }
+
+    #[test]
+    fn an_unfinished_response_is_known_wherever_the_connection_is() {
+        let line = "pool=web peer=unix waiting=worker turns=2 read=1 written=1 unfinished=1";
+        let (name, snapshot) = Snapshot::parse(line.split(' '), 2, b"").unwrap();
+        assert_eq!(snapshot.place, Place::Ready);
+        assert_eq!(snapshot.interest, Interest::Output);
+        assert_eq!(snapshot.line(&name, 2), line);
     }
 
     #[test]

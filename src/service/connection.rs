@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::writev;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::service::buffer::Buffer;
 use crate::service::turn::Turn;
@@ -312,11 +312,9 @@ impl Connection {
         self.drained = false;
     }
 
-    /// Shuts down the sending side, so that the client sees the end. Closing the descriptor would
-    /// not do that, because the master has one of its own.
-    pub(crate) fn finish(&self) {
-        // An error means that the connection has ended already.
-        let _ = shutdown(&self.socket, Shutdown::Write);
+    /// Whether the client has sent something that nobody has read.
+    pub(crate) fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
     }
 
     /// The connection's id in the report.

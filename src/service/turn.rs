@@ -13,7 +13,8 @@ pub enum Turn {
     /// Continue at once, after the other connections that wait: there is more to do, such as a
     /// further request in the buffer.
     Again,
-    /// Close the connection. Everything that the client has sent must have been read.
+    /// Close the connection. What was sent reaches the client all the same: if the client has sent
+    /// something that was not read, or has yet to take something, this is [`Turn::Linger`].
     Close,
     /// Close the connection, whose client may still be sending. The master first discards what
     /// comes for a while, so that the last bytes sent are not lost to a reset (RFC 9112 §9.6).

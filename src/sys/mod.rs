@@ -16,3 +16,4 @@ pub mod shared;
 pub mod signals;
 pub mod socket_path;
 pub mod tcp;
+pub mod unforked;

@@ -59,7 +59,8 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
 /// same time, one can have bound its socket there since the other has looked, so the file is moved
 /// aside first, and back again if it turns out to be another one.
 ///
-/// # Errors `AddrInUse` if a process has a socket there, `AlreadyExists` if it is a file of another
+/// # Errors
+/// `AddrInUse` if a process has a socket there, `AlreadyExists` if it is a file of another
 /// kind, and what rename(2) fails with.
 pub fn make_way(path: &Path) -> io::Result<()> {
     // As long as this is open, no other file can get the same inode number.

@@ -130,7 +130,10 @@ pub fn backlog(listener: impl AsFd) -> io::Result<usize> {
 const UNACKED: usize = 4;
 
 /// Bytes written that the client has not acknowledged, the unsent ones included (tcp(7), SIOCOUTQ).
-fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
+///
+/// # Errors
+/// What ioctl(2) fails with.
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     let mut count: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which lives across the call.
     checked(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) })?;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, shutdown};
 
 use crate::channel::inbox::WorkerEnd;
 use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
@@ -96,10 +97,12 @@ impl<'a> Reporter<'a> {
         comes
     }
 
-    /// Closes this worker's descriptor of the connection, then reports. The order matters: the
-    /// master may close its own descriptor as soon as it has the report, and the client sees the
-    /// end of the connection only when the last descriptor is closed. Returns the buffer, so that
-    /// the next connection can use it.
+    /// Reports the turn, and closes this worker's descriptor of the connection. The order matters.
+    /// A connection that is kept is closed here before the report, because the master may lend it
+    /// to another worker, or close it, as soon as it has the report. One that is over is ended
+    /// after the report, because a client that sees the end may come again at once, and must not be
+    /// turned away because this connection still counts. Returns the buffer, so that the next
+    /// connection can use it.
     pub(super) fn give_back(
         &mut self,
         connection: Connection,
@@ -108,24 +111,33 @@ impl<'a> Reporter<'a> {
         let (id, traffic) = (connection.id(), connection.traffic());
         let outcome = match served.outcome {
             Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
+            // Closing would reset the connection, and could destroy what was sent.
+            Outcome::Close if !connection.is_drained() && connection.has_unread() => {
+                Outcome::Linger
+            }
             other => other,
         };
         let urgency = match outcome {
             Outcome::ParkDrained if connection.is_watched() => Urgency::None,
-            // `finish` below ends the connection for the client, so the master's descriptor may
-            // stay open a little longer.
+            // The connection is ended below for the client, so the master's descriptor may stay
+            // open a little longer.
             Outcome::Close => Urgency::None,
             _ => Urgency::Urgent,
         };
         if connection.buffer().is_empty() {
             connection.write_ahead(outcome);
         }
-        if !outcome.keeps() {
-            connection.finish();
-        }
         let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
-        drop(socket);
-        let carry = if outcome.keeps() { buffer.bytes() } else { &[] };
+        let over = if outcome.keeps() {
+            drop(socket);
+            None
+        } else {
+            Some(socket)
+        };
+        let carry = match over {
+            None => buffer.bytes(),
+            Some(_) => &[],
+        };
         let entry = Entry {
             id,
             outcome,
@@ -143,6 +155,11 @@ impl<'a> Reporter<'a> {
             }))?;
         }
         self.board.clear_unreported();
+        if let Some(socket) = over {
+            // Closing alone would not end it, because the master has a descriptor of its own, and
+            // may be late with the report. An error means that it has ended already.
+            let _ = shutdown(&socket, Shutdown::Write);
+        }
         Ok(buffer)
     }
 }

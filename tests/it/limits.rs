@@ -21,10 +21,19 @@ fn assert_in_its_time(start: Instant) {
     assert!(took < SOON, "{took:?} is much more than a second");
 }
 
+/// A server that gives a client a second for the head of a request.
+fn hurried(arguments: &[&str]) -> Server {
+    let arguments = [arguments, &["--head-timeout", "1"]].concat();
+    Setup::new(&arguments).expect("head-timeout: ").start()
+}
+
 #[track_caller]
 fn assert_told_to_hurry(client: &mut Client) {
     let reply = client.reply();
     assert_eq!(reply.status, 408, "{reply:?}");
+    // RFC 9110 §6.6.1, §9.3.2: it has a date, and would be right in answer to HEAD.
+    assert!(reply.header("date").is_some(), "{reply:?}");
+    assert!(reply.body.is_empty(), "{reply:?}");
     assert!(reply.closes(), "{reply:?}");
     assert!(client.is_closed());
 }
@@ -79,7 +88,7 @@ fn without_a_limit_an_idle_connection_stays() {
 
 #[test]
 fn half_a_head_is_answered_408_in_its_time() {
-    let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
+    let server = hurried(&["demo", "-w", "1"]);
     let mut client = server.connect();
     let start = Instant::now();
     client.send("GET / HTTP/1.1\r\nHo");
@@ -89,7 +98,7 @@ fn half_a_head_is_answered_408_in_its_time() {
 
 #[test]
 fn a_head_that_drips_is_answered_408_in_its_time() {
-    let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
+    let server = hurried(&["demo", "-w", "1"]);
     let mut client = server.connect();
     let start = Instant::now();
     client.send("GET / HTTP/1.1\r\nHost: test\r\nX-Drip: ");
@@ -109,7 +118,7 @@ fn a_head_that_drips_is_answered_408_in_its_time() {
 
 #[test]
 fn a_small_body_belongs_to_what_must_be_here_in_time() {
-    let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
+    let server = hurried(&["demo", "-w", "1"]);
     let mut client = server.connect();
     let start = Instant::now();
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
@@ -118,8 +127,23 @@ fn a_small_body_belongs_to_what_must_be_here_in_time() {
 }
 
 #[test]
-fn every_head_has_its_own_time() {
+fn who_has_sent_only_line_ends_owes_nothing() {
     let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
+    let mut client = server.connect();
+    let post = "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody\r\n";
+    client.send(post);
+    assert_eq!(client.reply().status, 200);
+    for line_ends in ["\r\n", "\r\n\r\n"] {
+        assert!(client.is_silent_for(Duration::from_millis(1200)));
+        client.send(line_ends);
+    }
+    assert!(client.is_silent_for(Duration::from_millis(1200)));
+    assert_eq!(client.get("/").status, 200);
+}
+
+#[test]
+fn every_head_has_its_own_time() {
+    let server = hurried(&["demo", "-w", "1"]);
     let mut client = server.connect();
     for _ in 0..3 {
         assert_eq!(client.get("/").status, 200);
@@ -134,7 +158,7 @@ fn every_head_has_its_own_time() {
 
 #[test]
 fn the_time_of_a_turn_is_no_part_of_the_next_head_s() {
-    let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
+    let server = hurried(&["demo", "-w", "1"]);
     let mut client = server.connect();
     client.send("GET /sleep/1500 HTTP/1.1\r\nHost: test\r\n\r\nGET / HT");
     assert_eq!(client.reply().status, 200);
@@ -145,7 +169,7 @@ fn the_time_of_a_turn_is_no_part_of_the_next_head_s() {
 
 #[test]
 fn a_dripping_head_costs_nobody_else_anything() {
-    let server = Server::start(&["demo", "-w", "1", "--head-timeout", "1"]);
+    let server = hurried(&["demo", "-w", "1"]);
     let mut dripping = server.connect_all(30);
     for client in &mut dripping {
         client.send("GET / HTTP/1.1\r\n");

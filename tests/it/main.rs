@@ -26,6 +26,7 @@ mod reconfigure;
 mod recycle;
 mod reload;
 mod scale;
+mod secrets;
 mod serve;
 mod shortage;
 mod signals;

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
 use super::evidence::{Evidence, sum};
@@ -17,10 +18,15 @@ use crate::master::store::Kept;
 use crate::master::time::Time;
 use crate::service::Peer;
 use crate::sys::tcp;
-use crate::wire::{Report, Traffic};
+use crate::sys::unforked::Unforked;
+use crate::wire::{Outcome, Report, Traffic};
 
 /// How much of a lingering client's input is discarded at a time.
 pub const DRAIN_SIZE: usize = 64 * 1024;
+
+/// A response up to this length is sent at once, into the window that each connection begins with
+/// (RFC 6928).
+const SHORT_RESPONSE: u64 = 14 * 1024;
 
 const INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
@@ -39,10 +45,10 @@ enum Watch {
 pub struct Held {
     socket: OwnedFd,
     peer: Peer,
-    carry: Box<[u8]>,
+    carry: Unforked,
     watch: Watch,
-    /// What was last waited for.
-    interest: Interest,
+    /// A part of a response was sent, and the service means to send the rest.
+    unfinished: bool,
     /// Events that came while the connection was lent.
     noticed: EventFlags,
     /// The server has ended its sending side.
@@ -64,9 +70,9 @@ impl Held {
         Self {
             socket,
             peer,
-            carry: Box::default(),
+            carry: Unforked::default(),
             watch: Watch::No,
-            interest: Interest::Input,
+            unfinished: false,
             noticed: EventFlags::empty(),
             ending: false,
             total: Traffic::default(),
@@ -79,9 +85,9 @@ impl Held {
     #[must_use]
     pub fn adopted(socket: OwnedFd, peer: Peer, snapshot: &Snapshot<'_>) -> Self {
         let mut held = Self::new(socket, peer);
-        held.carry = snapshot.carry.as_ref().into();
+        held.carry = Unforked::from(&*snapshot.carry);
         held.total = snapshot.total;
-        held.interest = snapshot.interest;
+        held.unfinished = snapshot.interest == Interest::Output;
         held
     }
 
@@ -138,7 +144,10 @@ impl Held {
             pool,
             peer: Some(self.peer),
             place,
-            interest: self.interest,
+            interest: match self.unfinished {
+                true => Interest::Output,
+                false => Interest::Input,
+            },
             turns: progress.turns,
             remaining: progress.remaining,
             incomplete_for: progress.incomplete_for,
@@ -172,8 +181,10 @@ impl Held {
 
     // ---- between turns --------------------------------------------------------------------------
 
-    /// Counts what a report says, and keeps its carry.
-    pub fn count(&mut self, report: &Report<'_>) {
+    /// Counts what a report says, and keeps its carry. `whole` says that turns end between two
+    /// responses, but for those that wait for writing.
+    pub fn count(&mut self, report: &Report<'_>, whole: bool) {
+        let before = self.total.written;
         match report.traffic {
             // The worker's word: only its own connection suffers if it is wrong.
             Some(traffic) => self.total = sum(self.total, traffic),
@@ -184,9 +195,30 @@ impl Held {
                 }
             }
         }
+        let uncounted = report.traffic.is_none() && self.peer == Peer::Unix;
+        let answered = uncounted || self.total.written != before;
+        self.end_turn(report.outcome, answered && !whole);
         if self.carry.len() + report.carry.len() > 0 {
             self.carry = report.carry.into();
         }
+    }
+
+    /// A turn is over, and it may have sent a part of a response. Only the service knows where one
+    /// ends. The master takes it for unfinished after `PARK-WRITE`, and when such a turn goes on
+    /// with `AGAIN`, until the connection is parked.
+    fn end_turn(&mut self, outcome: Outcome, partly: bool) {
+        self.unfinished = match outcome {
+            Outcome::ParkWrite => true,
+            Outcome::Again => self.unfinished || partly,
+            Outcome::Park | Outcome::ParkDrained => false,
+            Outcome::Close | Outcome::Linger => self.unfinished,
+        };
+    }
+
+    /// Whether a part of a response was sent, and the rest was not.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished
     }
 
     /// What the kernel has counted; `None` if it does not count for this kind of socket.
@@ -211,6 +243,39 @@ impl Held {
         rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
     }
 
+    /// Whether the kernel may still have to send something. What a Unix socket has taken is with
+    /// the client already.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        let inet = matches!(self.peer, Peer::Inet(_));
+        inet && tcp::unacknowledged(&self.socket).is_ok_and(|unsent| unsent > 0)
+    }
+
+    /// Whether closing the connection after this turn could destroy what was sent: the kernel
+    /// resets a connection that is closed with unread input, or gets some after that (RFC 9112
+    /// §9.6). The kernel is asked only if there is a sign of it, because most connections have
+    /// none: a worker that counts has also looked for unread input, and a short response is with
+    /// the client by the time it could send more.
+    #[must_use]
+    pub fn would_lose(&self, report: &Report<'_>, on_board: bool) -> bool {
+        let long = |traffic: Traffic| traffic.written > SHORT_RESPONSE;
+        let sign = !on_board
+            || self.unfinished
+            || report.traffic.is_none_or(long)
+            || self.noticed.contains(EventFlags::IN);
+        sign && (self.has_unread() || self.has_unsent())
+    }
+
+    /// Whether the client has ended both sides, or has reset the connection.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        // No events are asked for: the end of both sides and errors are told anyway (poll(2)).
+        let mut wait = [PollFd::new(&self.socket, PollFlags::empty())];
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        poll(&mut wait, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+            && wait[0].revents().intersects(gone)
+    }
+
     /// Watches for the client. While it waits for input, the connection stays watched when it is
     /// lent, so that the next time this costs no call; what came in the meantime is returned. Not
     /// with `once`: then a worker may stay with the connection, and what comes is not to wake the
@@ -225,7 +290,6 @@ impl Held {
         interest: Interest,
         once: bool,
     ) -> io::Result<EventFlags> {
-        self.interest = interest;
         let noticed = std::mem::replace(&mut self.noticed, EventFlags::empty());
         let (mode, flags) = match interest {
             Interest::Input | Interest::NewInput if self.ending || once => {
@@ -259,6 +323,12 @@ impl Held {
         self.watch == Watch::Input
     }
 
+    /// Whether the server has ended its sending side.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending
+    }
+
     /// Keeps events that came while the connection was lent. True when they are the first to say
     /// that the client has sent something.
     pub fn keep_events(&mut self, flags: EventFlags) -> bool {
@@ -275,12 +345,16 @@ impl Held {
     /// # Errors
     /// What send(2) and shutdown(2) fail with: the client is gone.
     pub fn finish(&mut self, last_words: &[u8]) -> io::Result<()> {
+        self.ending = true;
         if !last_words.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = send(&self.socket, last_words, flags)?;
-            self.total.written += sent as u64;
+            match send(&self.socket, last_words, flags) {
+                Ok(sent) => self.total.written += sent as u64,
+                // So much is under way to the client already that it gets that and no more.
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        self.ending = true;
         shutdown(&self.socket, Shutdown::Write)?;
         Ok(())
     }
@@ -319,9 +393,10 @@ impl Held {
         };
         let (verdict, total) = evidence.weigh(now);
         self.total = total;
-        if let Verdict::Served(_) = verdict {
+        if let Verdict::Served(outcome) = verdict {
+            self.end_turn(outcome, true);
             // A turn that ends without a message leaves nothing to carry.
-            self.carry = Box::default();
+            self.carry = Unforked::default();
         }
         verdict
     }
@@ -353,7 +428,6 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Outcome;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
@@ -400,12 +474,15 @@ mod tests {
         client.write_all(b"half and half").unwrap();
         worker.read_exact(&mut [0; 5]).unwrap();
         let moved = |read, written| Some(Traffic { read, written });
-        held.count(&Report {
-            id: 1,
-            outcome: Outcome::Park,
-            traffic: moved(5, 0),
-            carry: b"half ",
-        });
+        held.count(
+            &Report {
+                id: 1,
+                outcome: Outcome::Park,
+                traffic: moved(5, 0),
+                carry: b"half ",
+            },
+            true,
+        );
         worker.read_exact(&mut [0; 8]).unwrap();
         worker.write_all(b"whole").unwrap();
         let pending = Entry {

@@ -15,8 +15,10 @@
 mod average;
 pub mod chains;
 mod demand;
+mod endings;
 mod hang;
 mod passing;
+mod room;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -29,11 +31,12 @@ use crate::master::dispatch::chains::{Chains, List};
 use crate::master::dispatch::table::{ConnectionId, State, Table};
 use crate::master::dispatch::wheel::Wheel;
 use crate::master::time::Time;
+use crate::wire::Outcome;
 use average::Average;
 use workers::{Pace, Tenure, Workers};
 
 pub use vocabulary::{
-    Action, Canned, Interest, Lending, Limits, Progress, Stray, TurnEnd, Verdict,
+    Action, Canned, Excess, Interest, Lending, Limits, Progress, Stray, TurnEnd, Verdict,
 };
 pub use workers::{MAX_DEPTH, WorkerId};
 
@@ -51,6 +54,10 @@ pub struct Dispatcher<C> {
     chains: Chains,
     ready: List,
     wheel: Wheel,
+    /// Links of connections that are idle or linger, in the order in which they came to be so.
+    ages: Chains,
+    idle: List,
+    lingering: List,
     workers: Workers,
     turn: Average,
     /// How many connections are lent.
@@ -77,6 +84,9 @@ impl<C> Dispatcher<C> {
             chains: Chains::default(),
             ready: List::default(),
             wheel: Wheel::default(),
+            ages: Chains::default(),
+            idle: List::default(),
+            lingering: List::default(),
             workers: Workers::default(),
             turn,
             lent: 0,
@@ -93,11 +103,8 @@ impl<C> Dispatcher<C> {
     /// Goes by other limits from now on. What waits already keeps the deadline that it has.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
-        if self.paused && !self.stopping && self.table.len() < self.limits.connections {
-            self.paused = false;
-            self.actions.push(Action::ResumeAccepting);
-        }
-        self.pause_if_full();
+        self.trim_lingering();
+        self.resume_if_room();
     }
 
     /// What is to be done, in this order. The caller gives the emptied vector back with
@@ -138,18 +145,6 @@ impl<C> Dispatcher<C> {
     #[must_use]
     pub fn turn_number(&self, id: ConnectionId) -> u64 {
         self.table.get(id).map_or(0, |connection| connection.turns)
-    }
-
-    /// How many connections there are.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.table.len()
-    }
-
-    /// Whether there is no room for further connections.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.paused
     }
 
     /// Where a connection is.
@@ -237,23 +232,26 @@ impl<C> Dispatcher<C> {
 
     /// A connection was accepted. `ready` says that it can have its first turn at once.
     pub fn accepted(&mut self, payload: C, ready: bool, now: Time) -> ConnectionId {
-        let id = self.table.insert(payload);
-        self.chains.admit(id.index());
+        let id = self.admit(payload);
         if ready {
             self.make_ready(id.index(), now);
         } else {
             self.park(id.index(), Interest::Input, self.limits.idle, now);
         }
-        self.pause_if_full();
         id
     }
 
-    /// A connection was accepted that is one too many: it is told so, and ends.
+    /// A connection was accepted that is one too many for its client, which is told so.
     pub fn turned_away(&mut self, payload: C, now: Time) -> ConnectionId {
+        let id = self.admit(payload);
+        self.linger(id.index(), Some(Canned::Overloaded(Excess::PerClient)), now);
+        id
+    }
+
+    fn admit(&mut self, payload: C) -> ConnectionId {
         let id = self.table.insert(payload);
         self.chains.admit(id.index());
-        self.linger(id.index(), Some(Canned::Overloaded), now);
-        self.pause_if_full();
+        self.ages.admit(id.index());
         id
     }
 
@@ -270,52 +268,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// The client of a parked or lingering connection has gone, leaving nothing to read and wanting
-    /// no answer.
-    pub fn hung_up(&mut self, id: ConnectionId) {
-        if let Some(State::Parked | State::Lingering) = self.table.get(id).map(|c| c.state) {
-            self.unpark(id.index());
-            self.close(id.index());
-        }
-    }
-
-    /// The time of a parked connection is over, and its client has sent nothing: who owes the rest
-    /// of a request is told so, and who was idle is closed.
-    pub fn expired(&mut self, id: ConnectionId, now: Time) {
-        let Some(connection) = self.table.get(id).filter(|c| c.state == State::Parked) else {
-            return;
-        };
-        let owes = connection.incomplete_since.is_some();
-        self.unpark(id.index());
-        if owes {
-            self.linger(id.index(), Some(Canned::RequestTimeout), now);
-        } else {
-            self.close(id.index());
-        }
-    }
-
-    /// A lingering connection was drained; `ended` says that the client has sent its last byte.
-    pub fn drained(&mut self, id: ConnectionId, ended: bool) {
-        if self
-            .table
-            .get(id)
-            .is_some_and(|connection| connection.state == State::Lingering)
-        {
-            if ended {
-                self.unpark(id.index());
-                self.close(id.index());
-            } else {
-                self.actions.push(Action::Arm(id, Interest::Input));
-            }
-        }
-    }
-
-    /// The master could not watch, answer or drain the connection: it is of no more use.
-    pub fn broken(&mut self, id: ConnectionId) {
-        self.hung_up(id);
-    }
-
-    // ---- workers: what they say -----------------------------------------------------------------
+    // ---- workers: what they say ---------------------------------------------------------------
 
     /// A worker was started. It is lent nothing before it says that it is ready.
     pub fn worker_started(&mut self, capacity: usize) -> WorkerId {
@@ -484,13 +437,18 @@ impl<C> Dispatcher<C> {
             Verdict::Served(outcome) => {
                 (connection.replayed, connection.hung) = (false, false);
                 connection.incomplete_since = None;
-                if outcome.keeps() {
-                    self.park(id.index(), Interest::Input, self.limits.idle, now);
-                } else {
-                    self.linger(id.index(), None, now);
+                match outcome {
+                    Outcome::Again => self.make_ready(id.index(), now),
+                    Outcome::Park | Outcome::ParkDrained => {
+                        self.park(id.index(), Interest::Input, self.limits.idle, now);
+                    }
+                    Outcome::ParkWrite => {
+                        self.park(id.index(), Interest::Output, self.limits.idle, now);
+                    }
+                    Outcome::Close | Outcome::Linger => self.linger(id.index(), None, now),
                 }
             }
-            Verdict::Sent | Verdict::Unknown => self.close(id.index()),
+            Verdict::Sent | Verdict::Unknown => self.linger(id.index(), None, now),
         }
     }
 
@@ -566,7 +524,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// Whether nothing is left to serve or to send.
+    /// Whether no connection is left, not even one that lingers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.table.len() == 0

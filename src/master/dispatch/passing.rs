@@ -64,8 +64,7 @@ impl<C> Dispatcher<C> {
         interest: Interest,
         now: Time,
     ) -> ConnectionId {
-        let id = self.table.insert(payload);
-        self.chains.admit(id.index());
+        let id = self.admit(payload);
         let connection = self.table.at_mut(id.index());
         connection.turns = progress.turns;
         connection.incomplete_since = progress
@@ -76,17 +75,14 @@ impl<C> Dispatcher<C> {
         } else {
             self.park(id.index(), interest, progress.remaining, now);
         }
-        self.pause_if_full();
         id
     }
 
     /// Takes a connection over whose worker died with its master, having read the request and sent
     /// nothing: its client is told so.
     pub fn adopt_crashed(&mut self, payload: C, now: Time) -> ConnectionId {
-        let id = self.table.insert(payload);
-        self.chains.admit(id.index());
+        let id = self.admit(payload);
         self.linger(id.index(), Some(Canned::Crashed), now);
-        self.pause_if_full();
         id
     }
 }

@@ -83,6 +83,10 @@ pub struct Connection<C> {
     pub deadline: Time,
     /// Since when the client owes the rest of a request that it has begun.
     pub incomplete_since: Option<Time>,
+    /// Lingering: when it ends, however much its client still sends. Else meaningless.
+    pub linger_end: Time,
+    /// Parked, and in the list of those that give way to newcomers.
+    pub idle: bool,
     /// Its worker was taken for hung in this turn.
     pub hung: bool,
     /// It was given to a second worker after the first died under it. That happens once a turn.
@@ -145,6 +149,8 @@ impl<C> Table<C> {
             started: Time::default(),
             deadline: Time::default(),
             incomplete_since: None,
+            linger_end: Time::default(),
+            idle: false,
             hung: false,
             replayed: false,
             serial,

@@ -6,7 +6,7 @@ mod examples;
 mod passing;
 mod scenarios;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::*;
@@ -46,8 +46,16 @@ struct World {
     dice: u64,
     paused: bool,
     examined_this_turn: BTreeMap<u64, u32>,
+    /// Parked connections in the order in which they came to be so, with what they wait for.
+    parked: Vec<(u64, Interest)>,
+    /// Connections that linger, in the order in which they came to do so.
+    lingering: Vec<u64>,
+    /// Connections whose clients have sent a part of a request.
+    owing: BTreeSet<u64>,
     /// Workers that were asked to end, and when they are dead at the latest.
     doomed: Vec<(WorkerId, Time)>,
+    /// Clients go while their connections wait.
+    clients_go: bool,
 }
 
 impl World {
@@ -63,7 +71,11 @@ impl World {
             dice: 1,
             paused: false,
             examined_this_turn: BTreeMap::new(),
+            parked: Vec::new(),
+            lingering: Vec::new(),
+            owing: BTreeSet::new(),
             doomed: Vec::new(),
+            clients_go: false,
         }
     }
 
@@ -93,6 +105,7 @@ impl World {
 
     fn step(&mut self, (kind, choice): Step) {
         self.dice ^= u64::from(choice);
+        self.clients_go = true;
         match kind {
             0..=3 => self.accept(choice),
             4..=7 => self.client_sends(choice),
@@ -116,7 +129,21 @@ impl World {
         }
         self.settle();
         self.bury_the_doomed(choice);
+        self.forget_what_moved_on();
         self.check();
+    }
+
+    fn forget_what_moved_on(&mut self) {
+        let d = &self.dispatcher;
+        let state = |id: &u64| d.state(ConnectionId::from(*id));
+        self.lingering
+            .retain(|id| state(id) == Some(State::Lingering));
+        // Of one that was parked twice, the last time counts.
+        let mut seen = BTreeSet::new();
+        self.parked.reverse();
+        self.parked
+            .retain(|(id, _)| state(id) == Some(State::Parked) && seen.insert(*id));
+        self.parked.reverse();
     }
 
     fn bury_the_doomed(&mut self, choice: u16) {
@@ -130,8 +157,15 @@ impl World {
         }
     }
 
+    /// As the master accepts: at the limit, others give way first.
     fn accept(&mut self, choice: u16) {
-        if !self.paused {
+        if !self.paused && self.dispatcher.is_full() {
+            self.dispatcher.make_room(1 + usize::from(choice % 3));
+            self.settle();
+            self.dispatcher.pause_if_full();
+            self.settle();
+        }
+        if !self.paused && !self.dispatcher.is_full() {
             let id = if choice % 16 == 15 {
                 self.dispatcher.turned_away(self.accepted, self.now)
             } else {
@@ -151,7 +185,15 @@ impl World {
     }
 
     fn client_goes(&mut self, choice: u16) {
-        if let Some(id) = self.some_watched(choice) {
+        let ready = self
+            .dispatcher
+            .ready
+            .first()
+            .filter(|_| choice.is_multiple_of(3));
+        if let Some(index) = ready {
+            let id = self.dispatcher.table.id(index);
+            self.dispatcher.hung_up(id);
+        } else if let Some(id) = self.some_watched(choice) {
             self.watched.insert(id.into(), Watch::Nothing);
             self.dispatcher.hung_up(id);
         }
@@ -209,6 +251,10 @@ impl World {
                 .then(|| Duration::from_micros(choice.into())),
         };
         self.examined_this_turn.remove(&id.into());
+        self.owing.remove(&id.into());
+        if end.carries {
+            self.owing.insert(id.into());
+        }
         assert_eq!(self.dispatcher.report(worker, id, end, self.now), Ok(()));
         if outcome != Outcome::Again {
             assert_eq!(
@@ -324,6 +370,10 @@ impl World {
                     !fellow.told_to_retire,
                     "lends to a worker that was told to exit"
                 );
+                if self.clients_go && self.roll(32) == 0 {
+                    return self.dispatcher.withdraw(worker, id, self.now);
+                }
+                let fellow = self.fellows.get_mut(&worker.into()).expect("as above");
                 if self.refuse_lends > 0 {
                     self.refuse_lends -= 1;
                     self.dispatcher.lend_refused(worker, id, self.now);
@@ -341,7 +391,8 @@ impl World {
                 }
                 self.dispatcher.inbox_empty(worker, self.now);
             }
-            Action::Arm(id, _) if self.dispatcher.stopping && self.is_parked(id) => {
+            Action::Arm(id, interest) if self.dispatcher.stopping && self.is_parked(id) => {
+                self.parked.push((id.into(), interest));
                 if self.roll(4) == 0 {
                     self.dispatcher.readable(id, self.now);
                 } else {
@@ -349,6 +400,13 @@ impl World {
                 }
             }
             Action::Arm(id, _) | Action::Linger(id, _) => {
+                match action {
+                    Action::Linger(..) => self.lingering.push(id.into()),
+                    Action::Arm(_, interest) if self.is_parked(id) => {
+                        self.parked.push((id.into(), interest));
+                    }
+                    _ => {}
+                }
                 let watch = self
                     .watched
                     .get_mut(&id.into())
@@ -356,17 +414,27 @@ impl World {
                 *watch = Watch::Client;
             }
             Action::Expire(id) => {
-                assert!(self.is_parked(id), "expires what is parked");
+                let state = self.dispatcher.state(id);
+                if state.is_none() {
+                    // One that lingered, and had to give way in the same moment.
+                    return;
+                }
+                let lingers = state == Some(State::Lingering);
+                assert!(
+                    self.is_parked(id) || lingers,
+                    "expires what waits for a client"
+                );
                 if self.roll(4) == 0 {
                     self.watched.insert(id.into(), Watch::Nothing);
                     self.dispatcher.readable(id, self.now);
                 } else {
-                    self.dispatcher.expired(id, self.now);
+                    let unsent = self.roll(4) == 0;
+                    self.dispatcher.expired(id, unsent, self.now);
                 }
             }
             Action::Drain(id) => {
                 let ended = self.roll(2) == 0;
-                self.dispatcher.drained(id, ended);
+                self.dispatcher.drained(id, ended, self.now);
             }
             Action::Examine(id, worker) => {
                 assert!(
@@ -384,6 +452,7 @@ impl World {
                 assert!(*times <= 2, "one turn was replayed twice");
                 if verdict == Verdict::Served(Outcome::Park) {
                     self.examined_this_turn.remove(&id.into());
+                    self.owing.remove(&id.into());
                 }
                 self.dispatcher.examined(id, verdict, self.now);
             }
@@ -413,6 +482,7 @@ impl World {
                     "closes what exists, once"
                 );
                 self.examined_this_turn.remove(&id.into());
+                self.owing.remove(&id.into());
                 self.closed += 1;
             }
             Action::PauseAccepting => self.paused = true,
@@ -432,10 +502,7 @@ impl World {
             "a connection is lost or made up"
         );
         assert_eq!(d.table.len(), self.watched.len());
-        assert!(
-            d.table.len() <= d.limits.connections.max(1),
-            "more connections than there may be"
-        );
+        self.check_room();
         let ready: Vec<u32> =
             std::iter::successors(d.ready.first(), |index| d.chains.after(*index)).collect();
         let orders: Vec<u64> = ready.iter().map(|index| d.table.at(*index).order).collect();
@@ -458,6 +525,30 @@ impl World {
         for (id, fellow) in &self.fellows {
             self.check_worker((*id).into(), fellow);
         }
+    }
+
+    fn check_room(&self) {
+        let d = &self.dispatcher;
+        assert!(
+            d.connections() <= d.limits.connections && d.table.len() <= d.limits.descriptors,
+            "more connections than there may be"
+        );
+        assert!(self.lingering.len() <= d.limits.lingering);
+        let lingering: Vec<u64> = d.lingering().map(u64::from).collect();
+        assert_eq!(lingering, self.lingering);
+        let idle = std::iter::successors(d.idle.first(), |index| d.ages.after(*index));
+        let idle: Vec<u64> = idle.map(|index| d.table.id(index).into()).collect();
+        let waits_for_a_request = |(id, interest): &&(u64, Interest)| {
+            *interest != Interest::Output && !self.owing.contains(id)
+        };
+        let model = self.parked.iter().filter(waits_for_a_request);
+        assert_eq!(idle, model.map(|(id, _)| *id).collect::<Vec<_>>());
+        assert_eq!(d.paused, self.paused);
+        let room = !d.is_full() || d.can_make_room();
+        assert!(
+            d.stopping || !d.paused || !room,
+            "newcomers wait outside while there is room"
+        );
     }
 
     fn check_states(&self, ready: usize) {
@@ -548,6 +639,7 @@ impl World {
             }
             self.settle();
             self.bury_the_doomed(1);
+            self.forget_what_moved_on();
             self.check();
         }
         let d = &self.dispatcher;

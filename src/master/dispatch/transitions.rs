@@ -8,7 +8,7 @@ use crate::master::dispatch::table::State;
 use crate::master::dispatch::wheel::TICK;
 use crate::master::dispatch::workers::{self, Pace, Tenure};
 use crate::master::dispatch::{
-    Action, Canned, Dispatcher, Interest, Lending, MAX_DEPTH, RELAXED, TurnEnd,
+    Action, Canned, Dispatcher, Excess, Interest, Lending, MAX_DEPTH, RELAXED, TurnEnd,
 };
 use crate::master::time::Time;
 use crate::wire::Outcome;
@@ -53,11 +53,15 @@ impl<C> Dispatcher<C> {
     }
 
     pub(in crate::master) fn deadline_passed(&mut self, index: u32, now: Time) {
-        if self.table.at(index).state == State::Parked {
-            // It stays parked until the master has looked.
-            self.wait(index, State::Parked, now.after(TICK), now);
+        let connection = self.table.at(index);
+        let state = connection.state;
+        let has_time = connection.linger_end > now && !self.stopping;
+        if state == State::Parked || has_time {
+            // It stays where it is until the master has looked.
+            self.wait(index, state, now.after(TICK), now);
             self.actions.push(Action::Expire(self.table.id(index)));
         } else {
+            self.leave_ages(index);
             self.close(index);
         }
     }
@@ -74,12 +78,10 @@ impl<C> Dispatcher<C> {
         self.wait(index, State::Parked, deadline, now);
         self.actions
             .push(Action::Arm(self.table.id(index), interest));
-    }
-
-    pub(in crate::master) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
-        self.wait(index, State::Lingering, now.after(self.limits.linger), now);
-        self.actions
-            .push(Action::Linger(self.table.id(index), reply));
+        let owes = self.table.at(index).incomplete_since.is_some();
+        if interest != Interest::Output && !owes {
+            self.begin_idleness(index);
+        }
     }
 
     pub(in crate::master) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
@@ -93,12 +95,13 @@ impl<C> Dispatcher<C> {
     pub(in crate::master) fn unpark(&mut self, index: u32) {
         self.wheel
             .remove(&mut self.chains, index, self.table.at(index).deadline);
+        self.leave_ages(index);
     }
 
     /// Puts the connection at the end of the ready queue, or turns it away if that is full.
     pub(in crate::master) fn make_ready(&mut self, index: u32, now: Time) {
         if self.ready.len() >= self.limits.queue && self.workers.next(self.depth()).is_none() {
-            self.linger(index, Some(Canned::Overloaded), now);
+            self.linger(index, Some(Canned::Overloaded(Excess::Queue)), now);
             return;
         }
         let connection = self.table.at_mut(index);
@@ -135,7 +138,7 @@ impl<C> Dispatcher<C> {
                 break;
             }
             self.chains.remove(&mut self.ready, first);
-            self.linger(first, Some(Canned::Overloaded), now);
+            self.linger(first, Some(Canned::Overloaded(Excess::QueueWait)), now);
         }
     }
 
@@ -227,25 +230,11 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(in crate::master) fn pause_if_full(&mut self) {
-        if !self.paused && self.table.len() >= self.limits.connections {
-            self.paused = true;
-            self.actions.push(Action::PauseAccepting);
-        }
-    }
-
     pub(in crate::master) fn close(&mut self, index: u32) {
         let id = self.table.id(index);
         let payload = self.table.remove(index);
         self.actions.push(Action::Close(id, payload));
         self.resume_if_room();
-    }
-
-    pub(in crate::master) fn resume_if_room(&mut self) {
-        if self.paused && !self.stopping && self.table.len() < self.limits.connections {
-            self.paused = false;
-            self.actions.push(Action::ResumeAccepting);
-        }
     }
 }
 

@@ -13,8 +13,13 @@ pub struct Limits {
     pub patience: Duration,
     /// Up to how many connections may be lent while a worker stays with one of them.
     pub few: usize,
-    /// The most connections at a time; accepting pauses there.
+    /// The most connections at a time, without those that linger. Beyond it, an idle one gives way
+    /// or accepting pauses.
     pub connections: usize,
+    /// The most connections that linger at a time.
+    pub lingering: usize,
+    /// The most connections of both kinds.
+    pub descriptors: usize,
     /// The most connections in the ready queue; more are answered as overload.
     pub queue: usize,
     /// The longest time in the ready queue, if there is a bound.
@@ -23,8 +28,10 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// How long a client may take for the head of a request, from its first byte.
     pub head: Option<Duration>,
-    /// How long a finished connection is drained.
+    /// How long the client of a finished connection may be silent.
     pub linger: Duration,
+    /// How long a finished connection is drained in all.
+    pub linger_total: Duration,
     /// How long a turn may take before its worker is taken for hung and killed.
     pub turn: Option<Duration>,
 }
@@ -35,11 +42,14 @@ impl Default for Limits {
             patience: Duration::from_micros(500),
             few: 4,
             connections: usize::MAX,
+            lingering: usize::MAX,
+            descriptors: usize::MAX,
             queue: usize::MAX,
             queue_wait: None,
             idle: None,
             head: None,
-            linger: Duration::from_secs(2),
+            linger: Duration::from_secs(5),
+            linger_total: Duration::from_secs(30),
             turn: None,
         }
     }
@@ -63,10 +73,21 @@ pub enum Canned {
     Crashed,
     /// The turn took longer than it may, and its worker was killed.
     TimedOut,
-    /// There is no room, or no worker came in time.
-    Overloaded,
+    /// There is too much of something.
+    Overloaded(Excess),
     /// The client did not complete its request in time.
     RequestTimeout,
+}
+
+/// Of what there is too much when a client is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Excess {
+    /// Connections of this client.
+    PerClient,
+    /// Connections in the ready queue.
+    Queue,
+    /// Time in the ready queue.
+    QueueWait,
 }
 
 /// What the kernel says of a turn whose worker died.
@@ -97,8 +118,8 @@ pub enum Action<C> {
     Arm(ConnectionId, Interest),
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
-    /// The parked connection's time is over: look whether the client has sent something all the
-    /// same, then say [`Dispatcher::readable`](super::Dispatcher::readable) or
+    /// The time of the parked or lingering connection is over: look whether the client has sent
+    /// something all the same, then say [`Dispatcher::readable`](super::Dispatcher::readable) or
     /// [`Dispatcher::expired`](super::Dispatcher::expired).
     Expire(ConnectionId),
     /// Discard what the client has sent; say with `Dispatcher::drained` whether that was all.

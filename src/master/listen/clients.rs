@@ -28,6 +28,12 @@ impl Client {
     }
 }
 
+/// Whether two connections come from the same client, as far as clients have addresses.
+#[must_use]
+pub fn is_same_client(one: Peer, other: Peer) -> bool {
+    Client::of(one) == Client::of(other)
+}
+
 /// The numbers of connections, by client. Nothing is counted while there is no limit. Clients of
 /// Unix sockets have no address, and so no limit.
 #[derive(Debug, Default)]

@@ -47,10 +47,8 @@ pub struct Newcomer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Left,
-    /// There are as many connections as the settings allow.
-    Full,
-    /// There are this many connections, and the limit of open files allows no more.
-    OutOfDescriptors(usize),
+    /// There is none, unless others give way.
+    Taken,
 }
 
 /// See the module.
@@ -114,8 +112,7 @@ impl Listeners {
         // An accept(2) that finds nobody is the most expensive one, because it has made a socket
         // first. So it is called once for each connection that waits; one that comes meanwhile
         // makes another event.
-        let waiting = self.all.get(index).and_then(Listener::backlog);
-        for _ in 0..waiting.unwrap_or(BATCH).clamp(1, BATCH) {
+        for _ in 0..self.batch(index).unwrap_or(BATCH) {
             let Some(listener) = self.all.get(index) else {
                 return false;
             };
@@ -130,7 +127,10 @@ impl Listeners {
                         deferred: listener.is_deferred(),
                         admitted: self.clients.enter(peer),
                     });
-                    self.pause_without(room);
+                    // In the middle of a batch: the next one would be one too many.
+                    if room == Room::Taken {
+                        return false;
+                    }
                 }
                 Ok(Accepted::Lost) => {}
                 Ok(Accepted::Nobody) => {
@@ -153,19 +153,16 @@ impl Listeners {
         true
     }
 
-    /// Pauses in the middle of a batch, as soon as there is no room.
-    fn pause_without(&mut self, room: Room) {
-        if room == Room::Left {
-            return;
-        }
-        if let Room::OutOfDescriptors(count) = room
-            && !std::mem::replace(&mut self.warned, true)
-        {
-            log::warn!(
-                "cannot accept more than {count} connections: the limit of open files; pausing"
-            );
-        }
-        self.pause();
+    /// How many connections wait in a backlog, as far as that is known: one at least, and no more
+    /// than are accepted at a time.
+    #[must_use]
+    pub fn waiting(&self, index: usize) -> usize {
+        self.batch(index).unwrap_or(1)
+    }
+
+    fn batch(&self, index: usize) -> Option<usize> {
+        let waiting = self.all.get(index).and_then(Listener::backlog)?;
+        Some(waiting.clamp(1, BATCH))
     }
 
     /// Takes no more connections, until there is room.

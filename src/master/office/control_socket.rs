@@ -56,7 +56,8 @@ impl ControlSocket {
 
     /// Binds the socket at this path, and listens.
     ///
-    /// # Errors Another process that has a socket there, a file of another kind, and what bind(2)
+    /// # Errors
+    /// Another process that has a socket there, a file of another kind, and what bind(2)
     /// fails with.
     pub fn bind(path: &Path) -> Result<Self> {
         let bound = || {

@@ -1,5 +1,7 @@
 //! Doing what the dispatcher wants done, and telling it what clients do.
 
+use std::borrow::Cow;
+
 use crate::error::Plain;
 use crate::master::connection::held::Held;
 use crate::master::dispatch::table::{ConnectionId, State};
@@ -8,7 +10,11 @@ use crate::master::events::epoll::EventFlags;
 use crate::master::snapshot::Place;
 use crate::master::time::Time;
 
+use super::overload::Cause;
 use super::{Phase, Pool};
+
+/// The client has ended both sides, or has reset the connection.
+const GONE: EventFlags = EventFlags::ERR.union(EventFlags::HUP);
 
 impl Pool<'_> {
     pub(super) fn on_connection(&mut self, id: ConnectionId, flags: EventFlags, now: Time) {
@@ -17,6 +23,10 @@ impl Pool<'_> {
             return;
         };
         if !matches!(state, State::Parked | State::Lingering) {
+            if state == State::Ready && flags.intersects(GONE) {
+                // Nobody would read the answer, and a stop need not wait for it.
+                return self.dispatcher.hung_up(id);
+            }
             // The worker may be reading just that: the connection is looked at again when the turn
             // is over. But if the worker has had its last look, the end of the turn is what the
             // client waits for.
@@ -61,15 +71,18 @@ impl Pool<'_> {
             Action::Lend(worker, id) => self.lend(worker, id, now),
             Action::TakeBack(worker) => self.take_back_from_slow(worker, now),
             Action::Arm(id, interest) => self.arm(id, interest, now),
-            Action::Linger(id, reply) => self.linger(id, reply),
+            Action::Linger(id, reply) => self.linger(id, reply, now),
             Action::Expire(id) => {
                 let held = self.dispatcher.payload(id);
                 // What the client has sent may lie behind other events that have not been looked at
                 // yet.
-                if held.is_some_and(|held| held.has_unread()) {
+                let (unread, unsent) = held.map_or((false, false), |held| {
+                    (held.has_unread(), held.has_unsent())
+                });
+                if unread {
                     self.dispatcher.readable(id, now);
                 } else {
-                    self.dispatcher.expired(id, now);
+                    self.dispatcher.expired(id, unsent, now);
                 }
             }
             Action::Drain(id) => {
@@ -77,7 +90,7 @@ impl Pool<'_> {
                     return;
                 };
                 let ended = held.drain(&mut self.buffers.drained).unwrap_or(true);
-                self.dispatcher.drained(id, ended);
+                self.dispatcher.drained(id, ended, now);
             }
             Action::Examine(id, worker) => self.examine(id, worker, now),
             Action::Retire(worker) => self.retire(worker, now),
@@ -92,7 +105,9 @@ impl Pool<'_> {
         if held.is_copied() {
             held.unwatch(&self.epoll);
         }
-        self.listeners.clients().leave(held.peer());
+        if !held.is_ending() {
+            self.listeners.clients().leave(held.peer());
+        }
         drop(held);
         if self.listeners.is_exhausted() {
             self.accept_again(now);
@@ -148,22 +163,51 @@ impl Pool<'_> {
         held.store(Place::Parked, &progress, now);
     }
 
-    fn linger(&mut self, id: ConnectionId, reply: Option<Canned>) {
+    /// Counts a client that is turned away or kept out, while there are so many connections, and
+    /// says so if it is the first.
+    fn turned_away(&mut self, cause: Cause, connections: usize, now: Time) {
+        let settings = &self.plan.settings;
+        if let Some(warning) = self.overload.count(cause, settings, connections, now) {
+            log::warn!("{warning}");
+        }
+    }
+
+    /// With so many connections there was no room for a further one.
+    pub(super) fn kept_out(&mut self, connections: usize, now: Time) {
+        let cause = match connections < self.plan.settings.max_connections {
+            true => Cause::OpenFiles,
+            false => Cause::MaxConnections,
+        };
+        self.turned_away(cause, connections, now);
+    }
+
+    fn linger(&mut self, id: ConnectionId, reply: Option<Canned>, now: Time) {
+        if let Some(cause) = reply.and_then(Cause::of) {
+            self.turned_away(cause, self.dispatcher.connections(), now);
+        }
         let profile = &self.plan.profile;
         let last_words = match reply {
             None => &[][..],
             Some(Canned::Crashed) => &profile.crashed,
             Some(Canned::TimedOut) => &profile.timed_out,
-            Some(Canned::Overloaded) => &profile.overloaded,
+            Some(Canned::Overloaded(_)) => &profile.overloaded,
             Some(Canned::RequestTimeout) => &profile.request_timeout,
         };
         let Some(held) = self.dispatcher.payload(id) else {
             return;
         };
         held.enter(Place::Ending);
-        let wordless = reply.is_some() && last_words.is_empty();
+        // From here on it is over for the client, who may come again.
+        self.listeners.clients().leave(held.peer());
+        // In the middle of a response, a reply would be taken for a part of it.
+        let last_words = match held.is_unfinished() {
+            true => Cow::default(),
+            false => profile.dated(last_words),
+        };
+        // Without a reply there is nothing to wait for, unless something is still under way.
+        let wordless = reply.is_some() && last_words.is_empty() && !held.has_unsent();
         let ended = held
-            .finish(last_words)
+            .finish(&last_words)
             .and_then(|()| held.watch(&self.epoll, id, Interest::Input, true));
         if wordless || ended.is_err() {
             self.dispatcher.broken(id);

@@ -94,13 +94,21 @@ impl Pool<'_> {
         let peer = held.peer();
         let (goes_on, consequence) = match held.examine(None, None) {
             Verdict::Untouched => {
+                let unfinished = held.is_unfinished();
                 let progress = Progress {
-                    ready: held.has_input(),
+                    ready: !unfinished && held.has_input(),
                     remaining: self.plan.settings.idle_timeout,
                     ..Progress::before(turn)
                 };
-                self.go_on_with(held, Interest::Input, &progress, now);
+                let interest = match unfinished {
+                    true => Interest::Output,
+                    false => Interest::Input,
+                };
+                self.go_on_with(held, interest, &progress, now);
                 (true, "nothing was read, so it goes on")
+            }
+            Verdict::Consumed if held.is_unfinished() => {
+                (false, "a part of the response was sent, so it is closed")
             }
             Verdict::Consumed => {
                 held.enter(Place::Ending);

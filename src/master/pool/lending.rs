@@ -1,5 +1,7 @@
 //! Lending connections to workers, and taking back what a slow one has not begun.
 
+use std::time::Duration;
+
 use crate::channel::inbox::Lent;
 use crate::error::Plain;
 use crate::master::dispatch::table::ConnectionId;
@@ -11,14 +13,23 @@ use crate::wire::Lend;
 use super::Pool;
 use super::reports::store_ready;
 
+/// When a connection has waited for this long, the master makes sure before it lends it that its
+/// client is still there: a call that costs next to nothing beside such a wait.
+const LONG_WAIT: Duration = Duration::from_millis(200);
+
 impl Pool<'_> {
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         let turn = self.dispatcher.turn_number(id);
+        let waited = self.dispatcher.waited(id, now);
         let uncontended = self.dispatcher.is_uncontended();
         let held = self.dispatcher.payload(id);
         let (Some(process), Some(held)) = (self.workers.get_mut(worker), held) else {
             return self.dispatcher.lend_refused(worker, id, now);
         };
+        // One that has waited for so long may have lost its client meanwhile.
+        if waited > LONG_WAIT && held.is_gone() {
+            return self.dispatcher.withdraw(worker, id, now);
+        }
         let lend = Lend {
             id: id.into(),
             turn,
@@ -89,6 +100,7 @@ impl Pool<'_> {
                 }
             }
         }
+        self.buffers.message.wipe();
         self.dispatcher.inbox_empty(worker, now);
     }
 

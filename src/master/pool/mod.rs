@@ -5,9 +5,12 @@
 //! other; what they share is the master's loop and its epoll set.
 
 mod actions;
+mod aside;
 mod deaths;
 mod handover;
 mod lending;
+mod newcomers;
+mod overload;
 mod phases;
 mod reports;
 mod shortage;
@@ -19,7 +22,7 @@ use super::dispatch::table::ConnectionId;
 use super::dispatch::{Dispatcher, WorkerId};
 use super::events::epoll::{Epoll, EventFlags, PoolEpoll};
 use super::events::token::PoolEvent;
-use super::listen::listeners::{Listeners, Newcomer, Room};
+use super::listen::listeners::Listeners;
 use super::master_only::MasterOnly;
 use super::plan::Plan;
 use super::snapshot::PoolKey;
@@ -29,6 +32,9 @@ use super::workers::table::Workers;
 use super::workers::upkeep::Wants;
 use crate::channel::inbox::MessageBuffer;
 use crate::config::Address;
+use crate::sys::unforked::Unforked;
+use aside::Aside;
+use overload::Overload;
 use shortage::Shortage;
 
 /// How far a pool has come on its way.
@@ -70,6 +76,10 @@ pub struct Pool<'a> {
     store: Option<Store>,
     attention: Attention,
     shortage: Shortage,
+    aside: Vec<Aside>,
+    /// When the connections that linger were last looked at, to end them before a stop.
+    looked_at_lingering: Time,
+    overload: Overload,
     buffers: Buffers,
 }
 
@@ -81,6 +91,8 @@ struct Attention {
     /// Lent connections whose clients have sent more: the master must not sleep through the end of
     /// their turns.
     awaited: Vec<ConnectionId>,
+    /// Listeners where newcomers wait.
+    knocking: Vec<usize>,
     /// Some worker was told that it may stay with its connection.
     may_stay: bool,
 }
@@ -89,14 +101,14 @@ struct Attention {
 #[derive(Debug)]
 struct Buffers {
     message: MessageBuffer,
-    drained: Box<[u8]>,
+    drained: Unforked,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
         Self {
             message: MessageBuffer::default(),
-            drained: vec![0; DRAIN_SIZE].into(),
+            drained: Unforked::zeroed(DRAIN_SIZE),
         }
     }
 }
@@ -124,6 +136,9 @@ impl<'a> Pool<'a> {
             store,
             attention: Attention::default(),
             shortage: Shortage::default(),
+            aside: Vec::new(),
+            looked_at_lingering: Time::default(),
+            overload: Overload::default(),
             buffers: Buffers::default(),
             epoll,
             plan,
@@ -191,10 +206,8 @@ impl<'a> Pool<'a> {
         match event {
             PoolEvent::Connection(id) => self.on_connection(id, flags, now),
             PoolEvent::Worker(worker) => self.on_worker(worker, now),
-            PoolEvent::Listener(index) => {
-                let (listeners, welcome) = self.accepting(now);
-                listeners.accept(index, now, welcome);
-            }
+            // Newcomers come last in each round: what else has happened may make room for them.
+            PoolEvent::Listener(index) => self.attention.knocking.push(index),
         }
     }
 
@@ -204,6 +217,7 @@ impl<'a> Pool<'a> {
         // report.
         self.collect_all(now);
         self.dispatcher.tick(now);
+        self.welcome_newcomers(now);
     }
 
     /// Does whatever is due.
@@ -220,6 +234,11 @@ impl<'a> Pool<'a> {
         if self.listeners.next_due().is_some_and(|due| due <= now) {
             self.accept_again(now);
         }
+        for ended in self.overload.ended(now) {
+            log::warn!("{ended}");
+        }
+        self.end_lingering(now);
+        self.carry_out(now);
         self.advance_phase(now);
     }
 
@@ -229,6 +248,9 @@ impl<'a> Pool<'a> {
         let due = [
             self.dispatcher.next_tick(),
             self.listeners.next_due(),
+            self.next_aside(),
+            self.next_look_at_lingering(),
+            self.overload.next_due(),
             self.phase_due(),
             self.workers.next_due(self.wants(), &self.dispatcher),
         ];
@@ -245,56 +267,5 @@ impl<'a> Pool<'a> {
             Phase::Leaving { .. } | Phase::Retiring { .. } | Phase::Over => (false, false),
         };
         Wants { start, serve }
-    }
-
-    // ---- new connections ------------------------------------------------------------------------
-
-    /// The listeners, and what becomes of a connection that they accept.
-    fn accepting(&mut self, now: Time) -> (&mut Listeners, impl FnMut(Newcomer) -> Room) {
-        let (dispatcher, plan) = (&mut self.dispatcher, &self.plan);
-        let speaks_first = plan.profile.speaks_first;
-        // With nobody to serve it, a client that has not said anything is not to wait in the queue,
-        // and be turned away from there.
-        let trusting = plan.profile.tolerates_empty_turns && self.workers.any_serving();
-        let welcome = move |newcomer: Newcomer| {
-            let held = Held::new(newcomer.socket, newcomer.peer);
-            if newcomer.admitted {
-                let likely = newcomer.deferred && trusting;
-                let ready = likely || speaks_first || held.has_input();
-                dispatcher.accepted(held, ready, now);
-            } else {
-                log::debug!("{} has too many connections", newcomer.peer);
-                dispatcher.turned_away(held, now);
-            }
-            match dispatcher.connections() {
-                _ if !dispatcher.is_full() => Room::Left,
-                count if count < plan.settings.max_connections => Room::OutOfDescriptors(count),
-                _ => Room::Full,
-            }
-        };
-        (&mut self.listeners, welcome)
-    }
-
-    /// Closes listeners, after taking what waits in their backlogs.
-    pub fn close_listeners(&mut self, unwanted: impl Fn(&Address) -> bool, now: Time) {
-        let plan = self.plan.clone();
-        let (listeners, welcome) = self.accepting(now);
-        listeners.close(unwanted, &plan, now, welcome);
-    }
-
-    /// Accepts again after a descriptor was missing, if there are some.
-    fn accept_again(&mut self, now: Time) {
-        if self.workers.hold_reserve() {
-            self.listeners.resume();
-        } else {
-            self.listeners.postpone(now);
-        }
-    }
-
-    /// Says where the pool listens, as soon as a worker can serve.
-    fn announce(&mut self) {
-        if self.workers.any_serving() {
-            self.listeners.announce();
-        }
     }
 }

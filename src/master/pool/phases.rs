@@ -1,6 +1,8 @@
 //! How a pool comes into service, and to its end: stop accepting, finish what is in hand, close the
 //! parked, let the workers go; all of it bounded by the grace period.
 
+use std::time::Duration;
+
 use crate::master::child::Child;
 use crate::master::connection::held::Held;
 use crate::master::dispatch::Lending;
@@ -8,6 +10,9 @@ use crate::master::plan::Plan;
 use crate::master::time::Time;
 
 use super::{Phase, Pool};
+
+/// Between two looks at the connections that linger.
+const LINGERING_LOOK: Duration = Duration::from_millis(50);
 
 impl<'a> Pool<'a> {
     /// How far the pool has come.
@@ -87,7 +92,8 @@ impl<'a> Pool<'a> {
         // What is to be closed already is not in the table any more, and must have left before the
         // others are counted.
         self.carry_out(now);
-        let peers = self.dispatcher.payloads().map(Held::peer);
+        let counted = |held: &&Held| !held.is_ending();
+        let peers = self.dispatcher.payloads().filter(counted).map(Held::peer);
         self.listeners.clients().set_limit(per_client, peers);
         if let Some(plan) = self.workers.promote(&mut self.dispatcher, now) {
             self.plan = plan;
@@ -125,7 +131,9 @@ impl<'a> Pool<'a> {
         self.phase = Phase::Stopping { until };
         self.workers.end_replacement();
         self.close_listeners(|_| true, now);
+        self.end_aside(now);
         self.answer_what_has_come(now);
+        self.drop_what_nobody_awaits();
         self.dispatcher.stop();
         self.continue_stopped();
     }
@@ -142,8 +150,43 @@ impl<'a> Pool<'a> {
         let parked: Vec<_> = self.dispatcher.parked().collect();
         for id in parked {
             let held = self.dispatcher.payload(id);
-            if held.is_some_and(|held| held.has_input()) {
+            let Some(held) = held else { continue };
+            if held.has_input() {
                 self.dispatcher.readable(id, now);
+            } else if held.has_unsent() {
+                self.dispatcher.finish(id, now);
+            }
+        }
+    }
+
+    /// Connections whose clients have gone need not hold up a stop.
+    fn drop_what_nobody_awaits(&mut self) {
+        for id in self.dispatcher.passable() {
+            if self.held(id).is_some_and(Held::is_gone) {
+                self.dispatcher.hung_up(id);
+            }
+        }
+    }
+
+    /// When connections that linger are to be looked at, so that those which lose nothing by it are
+    /// closed: the pool is on its way to its end.
+    pub(super) fn next_look_at_lingering(&self) -> Option<Time> {
+        let ends = self.is_ending() || self.is_leaving();
+        self.dispatcher.lingering().next().filter(|_| ends)?;
+        Some(self.looked_at_lingering.after(LINGERING_LOOK))
+    }
+
+    /// Closes connections that linger and whose clients have all that was sent.
+    pub(super) fn end_lingering(&mut self, now: Time) {
+        if self.next_look_at_lingering().is_none_or(|due| due > now) {
+            return;
+        }
+        self.looked_at_lingering = now;
+        let lingering: Vec<_> = self.dispatcher.lingering().collect();
+        for id in lingering {
+            let held = self.held(id);
+            if held.is_some_and(|held| !held.has_unread() && !held.has_unsent()) {
+                self.dispatcher.hung_up(id);
             }
         }
     }
@@ -151,13 +194,16 @@ impl<'a> Pool<'a> {
     /// Goes on to the next phase when this one is done or has lasted for too long.
     pub(super) fn advance_phase(&mut self, now: Time) {
         match self.phase {
-            Phase::Stopping { until } if self.dispatcher.is_empty() || until <= now => {
+            Phase::Stopping { until } if self.dispatcher.connections() == 0 || until <= now => {
                 self.let_workers_go(now);
             }
             // Before that, the master knows whether this pool may still be needed.
             Phase::Leaving { until } if until <= now => self.let_workers_go(now),
-            Phase::Retiring { until } if self.workers.all().next().is_none() || until <= now => {
-                self.phase = Phase::Over;
+            Phase::Retiring { until } => {
+                let done = self.workers.all().next().is_none() && self.dispatcher.is_empty();
+                if done || until <= now {
+                    self.phase = Phase::Over;
+                }
             }
             _ => {}
         }
@@ -194,6 +240,7 @@ impl<'a> Pool<'a> {
     /// Holds still, so that another master can be told how everything stands.
     pub fn freeze(&mut self, now: Time) {
         self.listeners.hold_back();
+        self.end_aside(now);
         self.dispatcher.set_lending(Lending::Frozen, now);
         // What was decided before is done: it says what a connection waits for.
         self.carry_out(now);

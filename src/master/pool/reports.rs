@@ -33,6 +33,14 @@ impl Pool<'_> {
         self.attention.moving = moving;
     }
 
+    /// Takes the reports that all workers have published.
+    pub(super) fn collect_from_all(&mut self, now: Time) {
+        let all: Vec<_> = self.workers.all().map(|one| one.worker()).collect();
+        for worker in all {
+            self.collect(worker, now);
+        }
+    }
+
     /// Takes the reports that a worker has published.
     pub(super) fn collect(&mut self, worker: WorkerId, now: Time) {
         // A rogue that publishes without end gets no more attention than one that works.
@@ -44,7 +52,8 @@ impl Pool<'_> {
                 Ok(None) => return,
                 Ok(Some(Said::Turn(report, Some(entry)))) => {
                     let dispatcher = &mut self.dispatcher;
-                    if end_turn(dispatcher, worker, &report, Some(&entry), now).is_err() {
+                    let whole = self.plan.profile.whole_responses;
+                    if end_turn(dispatcher, worker, (&report, Some(&entry)), whole, now).is_err() {
                         return self.condemn(worker, &stray(report.id), now);
                     }
                     if process.count_turns(entry.turns) {
@@ -71,9 +80,14 @@ impl Pool<'_> {
                 Ok(None) => return,
                 Ok(Some(Said::Ready)) => self.on_ready(worker, now),
                 Ok(Some(Said::Turn(report, _))) => {
-                    if end_turn(&mut self.dispatcher, worker, &report, None, now).is_err() {
+                    let whole = self.plan.profile.whole_responses;
+                    let said = (&report, None);
+                    if end_turn(&mut self.dispatcher, worker, said, whole, now).is_err() {
                         let what = stray(report.id);
                         return self.condemn(worker, &what, now);
+                    }
+                    if !report.carry.is_empty() {
+                        self.buffers.message.wipe();
                     }
                     if process.count_turns(1) {
                         self.workers.schedule_check();
@@ -149,7 +163,8 @@ impl Pool<'_> {
         };
         attention.awaited.retain(|id| holder(*id).is_some());
         // A client that waits in the backlog needs the descriptor of a connection that has ended.
-        let wanted = dispatcher.wants_reports() || !self.listeners.accepts();
+        let wanted =
+            dispatcher.wants_reports() || !self.listeners.accepts() || !self.aside.is_empty();
         attention.moving.iter().all(|worker| {
             // With nobody waiting, a parked connection is no news: the client's next bytes wake the
             // master, and then it looks at the boards. But they may have come already.
@@ -181,12 +196,12 @@ fn stray(id: u64) -> String {
 fn end_turn(
     dispatcher: &mut Dispatcher<Held>,
     worker: WorkerId,
-    report: &Report<'_>,
-    entry: Option<&Entry>,
+    (report, entry): (&Report<'_>, Option<&Entry>),
+    whole: bool,
     now: Time,
 ) -> Result<(), Stray> {
     let id = report.id.into();
-    let end = TurnEnd {
+    let mut end = TurnEnd {
         outcome: report.outcome,
         turns: entry.map_or(1, |entry| entry.turns),
         carries: !report.carry.is_empty(),
@@ -197,7 +212,10 @@ fn end_turn(
         return Err(Stray);
     }
     if let Some(held) = dispatcher.payload(id) {
-        held.count(report);
+        if report.outcome == Outcome::Close && held.would_lose(report, entry.is_some()) {
+            end.outcome = Outcome::Linger;
+        }
+        held.count(report, whole);
     }
     dispatcher.report(worker, id, end, now)?;
     if report.outcome == Outcome::Again {

@@ -23,6 +23,8 @@ use crate::master::workers::slots::SlotId;
 use crate::service::ServiceProfile;
 use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
+mod endings;
+
 const DEADLINE: Duration = Duration::from_secs(10);
 
 struct World {
@@ -48,6 +50,7 @@ impl World {
             settings: Settings::for_processors(1),
             profile: ServiceProfile {
                 crashed: b"the worker is gone".into(),
+                overloaded: b"too many".into(),
                 ..ServiceProfile::default()
             },
             main: Rc::new(|_| 0),

@@ -48,7 +48,7 @@ use std::time::Duration;
 use self::body::{Fault, Leftover};
 use self::chunked::{Chunked, Malformed};
 use self::head::{Framing, Head, Refusal, bad};
-use self::output::{Failure, Output, SendMode, canned};
+use self::output::{DATE_SLOT, Failure, Output, SendMode, canned};
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
 pub use ::http::{Method, StatusCode};
@@ -233,6 +233,15 @@ impl<H: Handler> Http<H> {
     }
 }
 
+/// Waits for the rest of a request. Line ends before it are none of it (RFC 9112 §2.2): a client
+/// that has sent nothing else owes nothing.
+fn wait(connection: &mut Connection) -> Turn {
+    while connection.buffer().starts_with(b"\r\n") {
+        connection.consume(2);
+    }
+    Turn::Park
+}
+
 impl<H: Handler> Service for Http<H> {
     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
         let mut served = 0;
@@ -249,10 +258,10 @@ impl<H: Handler> Service for Http<H> {
                         return Ok(Turn::Park);
                     }
                 }
-                Ok(None) if drained => return Ok(Turn::Park),
+                Ok(None) if drained => return Ok(wait(connection)),
                 Ok(None) => match connection.fill()? {
                     Fill::Bytes(count) => drained = count < FULL_FILL,
-                    Fill::Empty => return Ok(Turn::Park),
+                    Fill::Empty => return Ok(wait(connection)),
                     Fill::End => return self.end(connection),
                 },
                 Err(refusal) => {
@@ -267,6 +276,8 @@ impl<H: Handler> Service for Http<H> {
         ServiceProfile {
             speaks_first: false,
             tolerates_empty_turns: true,
+            whole_responses: true,
+            date_slot: DATE_SLOT.as_bytes().into(),
             crashed: canned(StatusCode::BAD_GATEWAY, &[]).into(),
             timed_out: canned(StatusCode::GATEWAY_TIMEOUT, &[]).into(),
             overloaded: canned(StatusCode::SERVICE_UNAVAILABLE, &[("Retry-After", "1")]).into(),

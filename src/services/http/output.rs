@@ -235,20 +235,22 @@ fn has_content(status: StatusCode) -> bool {
     !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// A whole response that the master can send, because nothing in it depends on the request or the
-/// time.
+/// What stands for the date in a canned reply, until the master sends it.
+pub(super) const DATE_SLOT: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
+
+/// A whole response that the master can send, which knows nothing of the request. So it has no
+/// content: in answer to HEAD, content would be taken for the next response (RFC 9110 §9.3.2), and
+/// a browser has an error page of its own where there is none.
 pub(super) fn canned(status: StatusCode, fields: &[(&str, &str)]) -> Vec<u8> {
-    let body = format!("{status}\n");
     let mut bytes = Vec::new();
     write_status(&mut bytes, status);
-    write_field(&mut bytes, "Content-Type", "text/plain; charset=utf-8");
-    write_field(&mut bytes, "Content-Length", &body.len().to_string());
+    write_field(&mut bytes, "Date", DATE_SLOT);
+    write_field(&mut bytes, "Content-Length", "0");
     for (name, value) in fields {
         write_field(&mut bytes, name, value);
     }
     write_field(&mut bytes, "Connection", "close");
     bytes.extend_from_slice(b"\r\n");
-    bytes.extend_from_slice(body.as_bytes());
     bytes
 }
 
@@ -310,8 +312,8 @@ mod tests {
         assert_eq!(
             String::from_utf8(bytes).unwrap(),
             "HTTP/1.1 503 Service Unavailable\r\nServer: baton\r\n\
-             Content-Type: text/plain; charset=utf-8\r\nContent-Length: 24\r\nRetry-After: 1\r\n\
-             Connection: close\r\n\r\n503 Service Unavailable\n"
+             Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 0\r\nRetry-After: 1\r\n\
+             Connection: close\r\n\r\n"
         );
     }
 }

@@ -91,7 +91,8 @@ fn deadlines_go_on() {
         "--head-timeout",
         "3",
     ];
-    let mut server = Server::start(&[&arguments[..], &["--defer-accept", "0"]].concat());
+    let arguments = [&arguments[..], &["--defer-accept", "0"]].concat();
+    let mut server = Setup::new(&arguments).expect("head-timeout: ").start();
     let begin = Instant::now();
     let mut idle = server.connect();
     assert_eq!(idle.get("/").status, 200);
@@ -114,7 +115,8 @@ fn deadlines_go_on() {
 
 #[test]
 fn connections_count_for_their_clients() {
-    let mut server = Server::start(&["demo", "-w", "2", "--per-client", "2"]);
+    let setup = Setup::new(&["demo", "-w", "2", "--per-client", "2"]);
+    let mut server = setup.expect("per-client: ").start();
     let from = Ipv4Addr::new(127, 0, 0, 9);
     let connect = |server: &Server| server.endpoint().connect_from(from);
     let mut both = [connect(&server), connect(&server)];
@@ -146,7 +148,8 @@ fn pool(name: &str, service: &str, sockets: &[&str]) -> String {
 }
 
 fn start(text: &str, addresses: usize) -> Server {
-    Setup::new(&[]).file(text, addresses).start()
+    let setup = Setup::new(&[]).expect("max-connections: ");
+    setup.file(text, addresses).start()
 }
 
 fn rewrite(server: &Server, text: &str) {
@@ -235,7 +238,9 @@ fn who_waits_in_the_backlog_of_a_listener_that_goes_is_served() {
     let mut server = start(&both, 2);
     let mut first = at(&server, "one").connect();
     assert_eq!(first.get("/").status, 200);
-    // There is no room for more: this one waits in the backlog.
+    // It has begun a request, so it does not give way, and there is no room for more: the next one
+    // waits in the backlog.
+    first.send("GET / HTTP/1.1\r\n");
     let mut waiting = at(&server, "one").connect();
     waiting.send_get("/");
     assert!(waiting.is_silent());

@@ -213,7 +213,7 @@ fn a_full_queue_turns_away_what_comes_last() {
         .take_actions()
         .into_iter()
         .map(|action| match action {
-            Action::Linger(id, Some(Canned::Overloaded)) => id,
+            Action::Linger(id, Some(Canned::Overloaded(Excess::Queue))) => id,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -250,7 +250,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     let _ = world.dispatcher.take_actions();
     world.pass(Duration::from_millis(1200));
     assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
-    world.dispatcher.expired(id, world.now);
+    world.dispatcher.expired(id, false, world.now);
     assert_eq!(
         world.dispatcher.take_actions(),
         [Action::Linger(id, Some(Canned::RequestTimeout))]
@@ -304,4 +304,142 @@ fn a_master_that_was_suspended_takes_nobody_for_hung() {
             .any(|action| matches!(action, Action::End(_))),
         "{actions:?}"
     );
+}
+
+/// The connections that were told to end, one way or the other.
+fn expired(actions: &[Action<u64>]) -> Vec<ConnectionId> {
+    let expire = |action: &Action<u64>| match action {
+        Action::Expire(id) => Some(*id),
+        _ => None,
+    };
+    actions.iter().filter_map(expire).collect()
+}
+
+#[test]
+fn the_one_that_has_been_idle_for_longest_gives_way_and_no_other() {
+    let limits = Limits {
+        connections: 5,
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    world.hire(4);
+    let worker = world.some_fellow(0).expect("one");
+    let d = &mut world.dispatcher;
+    let now = world.now;
+    let ends = [
+        (Outcome::ParkWrite, false),
+        (Outcome::Park, true),
+        (Outcome::Park, false),
+    ];
+    for (outcome, carries) in ends {
+        let id = d.accepted(0, true, now);
+        let end = TurnEnd {
+            outcome,
+            carries,
+            ..done()
+        };
+        d.report(worker, id, end, now).unwrap();
+    }
+    let silent = d.accepted(3, false, now);
+    let lent = d.accepted(4, true, now);
+    let actions = d.take_actions();
+    assert!(!actions.contains(&Action::PauseAccepting), "{actions:?}");
+    assert!(d.is_full() && !d.paused);
+    // More newcomers than can be served, and two that are idle: one between requests, then one that
+    // has not begun.
+    d.make_room(9);
+    let given = expired(&d.take_actions());
+    assert_eq!(given.len(), 2);
+    assert_eq!(given[1], silent);
+    // The client of the first has just sent something.
+    d.readable(given[0], now);
+    d.expired(given[1], false, now);
+    assert_eq!(d.connections(), 4);
+    d.accepted(5, true, now);
+    d.pause_if_full();
+    let paused = d.take_actions();
+    assert!(paused.contains(&Action::PauseAccepting), "{paused:?}");
+    d.report(
+        worker,
+        lent,
+        TurnEnd {
+            outcome: Outcome::Park,
+            ..done()
+        },
+        now,
+    )
+    .unwrap();
+    assert!(d.take_actions().contains(&Action::ResumeAccepting));
+}
+
+#[test]
+fn what_lingers_does_not_count_and_gives_its_descriptor_up() {
+    let limits = Limits {
+        connections: 2,
+        lingering: 3,
+        descriptors: 4,
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    let d = &mut world.dispatcher;
+    let now = world.now;
+    let lingering: Vec<_> = (0..4).map(|n| d.turned_away(n, now)).collect();
+    let closed = |actions: Vec<Action<u64>>| -> Vec<_> {
+        let closes = actions.into_iter().filter_map(|action| match action {
+            Action::Close(id, _) => Some(id),
+            _ => None,
+        });
+        closes.collect()
+    };
+    assert_eq!(closed(d.take_actions()), lingering[..1]);
+    assert_eq!(d.connections(), 0);
+    d.accepted(4, true, now);
+    assert!(d.is_full() && !d.paused, "no descriptor is left");
+    d.make_room(1);
+    assert_eq!(closed(d.take_actions()), lingering[1..2]);
+    d.accepted(5, true, now);
+    d.pause_if_full();
+    assert!(d.paused);
+}
+
+#[test]
+fn a_lingering_client_that_goes_on_has_time_again_but_not_for_ever() {
+    let second = Duration::from_secs(1);
+    let limits = Limits {
+        linger: 2 * second,
+        linger_total: 7 * second,
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    let id = world.dispatcher.turned_away(0, world.now);
+    let mut lasted = 0;
+    while world.dispatcher.state(id).is_some() {
+        let _ = world.dispatcher.take_actions();
+        world.dispatcher.readable(id, world.now);
+        world.dispatcher.drained(id, false, world.now);
+        world.pass(second);
+        lasted += 1;
+        assert!(lasted < 20);
+    }
+    assert_eq!(lasted, 7);
+}
+
+#[test]
+fn a_client_that_still_takes_what_was_sent_is_not_silent() {
+    let second = Duration::from_secs(1);
+    let limits = Limits {
+        linger: second,
+        linger_total: 10 * second,
+        ..Limits::default()
+    };
+    let mut world = World::new(limits);
+    let id = world.dispatcher.turned_away(0, world.now);
+    for _ in 0..4 {
+        let _ = world.dispatcher.take_actions();
+        world.pass(Duration::from_millis(1200));
+        assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
+        world.dispatcher.expired(id, true, world.now);
+    }
+    world.dispatcher.expired(id, false, world.now);
+    assert_eq!(world.dispatcher.state(id), None);
 }

@@ -50,8 +50,9 @@ fn what_is_let_go_makes_room() {
         ..Limits::default()
     };
     let mut dispatcher = Dispatcher::new(limits);
-    let id = parked(&mut dispatcher, 1, now);
-    assert!(dispatcher.is_full());
+    let id = dispatcher.accepted(1, true, now);
+    dispatcher.pause_if_full();
+    assert_eq!(dispatcher.take_actions(), [Action::PauseAccepting]);
     assert_eq!(dispatcher.release(id), Some(1));
     assert!(!dispatcher.is_full());
     assert_eq!(dispatcher.take_actions(), [Action::ResumeAccepting]);

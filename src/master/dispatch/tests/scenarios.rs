@@ -16,17 +16,21 @@ fn limits() -> impl Strategy<Value = Limits> {
         seconds(1..30),
         0u64..5,
         seconds(1..30),
+        (1usize..20, 0usize..20),
     )
         .prop_map(
-            |(connections, queue, queue_wait, idle, head, linger, turn)| Limits {
+            |(connections, queue, queue_wait, idle, head, linger, turn, more)| Limits {
                 patience: PATIENCE,
                 few: 4,
                 connections,
+                lingering: more.0,
+                descriptors: connections + more.1,
                 queue,
                 queue_wait,
                 idle,
                 head,
                 linger: Duration::from_secs(linger),
+                linger_total: Duration::from_secs(3 * linger),
                 turn,
             },
         )

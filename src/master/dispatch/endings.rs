@@ -1,0 +1,132 @@
+//! How connections end: because the client has gone, because its time is over, or after a while in
+//! which they linger. Pure.
+
+use crate::master::dispatch::table::{ConnectionId, State};
+use crate::master::dispatch::{Action, Canned, Dispatcher, Interest, Lending, WorkerId};
+use crate::master::time::Time;
+
+impl<C> Dispatcher<C> {
+    /// The client of a connection that is not lent has gone, and wants no answer.
+    pub fn hung_up(&mut self, id: ConnectionId) {
+        match self.table.get(id).map(|connection| connection.state) {
+            Some(State::Parked | State::Lingering) => self.unpark(id.index()),
+            Some(State::Ready) => self.chains.remove(&mut self.ready, id.index()),
+            Some(State::Lent(_) | State::Examined) | None => return,
+        }
+        self.close(id.index());
+    }
+
+    /// The client of a connection that was to be lent has gone: the worker never gets it.
+    pub fn withdraw(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
+        if self.is_lent(worker, id) {
+            self.return_from(worker.index(), id.index(), now);
+            self.close(id.index());
+            self.schedule(now);
+        }
+    }
+
+    /// A parked connection is over for the server, and something that was sent may not have reached
+    /// the client yet.
+    pub fn finish(&mut self, id: ConnectionId, now: Time) {
+        if self.state(id) == Some(State::Parked) {
+            self.unpark(id.index());
+            self.linger(id.index(), None, now);
+        }
+    }
+
+    /// The time of a parked or lingering connection is over, and its client has sent nothing. A
+    /// client that owes the rest of a request is told so, and an idle one is closed. `unsent` says
+    /// that the kernel has yet to deliver something: until then the connection lingers, within the
+    /// total.
+    pub fn expired(&mut self, id: ConnectionId, unsent: bool, now: Time) {
+        let Some(connection) = self.table.get(id) else {
+            return;
+        };
+        let owes = connection.incomplete_since.is_some();
+        match connection.state {
+            State::Lingering if unsent => return self.linger_on(id.index(), now),
+            State::Parked | State::Lingering => {}
+            State::Ready | State::Lent(_) | State::Examined => return,
+        }
+        let parked = connection.state == State::Parked;
+        self.unpark(id.index());
+        if parked && owes {
+            self.linger(id.index(), Some(Canned::RequestTimeout), now);
+        } else if parked && unsent {
+            self.linger(id.index(), None, now);
+        } else {
+            self.close(id.index());
+        }
+    }
+
+    /// A lingering connection was drained; `ended` says that the client has sent its last byte.
+    pub fn drained(&mut self, id: ConnectionId, ended: bool, now: Time) {
+        if self
+            .table
+            .get(id)
+            .is_some_and(|connection| connection.state == State::Lingering)
+        {
+            if ended {
+                self.unpark(id.index());
+                self.close(id.index());
+            } else {
+                self.linger_on(id.index(), now);
+                self.actions.push(Action::Arm(id, Interest::Input));
+            }
+        }
+    }
+
+    /// The master could not watch, answer or drain the connection: it is of no more use.
+    pub fn broken(&mut self, id: ConnectionId) {
+        self.hung_up(id);
+    }
+
+    // ---- lingering ------------------------------------------------------------------------------
+
+    /// The connection is over for its client, which is told why if there is a reply. Whatever it
+    /// still sends is drained: until its end, until it is silent for too long, and in any case for
+    /// no longer than the total.
+    pub(super) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
+        self.wait(index, State::Lingering, now.after(self.limits.linger), now);
+        self.table.at_mut(index).linger_end = now.after(self.limits.linger_total);
+        self.ages.push_back(&mut self.lingering, index);
+        self.actions
+            .push(Action::Linger(self.table.id(index), reply));
+        self.trim_lingering();
+        self.resume_if_room();
+    }
+
+    /// A lingering client has sent something, or is yet to be sent something: it has time again,
+    /// within the total. Not if the server stops, which would wait for a client that may go on for
+    /// long.
+    pub(super) fn linger_on(&mut self, index: u32, now: Time) {
+        if !self.stopping && self.lending == Lending::Yes {
+            let end = self.table.at(index).linger_end;
+            let deadline = now.after(self.limits.linger).min(end);
+            let before = self.table.at(index).deadline;
+            self.wheel.remove(&mut self.chains, index, before);
+            self.wait(index, State::Lingering, deadline, now);
+        }
+    }
+
+    pub(super) fn trim_lingering(&mut self) {
+        while self.lingering.len() > self.limits.lingering && self.end_oldest_lingering() {}
+    }
+
+    pub(super) fn end_oldest_lingering(&mut self) -> bool {
+        let Some(index) = self.lingering.first() else {
+            return false;
+        };
+        self.unpark(index);
+        self.close(index);
+        true
+    }
+
+    /// Takes a connection that leaves its state out of the lists above.
+    pub(super) fn leave_ages(&mut self, index: u32) {
+        if self.table.at(index).state == State::Lingering {
+            self.ages.remove(&mut self.lingering, index);
+        }
+        self.end_idleness(index);
+    }
+}

@@ -1,0 +1,94 @@
+//! Which connections count, and which give way when there is no room for another one. Pure.
+//!
+//! A connection that lingers is over for its client and does not count any more. It has a
+//! descriptor all the same, so there is a limit for those that linger, and the one that has
+//! lingered for longest goes first: at that limit, and when a newcomer needs its descriptor.
+//!
+//! A parked connection is *idle* when its client owes nothing and is owed nothing: it is between
+//! two requests, or has yet to begin its first one. With as many connections as there may be, the
+//! one that has been idle for longest gives way to a newcomer. One that is ready, lent, or waits
+//! for writing never does, and neither does one whose client has sent part of a request: it has the
+//! time for the rest of it (`head`), and its end would cost that request.
+//!
+//! Both kinds are in lists in the order in which they came there, so that each step costs the same
+//! whatever their number.
+
+use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::{Action, Dispatcher};
+
+impl<C> Dispatcher<C> {
+    /// How many connections count: all but those that linger.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.table.len() - self.lingering.len()
+    }
+
+    /// The names of the connections that linger, the one that has done so for longest first.
+    pub fn lingering(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        std::iter::successors(self.lingering.first(), |index| self.ages.after(*index))
+            .map(|index| self.table.id(index))
+    }
+
+    /// Whether there is no room for a further connection unless another one gives way.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.connections() >= self.limits.connections || self.table.len() >= self.limits.descriptors
+    }
+
+    pub(super) fn can_make_room(&self) -> bool {
+        if self.connections() >= self.limits.connections {
+            !self.idle.is_empty()
+        } else {
+            !self.lingering.is_empty()
+        }
+    }
+
+    /// Newcomers wait, and there is no room for so many: others give way, as far as they can. The
+    /// master looks at an idle one before that, because its client may have sent something that has
+    /// not been noticed yet.
+    pub fn make_room(&mut self, newcomers: usize) {
+        let free = self.limits.connections.saturating_sub(self.connections());
+        let mut short = newcomers.saturating_sub(free);
+        while short > 0
+            && let Some(index) = self.idle.first()
+        {
+            self.end_idleness(index);
+            self.actions.push(Action::Expire(self.table.id(index)));
+            short -= 1;
+        }
+        let free = self.limits.descriptors.saturating_sub(self.table.len());
+        let room = self.limits.connections.saturating_sub(self.connections());
+        let mut short = newcomers.min(room).saturating_sub(free);
+        while short > 0 && self.end_oldest_lingering() {
+            short -= 1;
+        }
+    }
+
+    /// Nobody has given way to a newcomer that waits: accepting pauses until somebody can. It does
+    /// not pause before one waits, so that to be at the limit costs nothing and is not told of.
+    pub fn pause_if_full(&mut self) {
+        if !self.paused && self.is_full() && !self.can_make_room() {
+            self.paused = true;
+            self.actions.push(Action::PauseAccepting);
+        }
+    }
+
+    pub(super) fn resume_if_room(&mut self) {
+        if self.paused && !self.stopping && (!self.is_full() || self.can_make_room()) {
+            self.paused = false;
+            self.actions.push(Action::ResumeAccepting);
+        }
+    }
+
+    pub(super) fn begin_idleness(&mut self, index: u32) {
+        self.table.at_mut(index).idle = true;
+        self.ages.push_back(&mut self.idle, index);
+        self.resume_if_room();
+    }
+
+    pub(super) fn end_idleness(&mut self, index: u32) {
+        if std::mem::take(&mut self.table.at_mut(index).idle) {
+            self.ages.remove(&mut self.idle, index);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! New connections: accepting them when all else of a round is done, making room for them, and
+//! counting those of each client.
+
+use super::aside::{Aside, MOST_ASIDE};
+use super::{Phase, Pool};
+use crate::config::Address;
+use crate::master::connection::held::Held;
+use crate::master::listen::clients::is_same_client;
+use crate::master::listen::listeners::{Listeners, Newcomer, Room};
+use crate::master::time::Time;
+
+impl Pool<'_> {
+    /// Accepts connections where some wait.
+    pub(super) fn welcome_newcomers(&mut self, now: Time) {
+        self.look_again(now);
+        if self.attention.knocking.is_empty() {
+            return;
+        }
+        if self.plan.settings.per_client.is_some() || self.dispatcher.is_full() {
+            // What is over for a client must not count when it comes again, however late the master
+            // is with the report.
+            self.collect_from_all(now);
+            self.carry_out(now);
+        }
+        let mut knocking = std::mem::take(&mut self.attention.knocking);
+        for index in knocking.drain(..) {
+            if self.dispatcher.is_full() {
+                // To ask how many wait is a call of its own.
+                self.make_room(self.listeners.waiting(index), now);
+            }
+            if self.dispatcher.is_full() {
+                self.dispatcher.pause_if_full();
+                self.carry_out(now);
+            } else {
+                let before = self.aside.len();
+                let (listeners, welcome) = self.accepting(now);
+                listeners.accept(index, now, welcome);
+                self.uncount_aside(before);
+            }
+        }
+        self.attention.knocking = knocking;
+    }
+
+    /// Lets others give way to so many newcomers, if there is no room for them.
+    fn make_room(&mut self, newcomers: usize, now: Time) {
+        if self.dispatcher.is_full() {
+            let before = self.dispatcher.connections();
+            self.dispatcher.make_room(newcomers);
+            self.carry_out(now);
+            if self.dispatcher.is_full() || self.dispatcher.connections() < before {
+                self.kept_out(before, now);
+            }
+        }
+    }
+
+    // ---- one too many for its client ------------------------------------------------------------
+
+    /// When those that were put aside are looked at next.
+    pub(super) fn next_aside(&self) -> Option<Time> {
+        let looks = self.aside.iter().map(|one| one.next_look);
+        looks.min()
+    }
+
+    /// Admits those that were put aside and whose clients have room now, and turns those away whose
+    /// time is over.
+    fn look_again(&mut self, now: Time) {
+        if self.aside.is_empty() {
+            return;
+        }
+        self.collect_from_all(now);
+        self.carry_out(now);
+        self.settle_aside(now, false);
+    }
+
+    /// Puts nobody aside any more: the pool stops, or another master accepts.
+    pub(super) fn end_aside(&mut self, now: Time) {
+        self.settle_aside(now, true);
+        self.carry_out(now);
+    }
+
+    /// Whether it is certain by now that all connections of the client still count.
+    fn has_waited(&self, one: &Aside, now: Time) -> bool {
+        let peer = one.held.peer();
+        let mut lent = self.dispatcher.lent_payloads();
+        one.has_waited(now, || lent.any(|held| is_same_client(held.peer(), peer)))
+    }
+
+    fn settle_aside(&mut self, now: Time, at_once: bool) {
+        for one in std::mem::take(&mut self.aside) {
+            let peer = one.held.peer();
+            let last = at_once || self.has_waited(&one, now);
+            let admitted = self.listeners.clients().enter(peer);
+            if admitted {
+                self.make_room(1, now);
+            }
+            if admitted && !self.dispatcher.is_full() {
+                let ready = self.is_ready(&one.held, one.deferred);
+                self.dispatcher.accepted(one.held, ready, now);
+            } else if last {
+                log::debug!("{peer} has too many connections");
+                self.dispatcher.turned_away(one.held, now);
+            } else {
+                self.listeners.clients().leave(peer);
+                self.aside.push(one.until_next_look(now));
+            }
+        }
+    }
+
+    // ---- accepting ------------------------------------------------------------------------------
+
+    /// With nobody to serve it, a client that has not said anything is not to wait in the queue,
+    /// and be turned away from there.
+    fn is_trusting(&self) -> bool {
+        self.plan.profile.tolerates_empty_turns && self.workers.any_serving()
+    }
+
+    fn is_ready(&self, held: &Held, deferred: bool) -> bool {
+        deferred && self.is_trusting() || self.plan.profile.speaks_first || held.has_input()
+    }
+
+    /// The listeners, and what becomes of a connection that they accept.
+    fn accepting(&mut self, now: Time) -> (&mut Listeners, impl FnMut(Newcomer) -> Room) {
+        let trusting = self.is_trusting();
+        let (dispatcher, plan, aside) = (&mut self.dispatcher, &self.plan, &mut self.aside);
+        let speaks_first = plan.profile.speaks_first;
+        let serving = self.phase == Phase::Serving;
+        let welcome = move |newcomer: Newcomer| {
+            let held = Held::new(newcomer.socket, newcomer.peer);
+            if newcomer.admitted {
+                let likely = newcomer.deferred && trusting;
+                let ready = likely || speaks_first || held.has_input();
+                dispatcher.accepted(held, ready, now);
+            } else if serving && aside.len() < MOST_ASIDE {
+                aside.push(Aside::new(held, newcomer.deferred, now));
+            } else {
+                log::debug!("{} has too many connections", newcomer.peer);
+                dispatcher.turned_away(held, now);
+            }
+            match dispatcher.is_full() {
+                false => Room::Left,
+                true => Room::Taken,
+            }
+        };
+        (&mut self.listeners, welcome)
+    }
+
+    /// Those that were put aside from this one on do not count until they are looked at again.
+    fn uncount_aside(&mut self, from: usize) {
+        for one in &self.aside[from..] {
+            self.listeners.clients().leave(one.held.peer());
+        }
+    }
+
+    /// Closes listeners, after taking what waits in their backlogs.
+    pub fn close_listeners(&mut self, unwanted: impl Fn(&Address) -> bool, now: Time) {
+        let plan = self.plan.clone();
+        let before = self.aside.len();
+        let (listeners, welcome) = self.accepting(now);
+        listeners.close(unwanted, &plan, now, welcome);
+        self.uncount_aside(before);
+    }
+
+    /// Accepts again after a descriptor was missing, if there are some.
+    pub(super) fn accept_again(&mut self, now: Time) {
+        if self.workers.hold_reserve() {
+            self.listeners.resume();
+        } else {
+            self.listeners.postpone(now);
+        }
+    }
+
+    /// Says where the pool listens, as soon as a worker can serve.
+    pub(super) fn announce(&mut self) {
+        if self.workers.any_serving() {
+            self.listeners.announce();
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! How connections end: nothing that was sent is lost, and nothing is sent into the middle of a
+//! response.
+
+use std::net::Shutdown;
+
+use super::*;
+
+/// Sends as much as the kernel takes without a reader.
+fn fill(socket: &mut TcpStream) -> u64 {
+    socket.set_nonblocking(true).unwrap();
+    let block = [b'x'; 64 * 1024];
+    let mut sent = 0;
+    while let Ok(count) = socket.write(&block) {
+        sent += count as u64;
+    }
+    socket.set_nonblocking(false).unwrap();
+    sent
+}
+
+/// Reads to the end of the connection while the master works.
+#[track_caller]
+fn read_all(world: &mut World, client: &mut TcpStream) -> Vec<u8> {
+    client.set_nonblocking(true).unwrap();
+    let end = Instant::now() + DEADLINE;
+    let mut bytes = Vec::new();
+    loop {
+        assert!(Instant::now() < end, "the connection does not end");
+        match client.read_to_end(&mut bytes) {
+            Ok(_) => return bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => world.round(),
+            Err(error) => panic!("after {} bytes: {error}", bytes.len()),
+        }
+    }
+}
+
+fn rounds(world: &mut World) {
+    for _ in 0..5 {
+        world.round();
+    }
+}
+
+#[test]
+fn input_that_nobody_has_read_destroys_no_output() {
+    let mut world = World::new();
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"request, and more").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+    let sent = fill(&mut socket);
+    drop(socket);
+    worker.report(id, Outcome::Close, (7, sent), b"");
+    rounds(&mut world);
+    assert_eq!(world.pool.dispatcher.connections(), 0, "it is over");
+    assert_eq!(read_all(&mut world, &mut client).len() as u64, sent);
+    drop(client);
+    world.until("it is forgotten", |world| world.pool.dispatcher.is_empty());
+}
+
+#[test]
+fn input_that_comes_after_the_end_destroys_no_output() {
+    let mut world = World::new();
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"request").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+    let sent = fill(&mut socket);
+    socket.shutdown(Shutdown::Write).unwrap();
+    drop(socket);
+    worker.report(id, Outcome::Close, (7, sent), b"");
+    for _ in 0..5 {
+        client.write_all(b"\r\n").unwrap();
+        rounds(&mut world);
+    }
+    assert_eq!(read_all(&mut world, &mut client).len() as u64, sent);
+}
+
+#[test]
+fn with_nothing_under_way_a_connection_is_closed_at_once() {
+    let mut world = World::new();
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"request").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+    socket.write_all(b"response").unwrap();
+    assert_eq!(read(&mut client, 8), b"response");
+    let unsent = || crate::sys::tcp::unacknowledged(&socket).unwrap();
+    let end = Instant::now() + DEADLINE;
+    while unsent() > 0 && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    drop(socket);
+    worker.report(id, Outcome::Close, (7, 8), b"");
+    world.until("it is over", |world| world.pool.dispatcher.is_empty());
+    assert_eq!(read_all(&mut world, &mut client), b"");
+}
+
+/// What a client gets whose worker has sent a part of the response, ended its turn so, and dies in
+/// the next one after it has read what the client has sent meanwhile.
+fn killed_after(outcome: Outcome, carry: &[u8]) -> Vec<u8> {
+    let mut world = World::new();
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"request").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+    socket.write_all(b"a part").unwrap();
+    client.write_all(b"more").unwrap();
+    drop(socket);
+    worker.report(id, outcome, (7, 6), carry);
+    let (_, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 4), b"more");
+    drop(socket);
+    world.kill(worker);
+    read_all(&mut world, &mut client)
+}
+
+#[test]
+fn nothing_is_said_in_the_middle_of_a_response() {
+    assert_eq!(
+        killed_after(Outcome::Park, b""),
+        b"a partthe worker is gone"
+    );
+    assert_eq!(killed_after(Outcome::ParkWrite, b""), b"a part");
+    assert_eq!(killed_after(Outcome::ParkWrite, b"quest"), b"a part");
+    assert_eq!(killed_after(Outcome::Again, b""), b"a part");
+}
+
+#[test]
+fn a_connection_that_waits_for_its_worker_in_vain_gets_no_reply_into_its_response() {
+    for (outcome, reply) in [(Outcome::Again, false), (Outcome::ParkWrite, false)] {
+        let mut world = World::new();
+        let mut limits = world.pool.plan.limits(100);
+        limits.queue_wait = Some(Duration::from_millis(50));
+        world.pool.dispatcher.set_limits(limits);
+        let mut worker = world.hire(0);
+        let mut client = TcpStream::connect(world.address).unwrap();
+        client.write_all(b"request").unwrap();
+        let (id, mut socket) = world.lent(&mut worker);
+        assert_eq!(read(&mut socket, 7), b"request");
+        socket.write_all(b"a part").unwrap();
+        drop(socket);
+        // The worker is busy with another one, and its program stands still.
+        let mut other = TcpStream::connect(world.address).unwrap();
+        other.write_all(b"request").unwrap();
+        rounds(&mut world);
+        let name = Pid::from_raw(worker.program.id().cast_signed());
+        let name = world.pool.workers.by_pid(name).unwrap();
+        world.pool.dispatcher.worker_stopped(name);
+        worker.report(id, outcome, (7, 6), b"");
+        let said = read_all(&mut world, &mut client);
+        assert_eq!(said.len() > 6, reply, "{outcome:?}: {said:?}");
+    }
+}
+
+#[test]
+fn a_client_that_is_gone_for_good_does_not_wait_for_a_worker() {
+    let mut world = World::new();
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"request").unwrap();
+    let (_, _socket) = world.lent(&mut worker);
+    let name = Pid::from_raw(worker.program.id().cast_signed());
+    let name = world.pool.workers.by_pid(name).unwrap();
+    world.pool.dispatcher.worker_stopped(name);
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = TcpStream::connect(world.address).unwrap();
+            client.write_all(b"request").unwrap();
+            client
+        })
+        .collect();
+    world.until("they wait", |world| world.pool.dispatcher.waiting() == 3);
+    for client in waiting {
+        // A reset instead of an end.
+        rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+    }
+    let now = world.now();
+    world.pool.stop(now);
+    world.until("nobody waits", |world| world.pool.dispatcher.waiting() == 0);
+}
