@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what docs/benchmarks.md says, against Debian's nginx where there is something to compare.
 #
-#     scripts/bench.sh [WHAT...] [--seconds N] [--rounds N] [--markdown] [--update]
+#     scripts/bench.sh [WHAT...] [--seconds N] [--rounds N] [--markdown] [--update] [--against BATOND]
 #
 # WHAT is one or more of these, or all of them (the default):
 #
@@ -14,6 +14,7 @@
 #     kill       kill -9 of a random worker every 0.1 s: what clients see of it
 #     stop       SIGSTOP of one of four workers: who waits
 #     idle       the master's memory, and latency, beside 18,000 idle connections
+#     builds     CPU per request, against the build that --against names; not part of all
 #
 # --seconds is how long one measurement takes, --rounds how often the candidates take turns.
 # --markdown prints tables for a document, --update puts them into docs/benchmarks.md.

@@ -93,6 +93,19 @@ def limit(section, tools, options):
     section.at_most("CPU per request, batond / bare limit", ratios(runs, *runs), 1.4)
 
 
+def builds(section, tools, options):
+    section.about(
+        "CPU per request, this build against another one",
+        "`batond serve http DIR` of both builds, two workers, a file of two bytes, 32 wrk "
+        "connections: kept alive, and a new one for each request.")
+    for how, close in [("kept alive", False), ("new connections", True)]:
+        runs = alternate(section, options, {
+            f"this build, {how}": files(tools, 2),
+            f"the other, {how}": files(tools.with_batond(tools.against), 2),
+        }, lambda server, close=close: wrk(tools, server, options.seconds, close=close))
+        section.at_most(f"CPU per request, this / other, {how}", ratios(runs, *runs), 1.02)
+
+
 def workers(section, tools, options):
     section.about(
         "CPU per request with 2 to 256 workers",
@@ -301,4 +314,5 @@ ALL = {
     "kill": (kill, 60, 1),
     "stop": (stop, 10, 1),
     "idle": (idle, 4, 5),
+    "builds": (builds, 2, 15),
 }

@@ -33,6 +33,7 @@ def arguments():
     parser.add_argument("--rounds", type=whole(1000), help="how often the candidates take turns")
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     parser.add_argument("--update", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument("--against", metavar="BATOND", help="the executable of the other build")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--batond", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
@@ -41,7 +42,11 @@ def arguments():
         if what != "all" and what not in figures.ALL:
             parser.error(f"'{what}' is not known; there are: all, {', '.join(figures.ALL)}")
     if not options.what or "all" in options.what:
-        options.what = list(figures.ALL)
+        options.what = [what for what in figures.ALL if what != "builds"]
+    if ("builds" in options.what) != bool(options.against):
+        parser.error("'builds' and --against belong together")
+    if options.against and not os.access(options.against, os.X_OK):
+        parser.error(f"--against: {options.against} is no executable file")
     return options
 
 
@@ -68,6 +73,7 @@ def run(name, tools, options):
     own = argparse.Namespace(seconds=options.seconds or seconds, rounds=options.rounds or rounds)
     asked = [f" --{option} {value}" for option, value in
              [("seconds", options.seconds), ("rounds", options.rounds)] if value]
+    asked += [" --against BATOND"] if name == "builds" else []
     section = report.Section(name, "".join(asked))
     try:
         measure(section, tools, own)
@@ -82,7 +88,7 @@ def main():
         return 0
     # So that what was started is ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    tools = Tools(options.batond, options.scratch)
+    tools = Tools(options.batond, options.scratch, options.against)
     when = f"{time.strftime('%Y-%m-%d')}, {machine()}"
     print(when, flush=True)
     sections = []

@@ -4,6 +4,7 @@ Nothing here outlives the program: each process is ended by its id, and waited f
 """
 
 import contextlib
+import copy
 import os
 import pathlib
 import re
@@ -24,14 +25,21 @@ class Failure(Exception):
 class Tools:
     """What the measurements are made with."""
 
-    def __init__(self, batond, scratch):
+    def __init__(self, batond, scratch, against=None):
         self.batond = batond
+        self.against = against
         self.scratch = pathlib.Path(scratch)
         self.client = self.scratch / "client"
         self.bare_limit = self.scratch / "bare_limit"
         self.files = self.scratch / "files"
         self.files.mkdir()
         (self.files / "index.html").write_text("ok")
+
+    def with_batond(self, batond):
+        """The same with another build of batond."""
+        tools = copy.copy(self)
+        tools.batond = batond
+        return tools
 
 
 def end(process, with_signal=signal.SIGTERM, patience=10):
