@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures what docs/benchmarks.md says, against Debian's nginx where there is something to compare.
 #
-#     scripts/bench.sh [WHAT...] [--seconds N] [--rounds N] [--markdown] [--update] [--against BATOND]
+#     scripts/bench.sh [WHAT...] [--seconds N] [--rounds N] [--markdown] [--update]
+#                      [--against BATOND]
 #
 # WHAT is one or more of these, or all of them (the default):
 #

@@ -9,6 +9,7 @@ pub mod client;
 pub mod examples;
 pub mod ledger;
 pub mod load;
+mod output;
 pub mod process;
 pub mod session;
 pub mod skip;
@@ -16,18 +17,18 @@ pub mod systemd;
 pub mod upgrade;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use output::{Output, matching};
 
 pub use client::{Client, Endpoint, Reply};
 pub use examples::example;
@@ -60,92 +61,6 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command.stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-/// The lines that a process has written so far, and whether it can still write more.
-#[derive(Clone, Default)]
-struct Output {
-    shared: Arc<(Mutex<Lines>, Condvar)>,
-}
-
-#[derive(Default)]
-struct Lines {
-    lines: Vec<String>,
-    /// How many pipes they come from.
-    open: usize,
-    /// Every process that had the other end has closed it.
-    ended: bool,
-}
-
-impl Output {
-    /// Collects what comes through a pipe, in a thread that ends with it.
-    fn collect(pipe: impl Read + Send + 'static) -> Self {
-        let output = Self::default();
-        output.follow(pipe);
-        output
-    }
-
-    /// Collects what comes through another pipe too.
-    fn follow(&self, pipe: impl Read + Send + 'static) {
-        let ours = self.clone();
-        ours.lock().open += 1;
-        thread::spawn(move || {
-            let (lines, changed) = &*ours.shared;
-            let mut pipe = BufReader::new(pipe);
-            let mut line = Vec::new();
-            while matches!(pipe.read_until(b'\n', &mut line), Ok(count) if count > 0) {
-                let text = String::from_utf8_lossy(&line);
-                let text = text.strip_suffix('\n').unwrap_or(&text);
-                lines.lock().unwrap().lines.push(text.to_owned());
-                changed.notify_all();
-                line.clear();
-            }
-            let mut lines = lines.lock().unwrap();
-            lines.open -= 1;
-            lines.ended = lines.open == 0;
-            drop(lines);
-            changed.notify_all();
-        });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.shared.0.lock().unwrap()
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.lock().lines.clone()
-    }
-
-    fn text(&self) -> String {
-        self.lock().lines.join("\n")
-    }
-
-    /// Waits until `found` finds something in the lines; nothing at the deadline, or at the end.
-    fn wait<T>(&self, mut found: impl FnMut(&Lines) -> Option<T>) -> Option<T> {
-        let end = Instant::now() + DEADLINE;
-        let mut lines = self.lock();
-        loop {
-            if let Some(value) = found(&lines) {
-                return Some(value);
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if lines.ended || left.is_zero() {
-                return None;
-            }
-            (lines, _) = self.shared.1.wait_timeout(lines, left).unwrap();
-        }
-    }
-
-    /// Waits for the end; false at the deadline.
-    fn wait_for_end(&self) -> bool {
-        self.wait(|lines| lines.ended.then_some(())).is_some() || self.lock().ended
-    }
-}
-
-/// The lines with these words, in order.
-fn matching(lines: &[String], pattern: &str) -> Vec<String> {
-    let matches = lines.iter().filter(|line| line.contains(pattern));
-    matches.cloned().collect()
 }
 
 /// The value of `key=value` in a log line.
@@ -487,6 +402,15 @@ impl Server {
     #[track_caller]
     pub fn wait_for_log(&self, pattern: &str) -> String {
         self.wait_for_lines(pattern, 1).remove(0)
+    }
+
+    /// Checks that no log line with these words comes for so long.
+    #[track_caller]
+    pub fn never_says(&self, pattern: &str, limit: Duration) {
+        let said = self.stderr.wait_within(limit, |output| {
+            matching(&output.lines, pattern).into_iter().next()
+        });
+        assert_eq!(said, None);
     }
 
     /// Waits for `count` log lines with these words.

@@ -121,8 +121,8 @@ impl Head {
         }
     }
 
-    /// Reads the request line (RFC 9112 §3) that begins at `start`. Returns where it ends, its CRLF
-    /// included.
+    /// Reads the request line (RFC 9112 §3) that begins at `start`. Returns where it ends, with its
+    /// CRLF.
     fn parse_line(&mut self, bytes: &[u8], start: usize) -> Result<Option<usize>, Refusal> {
         const FULL: usize = MAX_LINE + 2;
         let window = &bytes[..bytes.len().min(start + FULL)];

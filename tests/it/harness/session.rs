@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use batond::fdpass::{self, Wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
@@ -94,6 +95,14 @@ impl Session {
         let text = String::from_utf8_lossy(&data[..message.length]);
         let text = text.trim_end_matches('\n').to_owned();
         (message.length > 0).then_some((text, message.descriptors))
+    }
+
+    /// Checks that the other one says nothing, and does not go, for so long.
+    #[track_caller]
+    pub fn hear_nothing(&self, limit: Duration) {
+        let limit = Timespec::try_from(limit).expect("a short time");
+        let mut said = [PollFd::new(&self.0, PollFlags::IN)];
+        assert_eq!(poll(&mut said, Some(&limit)), Ok(0));
     }
 
     /// Hears messages until one begins with this word; all of them.

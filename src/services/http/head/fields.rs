@@ -27,8 +27,9 @@ fn only<'a>(field: Once<'a>, repeated: &'static str) -> Result<Option<&'a [u8]>,
     }
 }
 
-/// What all lines of Transfer-Encoding say together (RFC 9112 §6.1). An empty element, which a list
-/// may have elsewhere, counts as malformed: no client sends one, and not every server skips it.
+/// What all lines of Transfer-Encoding say together (RFC 9112 §6.1). An empty element, which
+/// a list may have elsewhere, counts as malformed: no client sends one, and not every server skips
+/// it.
 #[derive(Default, Clone, Copy)]
 struct Codings {
     is_there: bool,

@@ -83,8 +83,8 @@ fn version(major: u8, minor: u8) -> Result<Version, Refusal> {
     }
 }
 
-/// Finds path and query in a target of origin-form, absolute-form or asterisk-form (RFC 9112 §3.2).
-/// A target of authority-form asks for a tunnel, which only a proxy has.
+/// Finds path and query in a target of origin-form, absolute-form or asterisk-form (RFC 9112
+/// §3.2). A target of authority-form asks for a tunnel, which only a proxy has.
 fn store_target(head: &mut Head, bytes: &[u8], target: Range<usize>) -> Result<(), Refusal> {
     let text = &bytes[target.clone()];
     head.is_about_server = false;
