@@ -11,16 +11,17 @@ pub mod ledger;
 pub mod load;
 mod output;
 pub mod process;
+mod run;
 pub mod session;
 pub mod skip;
 pub mod systemd;
 pub mod upgrade;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
@@ -37,31 +38,7 @@ pub use load::{Clients, Habit, Tally, load};
 pub use process::{
     DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
 };
-
-/// The program under test.
-pub const BATOND: &str = env!("CARGO_BIN_EXE_batond");
-
-/// A command that finds nothing of the caller's environment that would change what the server does.
-pub fn command(program: impl AsRef<OsStr>) -> Command {
-    process::prepare();
-    let mut command = Command::new(program);
-    for name in [
-        "RUST_LOG",
-        "RUST_LOG_STYLE",
-        "RUST_BACKTRACE",
-        "NO_COLOR",
-        "NOTIFY_SOCKET",
-        "WATCHDOG_USEC",
-        "FDSTORE",
-        "LISTEN_FDS",
-        "LISTEN_FDNAMES",
-    ] {
-        command.env_remove(name);
-    }
-    command.stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
+pub use run::{BATOND, Finished, command, finish, run};
 
 /// The value of `key=value` in a log line.
 #[track_caller]
@@ -558,49 +535,5 @@ impl Drop for Server {
             self.print();
             resume_unwind(panic);
         }
-    }
-}
-
-/// What a command that ends by itself has written, and how it ended.
-#[derive(Debug)]
-pub struct Finished {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-/// Runs `batond` with these arguments to its end, in `directory`.
-#[track_caller]
-pub fn run(directory: &Path, arguments: &[&str]) -> Finished {
-    let mut command = command(BATOND);
-    command.args(arguments).current_dir(directory);
-    finish(command)
-}
-
-/// Runs a command to its end.
-#[track_caller]
-pub fn finish(mut command: Command) -> Finished {
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-    let process = Watched::new(Pid::from_raw(child.id().cast_signed()));
-    let stdout = Output::collect(child.stdout.take().expect("stdout is piped"));
-    let stderr = Output::collect(child.stderr.take().expect("stderr is piped"));
-    let in_time = process.wait(DEADLINE);
-    if !in_time {
-        let _ = child.kill();
-    }
-    let status = child.wait().expect("it is our child");
-    stdout.wait_for_end();
-    stderr.wait_for_end();
-    let (stdout, stderr) = (stdout.text(), stderr.text());
-    assert!(
-        in_time,
-        "{command:?} has not ended after {DEADLINE:?}:\n{stdout}\n{stderr}"
-    );
-    Finished {
-        status,
-        stdout,
-        stderr,
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use proc_macro2::{TokenStream, TokenTree};
 
-use super::source::{self, Broken, Source, Tree};
+use super::source::{self, Broken, Tree};
 use super::{check, settle};
 
 const LONGEST_FILE: usize = 600;
