@@ -253,17 +253,19 @@ impl Held {
 
     /// Whether closing the connection after this turn could destroy what was sent: the kernel
     /// resets a connection that is closed with unread input, or gets some after that (RFC 9112
-    /// §9.6). The kernel is asked only if there is a sign of it, because most connections have
-    /// none: a worker that counts has also looked for unread input, and a short response is with
-    /// the client by the time it could send more.
+    /// §9.6). A client whose request came in pieces may be sending more of them. Else the kernel is
+    /// asked, but only if there is a sign of it, because most connections have none: a worker that
+    /// counts has also looked for unread input, and a short response is with the client by the time
+    /// it could send more.
     #[must_use]
     pub fn would_lose(&self, report: &Report<'_>, on_board: bool) -> bool {
+        let in_pieces = !self.carry.is_empty();
         let long = |traffic: Traffic| traffic.written > SHORT_RESPONSE;
         let sign = !on_board
             || self.unfinished
             || report.traffic.is_none_or(long)
             || self.noticed.contains(EventFlags::IN);
-        sign && (self.has_unread() || self.has_unsent())
+        in_pieces || sign && (self.has_unread() || self.has_unsent())
     }
 
     /// Whether the client has ended both sides, or has reset the connection.

@@ -33,6 +33,25 @@ fn read_all(world: &mut World, client: &mut TcpStream) -> Vec<u8> {
     }
 }
 
+/// Waits until the client's kernel has all that was sent.
+fn until_delivered(socket: &TcpStream) {
+    let end = Instant::now() + DEADLINE;
+    while crate::sys::tcp::unacknowledged(socket).unwrap() > 0 {
+        assert!(Instant::now() < end, "it does not take what was sent");
+        std::thread::yield_now();
+    }
+}
+
+/// A worker and a client whose request it has read, in the turn with this name and descriptor.
+fn begin_turn(mut world: World) -> (World, Played, TcpStream, u64, TcpStream) {
+    let mut worker = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"request").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+    (world, worker, client, id, socket)
+}
+
 fn rounds(world: &mut World) {
     for _ in 0..5 {
         world.round();
@@ -59,12 +78,7 @@ fn input_that_nobody_has_read_destroys_no_output() {
 
 #[test]
 fn input_that_comes_after_the_end_destroys_no_output() {
-    let mut world = World::new();
-    let mut worker = world.hire(0);
-    let mut client = TcpStream::connect(world.address).unwrap();
-    client.write_all(b"request").unwrap();
-    let (id, mut socket) = world.lent(&mut worker);
-    assert_eq!(read(&mut socket, 7), b"request");
+    let (mut world, worker, mut client, id, mut socket) = begin_turn(World::new());
     let sent = fill(&mut socket);
     socket.shutdown(Shutdown::Write).unwrap();
     drop(socket);
@@ -76,21 +90,39 @@ fn input_that_comes_after_the_end_destroys_no_output() {
     assert_eq!(read_all(&mut world, &mut client).len() as u64, sent);
 }
 
+/// Who has sent a request in pieces may be sending more of them. A client that is told of a reset by
+/// its next write does not look for the answer.
+#[test]
+fn a_client_that_sends_piece_by_piece_may_go_on_after_the_end() {
+    let (mut world, mut worker, mut client, id, socket) = begin_turn(World::new());
+    drop(socket);
+    worker.report(id, Outcome::Park, (7, 0), b"request");
+    client.write_all(b", the rest").unwrap();
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 10), b", the rest");
+    socket.write_all(b"response").unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    until_delivered(&socket);
+    drop(socket);
+    worker.report(id, Outcome::Close, (10, 8), b"");
+    world.until("it is over", |world| {
+        world.pool.dispatcher.connections() == 0
+    });
+    for _ in 0..5 {
+        client.write_all(b"more").unwrap();
+        rounds(&mut world);
+    }
+    assert_eq!(read_all(&mut world, &mut client), b"response");
+    drop(client);
+    world.until("it is forgotten", |world| world.pool.dispatcher.is_empty());
+}
+
 #[test]
 fn with_nothing_under_way_a_connection_is_closed_at_once() {
-    let mut world = World::new();
-    let mut worker = world.hire(0);
-    let mut client = TcpStream::connect(world.address).unwrap();
-    client.write_all(b"request").unwrap();
-    let (id, mut socket) = world.lent(&mut worker);
-    assert_eq!(read(&mut socket, 7), b"request");
+    let (mut world, worker, mut client, id, mut socket) = begin_turn(World::new());
     socket.write_all(b"response").unwrap();
     assert_eq!(read(&mut client, 8), b"response");
-    let unsent = || crate::sys::tcp::unacknowledged(&socket).unwrap();
-    let end = Instant::now() + DEADLINE;
-    while unsent() > 0 && Instant::now() < end {
-        std::thread::yield_now();
-    }
+    until_delivered(&socket);
     drop(socket);
     worker.report(id, Outcome::Close, (7, 8), b"");
     world.until("it is over", |world| world.pool.dispatcher.is_empty());
@@ -100,12 +132,7 @@ fn with_nothing_under_way_a_connection_is_closed_at_once() {
 /// What a client gets whose worker has sent a part of the response, ended its turn so, and dies in
 /// the next one after it has read what the client has sent meanwhile.
 fn killed_after(outcome: Outcome, carry: &[u8]) -> Vec<u8> {
-    let mut world = World::new();
-    let mut worker = world.hire(0);
-    let mut client = TcpStream::connect(world.address).unwrap();
-    client.write_all(b"request").unwrap();
-    let (id, mut socket) = world.lent(&mut worker);
-    assert_eq!(read(&mut socket, 7), b"request");
+    let (mut world, mut worker, mut client, id, mut socket) = begin_turn(World::new());
     socket.write_all(b"a part").unwrap();
     client.write_all(b"more").unwrap();
     drop(socket);
@@ -135,11 +162,7 @@ fn a_connection_that_waits_for_its_worker_in_vain_gets_no_reply_into_its_respons
         let mut limits = world.pool.plan.limits(100);
         limits.queue_wait = Some(Duration::from_millis(50));
         world.pool.dispatcher.set_limits(limits);
-        let mut worker = world.hire(0);
-        let mut client = TcpStream::connect(world.address).unwrap();
-        client.write_all(b"request").unwrap();
-        let (id, mut socket) = world.lent(&mut worker);
-        assert_eq!(read(&mut socket, 7), b"request");
+        let (mut world, worker, mut client, id, mut socket) = begin_turn(world);
         socket.write_all(b"a part").unwrap();
         drop(socket);
         // The worker is busy with another one, and its program stands still.
