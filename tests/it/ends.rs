@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::client::Served;
 use crate::harness::process::{children, is_idle, signal};
-use crate::harness::{DEADLINE, Setup, begin_sleep, eventually, field};
+use crate::harness::{DEADLINE, Server, Setup, Worker, begin_sleep, eventually, field};
 use crate::recycle::fragile;
 
 /// What no test here may come near: the time that a stop has by default.
@@ -156,25 +156,31 @@ fn who_exits_with_0_when_nobody_asked_has_died() {
     server.wait_for_word("worker retired", worker);
 }
 
+/// Ends the workers, so many of which end at once, and then the server, which finds all of it at the
+/// same time: it is stopped meanwhile.
+#[track_caller]
+fn stop_with_workers(server: &Server, workers: &[Worker], idle: usize) {
+    server.signal(Signal::SIGSTOP);
+    for worker in workers {
+        signal(worker.pid, Signal::SIGTERM);
+    }
+    eventually("the idle workers have ended", || {
+        children(server.master()).1.len() == idle
+    });
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGCONT);
+}
+
 #[test]
 fn a_signal_to_the_whole_group_starts_nobody() {
-    // As `timeout batond serve` sends it. The master is stopped meanwhile, so that it finds all of
-    // it at the same time.
+    // As `timeout batond serve` sends it.
     let mut server = Setup::new(&["demo", "-w", "4"]).start();
     let workers = server.workers(4);
     let mut parked = server.connect();
     assert_eq!(Served::of(&parked.get("/")).turn, 1);
     let mut sleeper = server.connect();
     begin_sleep(&mut sleeper, 1000, &workers);
-    server.signal(Signal::SIGSTOP);
-    for worker in &workers {
-        signal(worker.pid, Signal::SIGTERM);
-    }
-    eventually("the idle workers have ended", || {
-        children(server.master()).1.len() == 3
-    });
-    server.signal(Signal::SIGTERM);
-    server.signal(Signal::SIGCONT);
+    stop_with_workers(&server, &workers, 3);
     assert_eq!(sleeper.reply().status, 200);
     assert_eq!(server.wait().code(), Some(0));
     assert!(parked.is_closed());
@@ -203,15 +209,7 @@ fn what_is_half_written_finds_a_worker_while_the_server_stops() {
         }
         before == sent && workers.iter().all(|worker| is_idle(worker.pid))
     });
-    server.signal(Signal::SIGSTOP);
-    for worker in &workers {
-        signal(worker.pid, Signal::SIGTERM);
-    }
-    eventually("the workers have ended", || {
-        children(server.master()).1.len() == 2
-    });
-    server.signal(Signal::SIGTERM);
-    server.signal(Signal::SIGCONT);
+    stop_with_workers(&server, &workers, 2);
     server.wait_for_lines("worker retired", 2);
     slow.set_nonblocking(false).expect("a flag");
     slow.set_read_timeout(Some(DEADLINE)).expect("a timeout");

@@ -100,20 +100,22 @@ fn at_the_limit_the_connection_that_was_idle_for_longest_gives_way() {
     assert_eq!(busy.get("/").status, 200);
 }
 
+/// One connection for each client, and two in all.
+const ONE_EACH: &[&str] = &[
+    "demo",
+    "-w",
+    "2",
+    "--per-client",
+    "1",
+    "--max-connections",
+    "2",
+];
+
 #[test]
 fn what_is_over_for_a_client_counts_no_more() {
     // One that reads to the end of the connection, and one that knows the length of the reply.
     for ending in ["Connection: close\r\n", ""] {
-        let arguments = [
-            "demo",
-            "-w",
-            "2",
-            "--per-client",
-            "1",
-            "--max-connections",
-            "2",
-        ];
-        let server = Setup::new(&arguments).expect("max-connections: ").start();
+        let server = Setup::new(ONE_EACH).expect("max-connections: ").start();
         server.workers(2);
         for round in 0..200 {
             let mut client = server.connect();
@@ -128,16 +130,7 @@ fn what_is_over_for_a_client_counts_no_more() {
 
 #[test]
 fn clients_that_were_turned_away_and_stay_keep_nobody_out() {
-    let arguments = [
-        "demo",
-        "-w",
-        "2",
-        "--per-client",
-        "1",
-        "--max-connections",
-        "2",
-    ];
-    let mut server = Setup::new(&arguments).expect("per-client: ").start();
+    let mut server = Setup::new(ONE_EACH).expect("per-client: ").start();
     server.workers(2);
     let mut kept = server.connect();
     assert_eq!(kept.get("/").status, 200);
