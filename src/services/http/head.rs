@@ -31,32 +31,29 @@ pub(super) const MAX_HEAD: usize = 16 * 1024;
 /// The most header fields of a head; more are answered with 431.
 pub(super) const MAX_FIELDS: usize = 100;
 
-/// How many empty lines before a request line are skipped (RFC 9112 §2.2 asks for at least one).
-const MAX_EMPTY_LINES: usize = 2;
-
 impl Head {
-    /// Reads the head at the start of `bytes`, leading empty lines included. Returns how many bytes
-    /// it takes, or `None` when more are needed to tell.
+    /// Reads the head at the start of `bytes`. Returns how many bytes it takes, or `None` when more
+    /// are needed to tell. A CR alone may be the beginning of an empty line before it.
     ///
     /// # Errors
     /// How to refuse the head. The method is the client's if it could be read, else GET.
     pub(super) fn parse(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
         self.method = Method::GET;
         self.fields.clear();
-        let Some(start) = skip_empty_lines(bytes)? else {
+        if bytes == b"\r" {
+            return Ok(None);
+        }
+        let Some(line_end) = self.parse_line(bytes)? else {
             return Ok(None);
         };
-        let Some(line_end) = self.parse_line(bytes, start)? else {
-            return Ok(None);
-        };
-        let window = &bytes[..bytes.len().min(start + MAX_HEAD)];
+        let window = &bytes[..bytes.len().min(MAX_HEAD)];
         match self.parse_fields(window, line_end)? {
             Some(end) => {
                 self.refuse_bare_line_feeds(&window[..end])?;
                 decide(self, window)?;
                 Ok(Some(end))
             }
-            None if window.len() - start == MAX_HEAD => Err(refuse(
+            None if window.len() == MAX_HEAD => Err(refuse(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the header is longer than 16 KiB",
             )),
@@ -121,31 +118,17 @@ impl Head {
         }
     }
 
-    /// Reads the request line (RFC 9112 §3) that begins at `start`. Returns where it ends, with its
-    /// CRLF.
-    fn parse_line(&mut self, bytes: &[u8], start: usize) -> Result<Option<usize>, Refusal> {
+    /// Reads the request line (RFC 9112 §3). Returns where it ends, with its CRLF.
+    fn parse_line(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
         const FULL: usize = MAX_LINE + 2;
-        let window = &bytes[..bytes.len().min(start + FULL)];
-        match line::split(window, start)? {
-            None if window.len() - start == FULL => Err(refuse(
+        let window = &bytes[..bytes.len().min(FULL)];
+        match line::split(window)? {
+            None if window.len() == FULL => Err(refuse(
                 StatusCode::URI_TOO_LONG,
                 "the request line is longer than 8 KiB",
             )),
             None => Ok(None),
-            Some(line) => line::store(self, window, start, line).map(Some),
+            Some(line) => line::store(self, window, line).map(Some),
         }
     }
-}
-
-/// Where the first line that is not empty begins; `None` when that is not known yet.
-fn skip_empty_lines(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-    let mut at = 0;
-    for _ in 0..=MAX_EMPTY_LINES {
-        match &bytes[at..] {
-            [] | [b'\r'] => return Ok(None),
-            [b'\r', b'\n', ..] => at += 2,
-            _ => return Ok(Some(at)),
-        }
-    }
-    Err(bad("too many empty lines before the request"))
 }

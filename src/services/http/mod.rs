@@ -63,6 +63,9 @@ pub use self::response::Response;
 /// How many pipelined requests one turn answers, before others get a turn.
 const MAX_PIPELINED: u32 = 32;
 
+/// How often one turn asks for more of what the client has sent, before others get a turn.
+const MAX_FILLS: u32 = 8;
+
 /// A request up to this size, in bytes of head and body on the wire, is waited for without
 /// occupying a worker. It is well below what the buffer can carry, so that a request behind it does
 /// not matter.
@@ -233,20 +236,20 @@ impl<H: Handler> Http<H> {
     }
 }
 
-/// Waits for the rest of a request. Line ends before it are none of it (RFC 9112 §2.2): a client
-/// that has sent nothing else owes nothing.
-fn wait(connection: &mut Connection) -> Turn {
+/// Skips line ends before a request, which are none of it (RFC 9112 §2.2): a client that has sent
+/// nothing else owes nothing.
+fn skip_line_ends(connection: &mut Connection) {
     while connection.buffer().starts_with(b"\r\n") {
         connection.consume(2);
     }
-    Turn::Park
 }
 
 impl<H: Handler> Service for Http<H> {
     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
         let mut served = 0;
-        let mut drained = false;
+        let (mut fills, mut drained) = (0, false);
         loop {
+            skip_line_ends(connection);
             match self.next_request(connection.buffer()) {
                 Ok(Some(_)) if served == MAX_PIPELINED => return Ok(Turn::Again),
                 Ok(Some(length)) => {
@@ -258,10 +261,15 @@ impl<H: Handler> Service for Http<H> {
                         return Ok(Turn::Park);
                     }
                 }
-                Ok(None) if drained => return Ok(wait(connection)),
+                Ok(None) if drained => return Ok(Turn::Park),
+                // It can send line ends for as long as it likes; others are to have their turn.
+                Ok(None) if fills == MAX_FILLS => return Ok(Turn::Again),
                 Ok(None) => match connection.fill()? {
-                    Fill::Bytes(count) => drained = count < FULL_FILL,
-                    Fill::Empty => return Ok(wait(connection)),
+                    Fill::Bytes(count) => {
+                        fills += 1;
+                        drained = count < FULL_FILL;
+                    }
+                    Fill::Empty => return Ok(Turn::Park),
                     Fill::End => return self.end(connection),
                 },
                 Err(refusal) => {

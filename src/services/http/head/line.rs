@@ -17,16 +17,16 @@ pub(super) struct Line {
     end: usize,
 }
 
-/// Splits the request line that begins at `start`; `None` when `bytes` end before it does.
-pub(super) fn split(bytes: &[u8], start: usize) -> Result<Option<Line>, Refusal> {
+/// Splits the request line at the start of `bytes`; `None` when they end before it does.
+pub(super) fn split(bytes: &[u8]) -> Result<Option<Line>, Refusal> {
     let find = |from: usize, inside: fn(u8) -> bool| {
         let length = bytes[from..].iter().position(|byte| !inside(*byte))?;
         Some(from + length)
     };
-    let Some(method_end) = find(start, is_token) else {
+    let Some(method_end) = find(0, is_token) else {
         return Ok(None);
     };
-    if method_end == start || bytes[method_end] != b' ' {
+    if method_end == 0 || bytes[method_end] != b' ' {
         return Err(bad("malformed method"));
     }
     let Some(target_end) = find(method_end + 1, is_target) else {
@@ -56,17 +56,12 @@ pub(super) fn split(bytes: &[u8], start: usize) -> Result<Option<Line>, Refusal>
     }))
 }
 
-/// Fills in what the `line` that begins at `start` says. Returns where it ends, its CRLF included.
-pub(super) fn store(
-    head: &mut Head,
-    bytes: &[u8],
-    start: usize,
-    line: Line,
-) -> Result<usize, Refusal> {
+/// Fills in what the `line` says. Returns where it ends, its CRLF included.
+pub(super) fn store(head: &mut Head, bytes: &[u8], line: Line) -> Result<usize, Refusal> {
     head.version = version(bytes[line.major], bytes[line.minor])?;
     // An extension method of up to 15 bytes is kept in place, without an allocation.
     head.method =
-        Method::from_bytes(&bytes[start..line.method_end]).map_err(|_| bad("malformed method"))?;
+        Method::from_bytes(&bytes[..line.method_end]).map_err(|_| bad("malformed method"))?;
     head.target = Span::new(line.target.clone());
     store_target(head, bytes, line.target)?;
     Ok(line.end)

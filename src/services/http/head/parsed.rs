@@ -53,7 +53,7 @@ pub(in super::super) struct Span {
 
 impl Span {
     pub(super) fn new(range: Range<usize>) -> Self {
-        // Positions are below MAX_HEAD plus a few empty lines.
+        // Positions are below MAX_HEAD.
         let position = |at| u16::try_from(at).expect("a head is shorter than 64 KiB");
         Self {
             start: position(range.start),

@@ -381,6 +381,7 @@ proptest! {
             proptest::sample::select(vec![
                 &b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"[..],
                 b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n\r\n\r\nx",
+                b"\r\n\r\n\r\n\r\nPOST /c HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n\r",
                 b"\r\nHEAD / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
                 b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
                 b"GET / HTTP/1.1\r\n\r\n",
