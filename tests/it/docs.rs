@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use syn::LitStr;
 
 use crate::harness::upgrade::{STARTED, reap};
 use crate::harness::{BATOND, Watched, command, field, finish};
@@ -67,51 +69,44 @@ fn literals() -> BTreeSet<String> {
                 directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).expect("source text is UTF-8");
-                collect(&text, &mut literals);
+                collect(text.parse().expect("it is Rust"), &mut literals);
             }
         }
     }
     literals
 }
 
-/// The literals of one file. Where a quotation mark is none of a literal, the ends of a few are
-/// taken for beginnings; that only adds some that nobody quotes.
-fn collect(text: &str, literals: &mut BTreeSet<String>) {
-    let code = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"));
-    let code = code.collect::<Vec<_>>().join("\n");
-    let mut rest = &code[..];
-    while let Some((_, after)) = rest.split_once('"') {
-        let mut literal = String::new();
-        let mut characters = after.char_indices();
-        let mut end = after.len();
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '"' => {
-                    end = at + 1;
-                    break;
-                }
-                // A line that goes on in the next one, without its indentation.
-                '\\' if after[at + 1..].starts_with('\n') => {
-                    let skip = after[at + 1..].len() - after[at + 1..].trim_start().len();
-                    (0..skip).for_each(|_| {
-                        characters.next();
-                    });
-                }
-                '\\' => {
-                    characters.next();
-                }
-                '{' => {
-                    literal.push('…');
-                    let _ = characters.find(|(_, character)| *character == '}');
-                }
-                other => literal.push(other),
+/// The string literals in code, with `…` where a value is put in. Attributes are none of it, and so
+/// neither are comments on items.
+fn collect(code: TokenStream, literals: &mut BTreeSet<String>) {
+    let mut tokens = code.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Punct(mark) if mark.as_char() == '#' => {
+                let attribute = |next: &TokenTree| match next {
+                    TokenTree::Group(group) => group.delimiter() == Delimiter::Bracket,
+                    _ => false,
+                };
+                tokens.next_if(attribute);
             }
+            TokenTree::Group(group) => collect(group.stream(), literals),
+            TokenTree::Literal(literal) => {
+                if let Ok(text) = syn::parse_str::<LitStr>(&literal.to_string()) {
+                    literals.insert(without_values(&text.value()));
+                }
+            }
+            _ => {}
         }
-        rest = &after[end..];
-        literals.insert(literal);
     }
+}
+
+fn without_values(format: &str) -> String {
+    let mut parts = format.split('{');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let (_, rest) = part.split_once('}').unwrap_or(("", part));
+        format!("{text}…{rest}")
+    })
 }
 
 #[test]

@@ -156,8 +156,8 @@ fn who_exits_with_0_when_nobody_asked_has_died() {
     server.wait_for_word("worker retired", worker);
 }
 
-/// Ends the workers, so many of which end at once, and then the server, which finds all of it at the
-/// same time: it is stopped meanwhile.
+/// Ends the workers, so many of which end at once, and then the server, which finds all of it at
+/// the same time: it is stopped meanwhile.
 #[track_caller]
 fn stop_with_workers(server: &Server, workers: &[Worker], idle: usize) {
     server.signal(Signal::SIGSTOP);

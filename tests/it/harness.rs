@@ -130,7 +130,9 @@ impl Setup {
 
     /// Starts the server under another program, which must run it as its only child and end with
     /// it.
+    #[track_caller]
     pub fn under(mut self, wrapper: &[&str]) -> Self {
+        skip::require_listed(wrapper[0]);
         self.wrapper = wrapper.iter().map(OsString::from).collect();
         self
     }

@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::mpsc;
 use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::unistd::{gettid, mkfifo};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-use crate::harness::{Client, Server, Setup};
+use crate::harness::{Client, DEADLINE, Server, Setup, eventually};
 
 /// A server of files, and beside its directory a file that it must never send.
 struct Files {
@@ -328,7 +329,16 @@ fn the_writer_of_a_fifo_goes_on_waiting() {
     let fifo = files.server.directory().join("public/fifo");
     mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
     let path = fifo.clone();
-    let writer = thread::spawn(move || fs::write(path, "for the reader"));
+    let (name, named) = mpsc::channel();
+    let writer = thread::spawn(move || {
+        name.send(gettid()).expect("somebody hears it");
+        fs::write(path, "for the reader")
+    });
+    let writes = named.recv_timeout(DEADLINE).expect("the thread runs");
+    eventually("it waits for a reader", || {
+        let status = fs::read_to_string(format!("/proc/self/task/{writes}/status"));
+        status.is_ok_and(|status| status.contains("State:\tS"))
+    });
     let mut client = files.server.connect();
     for _ in 0..20 {
         assert_eq!(client.get("/fifo").status, 404);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::harness::skip::{lacks, skip};
 use crate::harness::{Server, Setup, Worker, eventually, open_descriptors};
 
 /// Takes copies of the descriptors of a process, and does to its sockets what a service in it could
@@ -59,7 +60,11 @@ os._exit(0)
 "#;
 
 /// Whether this user may take copies of another process's descriptors.
+#[track_caller]
 fn may_meddle(directory: &Path) -> bool {
+    if lacks("python3") {
+        return false;
+    }
     let pid = std::process::id().to_string();
     let status = Command::new("python3")
         .args(["-c", MEDDLE, "none", &pid])
@@ -67,7 +72,7 @@ fn may_meddle(directory: &Path) -> bool {
         .output();
     let may = status.is_ok_and(|output| output.status.success());
     if !may {
-        eprintln!("skipped: python3 with pidfd_open is missing, or not allowed here");
+        skip("this user may not take descriptors of another process");
     }
     may
 }
@@ -78,7 +83,7 @@ fn assert_served(server: &Server, path: &str) {
     let asked = Instant::now();
     assert_eq!(server.get(path).status, 200);
     let took = asked.elapsed();
-    assert!(took < Duration::from_millis(900), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]

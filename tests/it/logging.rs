@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 use crate::harness::process::{children, cpu_time, signal};
+use crate::harness::skip::lacks_root;
 use crate::harness::{BATOND, Client, DEADLINE, Endpoint, Setup, Watched, command, eventually};
 
 /// A server whose stderr is not the harness's. It listens on a Unix socket in its directory.
@@ -292,14 +293,10 @@ const WITHOUT_PROC: &[&str] = &[
     "sh",
 ];
 
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
 #[test]
 fn without_proc_a_log_that_is_stuck_holds_no_one_either() {
-    if !is_root() {
-        return eprintln!("not run: it takes root to have no /proc");
+    if lacks_root() {
+        return;
     }
     talks_to_nobody(Sink::pipe(), Sink::fill, |_| (), WITHOUT_PROC);
     // Nothing but a timer ends a write into a FIFO there.

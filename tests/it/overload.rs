@@ -150,7 +150,7 @@ fn clients_that_were_turned_away_and_stay_keep_nobody_out() {
     // Nor do they hold up a stop.
     let begin = std::time::Instant::now();
     server.stop();
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < Duration::from_secs(4));
 }
 
 /// How many of the clients have something to read.

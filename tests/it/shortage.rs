@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
 use crate::harness::session::Session;
+use crate::harness::skip::lacks_root;
 use crate::harness::{BATOND, Setup, command, eventually, finish, run};
 use crate::recycle::fragile_in;
 
@@ -107,8 +108,8 @@ fn a_second_takeover_is_told_why_it_is_refused() {
 
 #[test]
 fn a_limit_of_processes_is_named_and_told_once_for_all_workers() {
-    if !Uid::effective().is_root() {
-        // Only root may become a user that has no other process.
+    // Only root may become a user that has no other process.
+    if lacks_root() {
         return;
     }
     let script = "prlimit --nproc=3:10 setpriv --reuid 64123 --clear-groups \"$@\"; exit $?";

@@ -12,14 +12,30 @@ const PROGRAMS: &str = include_str!("../../programs.txt");
 /// Says that a test, or a part of it, is not done, and why: the caller returns then.
 #[track_caller]
 pub fn skip(why: &str) {
-    let here = Location::caller();
-    let thread = thread::current();
-    let test = thread.name().unwrap_or("a test");
-    let line = format!("skipped: {test} ({}:{}): {why}\n", here.file(), here.line());
+    let line = line(why);
     assert!(
         std::env::var_os("BATOND_TEST_ALL").is_none(),
         "BATOND_TEST_ALL is set, but {line}"
     );
+    say(&line);
+}
+
+/// Says that a part of a test is not done because this kernel does not have what it takes. No
+/// package could mend that, so it is no failure anywhere.
+#[track_caller]
+pub fn skip_for_the_kernel(why: &str) {
+    say(&line(why));
+}
+
+#[track_caller]
+fn line(why: &str) -> String {
+    let here = Location::caller();
+    let thread = thread::current();
+    let test = thread.name().unwrap_or("a test");
+    format!("skipped: {test} ({}:{}): {why}\n", here.file(), here.line())
+}
+
+fn say(line: &str) {
     // The runner keeps back what a print macro prints, and nothing else. In one write, so that
     // lines of two tests do not mix.
     let _ = io::stderr().write_all(line.as_bytes());
@@ -38,8 +54,7 @@ pub fn lacks_root() -> bool {
 /// Whether the test must be skipped because this program is not there; says so.
 #[track_caller]
 pub fn lacks(program: &str) -> bool {
-    let package = package(program)
-        .unwrap_or_else(|| panic!("{program} is not in tests/programs.txt: add it there"));
+    let package = require_listed(program);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
     let lacks = !places.any(|path: PathBuf| path.is_file());
@@ -47,6 +62,13 @@ pub fn lacks(program: &str) -> bool {
         skip(&format!("{program} is missing (Debian package {package})"));
     }
     lacks
+}
+
+/// The package of a program that a test starts.
+#[track_caller]
+pub fn require_listed(program: &str) -> &'static str {
+    package(program)
+        .unwrap_or_else(|| panic!("{program} is not in tests/programs.txt: add it there"))
 }
 
 fn package(program: &str) -> Option<&'static str> {

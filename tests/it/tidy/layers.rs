@@ -1,7 +1,9 @@
 //! The directions of imports between the modules at the top of the crate.
 
-use super::check;
+use std::fmt::Write as _;
+
 use super::source::{Broken, Source, Tree};
+use super::{check, settle};
 
 /// From the bottom to the top: a module may use those of the lines before its own, and itself.
 const LAYERS: &[&[&str]] = &[
@@ -11,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["service", "config"],
     &["channel", "systemd"],
     &["master", "worker", "services"],
-    &["server", "fdtool", "load"],
+    &["server", "fdtool"],
     &["cli"],
     &["lib"],
     &["main"],
@@ -23,6 +25,18 @@ const LAYERS: &[&[&str]] = &[
 fn imports_point_downwards_only() {
     let tree = Tree::read();
     check("layers", tree, |source| upward_imports(source, tree));
+}
+
+#[test]
+fn each_layer_of_the_list_exists() {
+    let sources = &Tree::read().sources;
+    let mut report = String::new();
+    for name in LAYERS.iter().copied().flatten() {
+        if !sources.iter().any(|source| layer(source) == *name) {
+            let _ = writeln!(report, "there is no module `{name}`: amend the list LAYERS");
+        }
+    }
+    settle("the layers", &report);
 }
 
 fn rank(layer: &str) -> Option<usize> {
@@ -98,7 +112,7 @@ fn an_import_is_seen_however_it_is_written() {
         ),
         (
             "src/channel/inbox.rs",
-            "use crate::{\n wire as w,\n fdtool,\n load};",
+            "use crate::{\n wire as w,\n fdtool,\n server};",
             2,
         ),
         ("src/master/mod.rs", "use crate::worker;", 1),

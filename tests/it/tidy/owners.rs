@@ -133,7 +133,7 @@ fn ancillary_data_is_in_fdpass_only() {
         if source.is_in("src/fdpass") {
             return Vec::new();
         }
-        source.words_with(ANCILLARY, "ancillary data belongs in src/fdpass.rs")
+        source.words_with(ANCILLARY, "ancillary data belongs in src/fdpass")
     });
 }
 

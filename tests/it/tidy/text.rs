@@ -49,6 +49,22 @@ fn every_file_of_the_tests_says_what_it_owns_and_stays_short() {
     settle("heads and lengths of tests", &report);
 }
 
+/// What a print macro prints, the test runner keeps back, so that nobody would know.
+#[test]
+fn a_test_that_is_skipped_says_so_by_the_harness() {
+    let mut report = String::new();
+    for path in source::files("tests", &["rs"]) {
+        // A test that fails shows what the server has said.
+        let lines = source::text(&path);
+        let lines = lines.lines().enumerate();
+        let lines = lines.filter(|_| path != "tests/it/harness.rs");
+        for (line, _) in lines.filter(|(_, text)| text.contains(concat!("eprint", "ln!("))) {
+            let _ = writeln!(report, "{path}:{}: call harness::skip::skip", line + 1);
+        }
+    }
+    settle("skipped tests", &report);
+}
+
 #[test]
 fn no_comment_is_wider_than_the_code() {
     let mut report = String::new();

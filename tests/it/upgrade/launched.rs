@@ -3,9 +3,10 @@
 use std::fs;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 
 use crate::harness::client::Served;
+use crate::harness::skip::lacks_root;
 use crate::harness::systemd::Manager;
 use crate::harness::upgrade::{STARTED, install};
 use crate::harness::{
@@ -131,18 +132,9 @@ fn a_text_without_a_header_is_not_given_to_a_shell() {
     assert_eq!(server.get("/").status, 200);
 }
 
-/// Whether namespaces can be made here, which takes root.
-fn unshared(test: &str) -> bool {
-    let root = geteuid().is_root();
-    if !root {
-        eprintln!("{test}: NOT RUN, because only root can make a namespace");
-    }
-    root
-}
-
 #[test]
 fn process_1_of_a_container_is_not_replaced_by_a_process_in_it() {
-    if !unshared("process_1_of_a_container_is_not_replaced_by_a_process_in_it") {
+    if lacks_root() {
         return;
     }
     let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
@@ -173,7 +165,7 @@ fn process_1_of_a_container_is_not_replaced_by_a_process_in_it() {
 
 #[test]
 fn the_program_is_found_without_proc() {
-    if !unshared("the_program_is_found_without_proc") {
+    if lacks_root() {
         return;
     }
     let script = "mount -t tmpfs none /proc && \"$@\"; exit $?";

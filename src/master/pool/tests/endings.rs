@@ -90,8 +90,8 @@ fn input_that_comes_after_the_end_destroys_no_output() {
     assert_eq!(read_all(&mut world, &mut client).len() as u64, sent);
 }
 
-/// Who has sent a request in pieces may be sending more of them. A client that is told of a reset by
-/// its next write does not look for the answer.
+/// Who has sent a request in pieces may be sending more of them. A client whose next write is told
+/// of a reset does not look for the answer.
 #[test]
 fn a_client_that_sends_piece_by_piece_may_go_on_after_the_end() {
     let (mut world, mut worker, mut client, id, socket) = begin_turn(World::new());
