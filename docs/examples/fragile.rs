@@ -5,14 +5,15 @@
 //! ```
 //!
 //! Then `curl localhost:8080` a few times, `curl localhost:8080/grow/100` to make a worker bigger
-//! by 100 MiB, `curl localhost:8080/exit` to have one exit in the middle of a turn, and `curl
+//! by 100 MiB, `curl localhost:8080/exit` to have one exit in the middle of a turn, `curl
+//! localhost:8080/half` to have one exit between two turns of one response, and `curl
 //! localhost:8080/flood` to have one keep so many descriptors in flight that its user may pass no
 //! more (without CAP_SYS_RESOURCE and CAP_SYS_ADMIN). `echo exit >
 //! /tmp/mood` makes each worker exit with status 3 when it is started, and `quit` with status 0;
 //! `hang` makes it hang at its start, and `cling` at its end. Anything else is well.
 
 use std::fs::{self, File};
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use batond::Server;
 use batond::config::Address;
 use batond::fdpass::{self, Wait};
 use batond::http::{Handler, Http, Request, Response, StatusCode};
+use batond::service::{Connection, Service, ServiceProfile, Turn};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -139,6 +141,32 @@ impl Handler for Fragile {
     }
 }
 
+/// Serves HTTP, and has one response that takes two turns, of which the second one never comes.
+struct Halved(Http<Fragile>);
+
+const HALF: &[u8] = b"GET /half ";
+
+impl Service for Halved {
+    fn profile() -> ServiceProfile {
+        Http::<Fragile>::profile()
+    }
+
+    fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+        if connection.buffer().is_empty() {
+            connection.fill()?;
+        } else if connection.buffer().starts_with(HALF) {
+            process::exit(3);
+        }
+        if !connection.buffer().starts_with(HALF) {
+            return self.0.turn(connection);
+        }
+        // The request stays in the buffer, and so the next turn knows of this one.
+        connection.write_now(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")?;
+        while connection.write_now(&[b'x'; 65536])? > 0 {}
+        Ok(Turn::ParkForWriting)
+    }
+}
+
 fn main() -> batond::Result<()> {
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level).init();
@@ -156,5 +184,5 @@ fn main() -> batond::Result<()> {
             settings.queue = arguments.queue;
             settings.queue_wait = Some(Duration::from_millis(arguments.queue_wait));
         })
-        .run(move || Http::new(Fragile::new(&mood)))
+        .run(move || Halved(Http::new(Fragile::new(&mood))))
 }

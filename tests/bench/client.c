@@ -170,7 +170,6 @@ static void begin(struct Client *client)
     client->slow = choose_slow();
     client->began = now();
     if (thinks(client)) {
-        tally.slow++;
         client->slow = false;
         rest(client, client->began + (Nanoseconds)settings.think_ms * MILLISECOND);
         return;

@@ -40,4 +40,5 @@ mod systemd;
 mod takeback;
 mod threads;
 mod tidy;
+mod unfinished;
 mod upgrade;

@@ -65,7 +65,7 @@ fn ledgers(manager: &Manager) -> Vec<std::fs::File> {
         .collect()
 }
 
-/// The states of all entries that are used in the one ledger.
+/// The states of all entries that are used in the one ledger. Text that follows them is no state.
 fn noted(manager: &Manager) -> Vec<u64> {
     let ledger = ledgers(manager);
     let [ledger] = &ledger[..] else {
@@ -75,12 +75,12 @@ fn noted(manager: &Manager) -> Vec<u64> {
     let length = ledger.read_at(&mut bytes, 0).expect("it can be read");
     let entries = bytes[..length].chunks_exact(ENTRY).skip(3);
     let states = entries.map(|entry| u64::from_ne_bytes(entry[..8].try_into().unwrap()));
-    states.filter(|state| *state != 0).collect()
+    states.filter(|state| (1..=5).contains(state)).collect()
 }
 
 /// Waits until the ledger has so many connections, and all of them parked.
 #[track_caller]
-fn wait_until_parked(manager: &Manager, connections: usize) {
+pub fn wait_until_parked(manager: &Manager, connections: usize) {
     wait_for_connections(manager, connections);
     eventually(&format!("{connections} connections are noted"), || {
         noted(manager) == vec![PARKED; connections]
