@@ -40,7 +40,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Receive {
     pub(crate) socket: Socket,
-    /// Stop after the first sender.
+    /// Stop after the first sender that sends something.
     pub(crate) once: bool,
     /// Say what each descriptor is.
     pub(crate) verbose: bool,
@@ -49,7 +49,7 @@ pub(crate) struct Receive {
 }
 
 /// Receives and prints until SIGINT, SIGTERM, the end of the output's reader, or with --once the
-/// end of the first sender.
+/// end of the first sender that has sent something.
 pub(crate) fn receive(settings: &Receive) -> Result<()> {
     let mut actions = Vec::new();
     let stop = signal_pipe(&[SIGINT, SIGTERM], &mut actions)?;
@@ -305,22 +305,21 @@ impl Reception {
 
     /// A sender has closed its connection, or its receiver has died.
     fn is_over(&mut self, sender: &Sender) -> Step {
-        if self.once {
-            return ControlFlow::Break(Ok(()));
-        }
         if sender.busy_since.is_some() {
             let attempt = format!("finish with a message{}", sender.from);
             self.complain(Error::because(attempt, "the process that received it died"))?;
         }
-        if self.kind == Kind::Datagram {
+        match self.kind {
+            // One that has said nothing was not the first.
+            Kind::Stream if self.once && sender.spoke => ControlFlow::Break(Ok(())),
+            Kind::Stream => ControlFlow::Continue(()),
+            Kind::Datagram if sender.spoke => self.replace_datagram_receiver(),
             // One that had nothing to do with a message would only die again.
-            if !sender.spoke {
+            Kind::Datagram => {
                 let reason = "the process for it died";
-                return ControlFlow::Break(Err(Error::because("receive datagrams", reason)));
+                ControlFlow::Break(Err(Error::because("receive datagrams", reason)))
             }
-            return self.replace_datagram_receiver();
         }
-        ControlFlow::Continue(())
     }
 
     fn replace_datagram_receiver(&mut self) -> Step {

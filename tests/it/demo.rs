@@ -26,6 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
+use crate::harness::eventually;
 use crate::harness::skip::{lacks, lacks_root, skip};
 
 /// No wait is longer than this. It is far above what is needed, for a busy machine.
@@ -140,6 +141,26 @@ impl Running {
 
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// The receivers that recv-fd has now.
+    pub fn receivers(&self) -> Vec<Pid> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let pids = children.unwrap_or_default();
+        let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+        pids.filter_map(Pid::from_raw).collect()
+    }
+
+    /// Waits until recv-fd has so many receivers.
+    #[track_caller]
+    fn wait_for_receivers(&self, count: usize) -> Vec<Pid> {
+        let mut receivers = Vec::new();
+        eventually(&format!("there are {count} receivers: {self}"), || {
+            receivers = self.receivers();
+            receivers.len() == count
+        });
+        receivers
     }
 
     /// Waits for the end: the exit status, the standard output, the standard error.

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use batond::fdpass::{self, Wait};
+use rustix::process::Pid;
 
 use crate::demo::{Running, directory, recv_fd};
 use crate::harness::skip::lacks;
@@ -27,14 +28,12 @@ fn limited(dir: &Path, files: u32, arguments: &[&str]) -> Command {
 
 /// How many descriptors are open in recv-fd and its receivers.
 fn open_files(process: &Running) -> usize {
-    let pid = process.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let receivers = children.split_whitespace().map(open_in);
-    open_in(&pid.to_string()) + receivers.sum::<usize>()
+    let receivers = process.receivers().into_iter().map(open_in);
+    open_in(process.pid()) + receivers.sum::<usize>()
 }
 
 /// How many descriptors are open in one process; none if it has just ended.
-fn open_in(pid: &str) -> usize {
+fn open_in(pid: Pid) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
@@ -61,7 +60,7 @@ fn a_receiver_at_its_limit_says_so_closes_what_came_and_goes_on() {
         // Datagrams have a receiver from the start, with the three standard descriptors, the
         // socket, and the way to report.
         let receiver = if kind.is_empty() { 0 } else { 5 };
-        let before = open_in(&recv.pid().to_string()) + receiver;
+        let before = open_in(recv.pid()) + receiver;
 
         let file = fs::File::open(dir.path().join("hello")).unwrap();
         let path = dir.path().join("fd.sock");

@@ -1,5 +1,7 @@
 //! What could hold recv-fd: senders that are silent, descriptors that do not answer.
 
+use std::net::TcpStream;
+
 use super::*;
 
 #[test]
@@ -38,13 +40,43 @@ fn nobody_waits_for_a_silent_sender_or_an_empty_pipe() {
 #[test]
 fn with_once_a_silent_sender_is_not_the_first() {
     let dir = directory();
+    let socket = dir.path().join("fd.sock");
     let recv = recv_fd(dir.path(), &["--once"]);
-    let silent = UnixStream::connect(dir.path().join("fd.sock")).unwrap();
+    let gone = UnixStream::connect(&socket).unwrap();
+    recv.wait_for_receivers(1);
+    drop(gone);
+    recv.wait_for_receivers(0);
+    let silent = UnixStream::connect(&socket).unwrap();
     send_fd(dir.path(), &["hello"]);
     let (status, stdout, stderr) = recv.end();
     assert!(status.success(), "{stderr}");
     assert!(stdout.ends_with("read 6 bytes: hello\n"), "{stdout}");
     drop(silent);
+}
+
+#[test]
+fn with_once_a_receiver_that_dies_in_the_middle_is_a_failure() {
+    let dir = directory();
+    let recv = recv_fd(dir.path(), &["--once"]);
+    let sender = UnixStream::connect(dir.path().join("fd.sock")).unwrap();
+    let receiver = recv.wait_for_receivers(1)[0];
+    // It is stopped until no other process has the socket, whose close is what it then sleeps in.
+    kill_process(receiver, Signal::STOP).unwrap();
+    let (client, _silent) = lingering();
+    let data = [IoSlice::new(b"lingers")];
+    fdpass::send(&sender, &data, &[client.as_fd()], Wait::Block).unwrap();
+    drop(client);
+    kill_process(receiver, Signal::CONT).unwrap();
+    recv.wait_for_stdout("read: nothing to read yet\n");
+    kill_process(receiver, Signal::KILL).unwrap();
+    let (status, _, stderr) = recv.end();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let own = std::process::id();
+    let last = format!(
+        "\nbatond: cannot finish with a message from process {own}: \
+         the process that received it died\n"
+    );
+    assert!(stderr.ends_with(&last), "{stderr}");
 }
 
 #[test]
@@ -225,18 +257,24 @@ fn a_file_system_that_does_not_answer_holds_nobody_and_no_end() {
     }
 }
 
-#[test]
-fn a_socket_that_lingers_when_it_is_closed_holds_nobody() {
-    let dir = directory();
-    let recv = recv_fd(dir.path(), &["-d"]);
+/// A socket whose last close sleeps, and the other side, which reads nothing.
+fn lingering() -> (TcpStream, TcpStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (_silent, _) = listener.accept().unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (silent, _) = listener.accept().unwrap();
     let linger = Some(Duration::from_secs(60));
     rustix::net::sockopt::set_socket_linger(&client, linger).unwrap();
     // More than the other side has room for: to close the last descriptor waits for the rest.
     client.set_nonblocking(true).unwrap();
     while (&client).write(&[0; 65536]).is_ok() {}
+    (client, silent)
+}
+
+#[test]
+fn a_socket_that_lingers_when_it_is_closed_holds_nobody() {
+    let dir = directory();
+    let recv = recv_fd(dir.path(), &["-d"]);
+    let (client, _silent) = lingering();
     let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
     socket.connect(dir.path().join("fd.sock")).unwrap();
     let data = [IoSlice::new(b"lingers")];
