@@ -49,6 +49,14 @@ pub(crate) fn open(role: Role, filter: Option<&str>, file: Option<&Path>) -> Res
     Ok(())
 }
 
+/// Checks whether lines could go to this file, without a trace of it.
+///
+/// # Errors
+/// Why it could not be opened.
+pub(crate) fn check(file: &Path) -> Result<()> {
+    file::LogFile::check(file)
+}
+
 /// Goes on in a new file if the old one was moved away: for the master, when it is told so. Workers
 /// see it by themselves.
 ///

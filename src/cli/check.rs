@@ -1,22 +1,18 @@
 //! `batond check`: what `batond serve` would do with the same arguments, without doing it.
 //!
 //! Whatever can be known without binding an address, writing a file or starting a process is looked
-//! at as `serve` does it. What is left: whether an address or a control socket is taken, which
-//! sockets systemd passes, which master there is to take over from, and whether workers come to
-//! serve.
+//! at as `serve` does it. What is left: whether an address, a control socket or a pid file is
+//! taken, whether somebody reads the FIFO of a log, which sockets systemd passes, which master
+//! there is to take over from, and whether workers come to serve.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{self, Write as _};
-use std::path::Path;
-
-use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
 
 use super::config_source::ConfigSource;
 use super::serve;
 use crate::config::{Address, Config, PoolConfig};
 use crate::error::{Error, Result};
+use crate::logging;
 use crate::server;
 
 /// Writes what `serve` would do to stdout, in one line.
@@ -26,17 +22,9 @@ use crate::server;
 pub(super) fn check(source: &ConfigSource) -> Result<()> {
     let config = source.load()?;
     let summary = summary(&config);
-    for (what, path) in [
-        ("log to", &config.log.file),
-        ("write pid file", &config.pid_file),
-        ("listen on control socket", &config.control),
-    ] {
-        if let Some(path) = path {
-            check_writable(what, path)?;
-        }
-    }
-    let pools = config.pools.into_iter().map(serve::pool);
-    server::check(pools.collect::<Result<_>>()?, config.control.as_deref())?;
+    config.log.file.as_deref().map_or(Ok(()), logging::check)?;
+    let pools: Result<_> = config.pools.into_iter().map(serve::pool).collect();
+    server::check(pools?, config.control, config.pid_file)?;
     let mut line = String::new();
     if let Some(file) = &source.file {
         let _ = write!(line, "{}: ", file.display());
@@ -71,23 +59,4 @@ fn summary(config: &Config) -> String {
     });
     let pools: Vec<_> = pools.collect();
     format!("{count} {noun}: {}", pools.join("; "))
-}
-
-/// Looks whether a file could be written at a path: its directory is there, and this user may write
-/// to it. Writes nothing.
-fn check_writable(what: &str, path: &Path) -> Result<()> {
-    let attempt = || format!("{what} {}", path.display());
-    let failed = |errno: Errno| Error::new(attempt(), errno);
-    match fs::metadata(path) {
-        Ok(file) if file.is_dir() => return Err(failed(Errno::EISDIR)),
-        Ok(_) => return access(path, AccessFlags::W_OK).map_err(failed),
-        // It is made.
-        Err(_) => {}
-    }
-    let parent = path.parent().filter(|parent| *parent != Path::new(""));
-    let parent = parent.unwrap_or(Path::new("."));
-    if fs::metadata(parent).is_ok_and(|parent| !parent.is_dir()) {
-        return Err(failed(Errno::ENOTDIR));
-    }
-    access(parent, AccessFlags::W_OK | AccessFlags::X_OK).map_err(failed)
 }

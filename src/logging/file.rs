@@ -7,16 +7,18 @@
 //!
 //! The descriptor has the same number all its life: it is on the list of those that workers keep.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, stat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fstat, stat};
 use rustix::io::{DupFlags, Errno, dup3};
 
 use crate::error::{Error, Plain, Result};
 use crate::sys::descriptors::out_of_the_way;
+use crate::sys::directory;
 
 /// How long a worker may go on in a file that was moved away. It looks at most that often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,6 +43,21 @@ impl LogFile {
             descriptor: out_of_the_way(descriptor),
             looked: Instant::now(),
         })
+    }
+
+    /// Checks whether there could be a log at this path. It opens nothing, because a FIFO's reader
+    /// would notice.
+    ///
+    /// # Errors
+    /// As [`LogFile::open`], but for a FIFO that nobody reads.
+    pub(super) fn check(path: &Path) -> Result<()> {
+        let usable = || -> io::Result<()> {
+            match look(path)? {
+                Some(_) => Ok(accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS)?),
+                None => directory::check(&end_of_links(path)),
+            }
+        };
+        usable().map_err(|error| failed(path, &error, ""))
     }
 
     /// Goes on in the file that is at the path now.
@@ -95,10 +112,8 @@ fn failed(path: &Path, error: &io::Error, consequence: &str) -> Error {
 /// Appending, so that the lines of several processes do not overwrite each other. It does not
 /// sleep, whatever is at the path, unless the file system does.
 fn append_to(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
-    // To open some things already does something to them, so it is looked at first.
-    if let Ok(there) = stat(path) {
-        check_kind(&there)?;
-    }
+    // To open some things already does something to them.
+    look(path)?;
     // A FIFO would wait for a reader, a serial line for a carrier. And a terminal is not to become
     // the one that controls this process.
     let waits_for_nothing = OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -116,6 +131,32 @@ fn append_to(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
     Ok(opened)
 }
 
+/// Looks at what is at the path, if anything is.
+///
+/// # Errors
+/// When it is no place for a log, or is not to be seen.
+fn look(path: &Path) -> io::Result<Option<Stat>> {
+    match stat(path) {
+        Ok(there) => check_kind(&there).map(|()| Some(there)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The path at which a file is made: where a symbolic link to nothing leads.
+fn end_of_links(path: &Path) -> PathBuf {
+    /// The kernel follows no more (path_resolution(7)).
+    const MOST: u32 = 40;
+    let mut end = path.to_owned();
+    for _ in 0..MOST {
+        match fs::read_link(&end) {
+            Ok(target) => end = directory::of(&end).join(target),
+            Err(_) => break,
+        }
+    }
+    end
+}
+
 /// A log can be a file, a FIFO, or a device that takes characters, such as a terminal or /dev/null.
 fn check_kind(stat: &Stat) -> io::Result<()> {
     match FileType::from_raw_mode(stat.st_mode) {
@@ -128,7 +169,6 @@ fn check_kind(stat: &Stat) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::{PermissionsExt, symlink};
 

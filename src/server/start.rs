@@ -92,13 +92,18 @@ impl Prepared {
     }
 }
 
-/// Whether a server with these plans could start in this process.
+/// Whether a server with these plans, found at these paths, could start in this process.
 ///
 /// # Errors
 /// Why it could not.
-pub(super) fn check(plans: &[Plan<'_>]) -> Result<()> {
+pub(super) fn check(
+    plans: &[Plan<'_>],
+    control: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+) -> Result<()> {
     raise_descriptor_limit();
-    master::check(plans)
+    master::check(plans)?;
+    Endpoints { control, pid_file }.check()
 }
 
 /// Raises the limit of open descriptors as far as it goes, because the master holds one for each

@@ -6,6 +6,7 @@
 
 pub mod bounded;
 pub mod descriptors;
+pub mod directory;
 pub mod dispose;
 pub mod environment;
 pub mod memfile;

@@ -17,6 +17,8 @@ use rustix::net::{
 use rustix::process::umask;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::directory;
+
 /// What is at a path at which a Unix socket is to be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupant {
@@ -26,19 +28,21 @@ pub enum Occupant {
     Stale,
     /// The file of a socket that a process has, whether it listens there or not yet.
     Live,
-    /// A file of another kind.
-    Foreign,
 }
 
 /// Finds out what is at a path. It never sleeps, and no process notices it.
 ///
 /// # Errors
-/// When that can't be known: the path is too long for an address, or not permitted.
+/// When no socket can be bound there, because the path is too long for an address or a file of
+/// another kind is there; and when it is not permitted to look.
 pub fn occupant(path: &Path) -> io::Result<Occupant> {
+    let address = SocketAddrUnix::new(path)?;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
         Err(error) => return Err(error),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Ok(Occupant::Foreign),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(io::Error::other("the path exists and is not a socket"));
+        }
         Ok(_) => {}
     }
     // A datagram socket is connected without a handshake, so that no backlog and no process takes
@@ -46,7 +50,7 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
     // type (unix(7)).
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-    match connect(&socket, &SocketAddrUnix::new(path)?) {
+    match connect(&socket, &address) {
         // EPERM: a datagram socket that is connected to another one.
         Ok(()) | Err(Errno::PROTOTYPE | Errno::PERM) => Ok(Occupant::Live),
         Err(Errno::CONNREFUSED) => Ok(Occupant::Stale),
@@ -55,13 +59,23 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
     }
 }
 
+/// Checks whether a socket can be bound at a path when the process that may have one there has
+/// closed it.
+///
+/// # Errors
+/// As for [`occupant`], and a directory that can't be used.
+pub fn check(path: &Path) -> io::Result<()> {
+    occupant(path)?;
+    directory::check(path)
+}
+
 /// Makes way for a socket: removes the file of one that is closed. Of two servers that start at the
 /// same time, one can have bound its socket there since the other has looked, so the file is moved
 /// aside first, and back again if it turns out to be another one.
 ///
 /// # Errors
-/// `AddrInUse` if a process has a socket there, `AlreadyExists` if it is a file of another
-/// kind, and what rename(2) fails with.
+/// `AddrInUse` if a process has a socket there, and what [`occupant`] and rename(2) fail
+/// with.
 pub fn make_way(path: &Path) -> io::Result<()> {
     // As long as this is open, no other file can get the same inode number.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -74,7 +88,6 @@ pub fn make_way(path: &Path) -> io::Result<()> {
         Occupant::Nothing => Ok(()),
         Occupant::Stale => remove(path, &file),
         Occupant::Live => Err(Errno::ADDRINUSE.into()),
-        Occupant::Foreign => Err(Errno::EXIST.into()),
     }
 }
 
@@ -139,7 +152,7 @@ mod tests {
         let found = || occupant(&path).unwrap();
         assert_eq!(found(), Occupant::Nothing);
         fs::write(&path, "text").unwrap();
-        assert_eq!(found(), Occupant::Foreign);
+        occupant(&path).unwrap_err();
         fs::remove_file(&path).unwrap();
         for kind in [SocketType::STREAM, SocketType::SEQPACKET, SocketType::DGRAM] {
             let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
@@ -157,7 +170,8 @@ mod tests {
         let (one, _other) = UnixDatagram::pair().unwrap();
         drop(one);
         let long = directory.path().join("n".repeat(120));
-        assert_eq!(occupant(&long).unwrap(), Occupant::Nothing);
+        let refused = occupant(&long).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENAMETOOLONG));
     }
 
     #[test]
@@ -178,8 +192,8 @@ mod tests {
         make_way(&path).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         fs::write(&path, "text").unwrap();
-        let foreign = make_way(&path).unwrap_err().kind();
-        assert_eq!(foreign, io::ErrorKind::AlreadyExists);
+        make_way(&path).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"text");
     }
 
     #[test]

@@ -4,11 +4,13 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, Uid, mkfifo};
 use tempfile::TempDir;
 
 use crate::harness::client::Served;
@@ -191,6 +193,79 @@ fn what_the_file_names_is_looked_for() {
         };
         both_refuse(with_file(text).path(), reason);
     }
+}
+
+#[test]
+fn what_is_in_the_way_is_seen_by_both() {
+    let directory = with_file("");
+    let at = |name: &str| directory.path().join(name);
+    fs::create_dir(at("directory")).expect("a directory");
+    fs::write(at("text"), "precious\n").expect("a file");
+    drop(UnixListener::bind(at("socket")).expect("a socket"));
+    mkfifo(&at("fifo"), Mode::S_IRWXU).expect("a FIFO");
+    symlink("gone/target", at("dangling")).expect("a link");
+    symlink("circle", at("circle")).expect("a link");
+    let pid_file = "write pid file";
+    let control = "listen on control socket";
+    let not_a_file = "the path exists and is not a regular file";
+    let not_a_socket = "the path exists and is not a socket";
+    let long = "n".repeat(120);
+    for (key, name, attempt, reason) in [
+        ("pid-file", "directory", pid_file, "is a directory"),
+        ("pid-file", "socket", pid_file, not_a_file),
+        ("pid-file", "fifo", pid_file, not_a_file),
+        ("pid-file", "dangling", pid_file, not_a_file),
+        ("pid-file", "/dev/null", pid_file, not_a_file),
+        (
+            "pid-file",
+            "text",
+            pid_file,
+            "the path exists and is not a pid file",
+        ),
+        ("pid-file", "text/pid", pid_file, "Not a directory"),
+        ("control", "directory", control, not_a_socket),
+        ("control", "fifo", control, not_a_socket),
+        ("control", "text", control, not_a_socket),
+        ("control", "/dev/null", control, not_a_socket),
+        ("control", &long, control, "File name too long"),
+        ("log.file", "directory", "log to", "Is a directory"),
+        ("log.file", "socket", "log to", "it is a socket"),
+        (
+            "log.file",
+            "dangling",
+            "log to",
+            "No such file or directory",
+        ),
+        (
+            "log.file",
+            "circle",
+            "log to",
+            "Too many symbolic links encountered",
+        ),
+        ("log.file", "text/log", "log to", "Not a directory"),
+    ] {
+        let text =
+            format!("{key} = '{name}'\n[[pool]]\nservice = 'demo'\nlisten = '127.0.0.1:0'\n");
+        fs::write(at("batond.toml"), text).expect("a file");
+        both_refuse(
+            directory.path(),
+            &format!("cannot {attempt} {name}: {reason}"),
+        );
+    }
+    for (name, reason) in [
+        ("directory", not_a_socket),
+        ("fifo", not_a_socket),
+        ("text/socket", "Not a directory"),
+        (&long, "File name too long"),
+    ] {
+        let text = format!("[[pool]]\nservice = 'demo'\nlisten = 'unix:{name}'\n");
+        fs::write(at("batond.toml"), text).expect("a file");
+        both_refuse(
+            directory.path(),
+            &format!("cannot listen on unix:{name}: {reason}"),
+        );
+    }
+    assert_eq!(fs::read(at("text")).expect("a file"), b"precious\n");
 }
 
 #[test]

@@ -3,10 +3,8 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use rustix::fs::{Access, access};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
 };
@@ -42,9 +40,9 @@ pub fn bind_all(address: &Address, settings: &Settings) -> Result<Vec<Listener>>
     listeners.map_err(failed)
 }
 
-/// Whether `address` could be bound if nobody else has it: the machine has it, and this user may
-/// bind its port. It is not bound, because that could be in the way of a server that starts
-/// meanwhile.
+/// Whether `address` could be bound if nobody else has it: the machine has it, this user may bind
+/// its port, nothing but a socket is at its path. It is not bound, because that could be in the way
+/// of a server that starts meanwhile.
 ///
 /// # Errors
 /// Why it could not.
@@ -54,7 +52,7 @@ pub fn check(address: &Address) -> Result<()> {
         Address::Inet(inet_address) => vec![*inet_address],
         Address::Any(port) => vec![Address::any(*port)],
         Address::Name(name, port) => resolve(name, *port)?,
-        Address::Unix(path) => return check_path(path),
+        Address::Unix(path) => return sys::socket_path::check(path).map_err(failed),
         // Only the service manager knows.
         Address::Inherited(_) => return Ok(()),
     };
@@ -82,24 +80,6 @@ fn is_privileged(port: u16) -> bool {
         sets.effective.contains(needed)
     });
     port != 0 && port < first.unwrap_or(1024) && !may
-}
-
-/// Whether a Unix socket could be made at a path if no server has it.
-fn check_path(path: &Path) -> Result<()> {
-    let attempt = || format!("listen on unix:{}", path.display());
-    let parent = path.parent().filter(|parent| *parent != Path::new(""));
-    access(
-        parent.unwrap_or(Path::new(".")),
-        Access::WRITE_OK | Access::EXEC_OK,
-    )
-    .map_err(|errno| Error::new(attempt(), errno))?;
-    match fs::symlink_metadata(path) {
-        Ok(file) if !file.file_type().is_socket() => Err(Error::because(
-            attempt(),
-            "the path exists and is not a socket",
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// The addresses that a name stands for, each once. At a reload they are those that the planner has
@@ -157,7 +137,6 @@ fn inet(asked: &Address, address: SocketAddr, backlog: i32) -> io::Result<Listen
 fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
     sys::socket_path::make_way(path).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => io::Error::other("another process listens there"),
-        io::ErrorKind::AlreadyExists => io::Error::other("the path exists and is not a socket"),
         _ => error,
     })?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

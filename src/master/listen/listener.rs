@@ -86,7 +86,7 @@ fn has_ipv6() -> bool {
 /// the path then is not the socket's, which shows if it is the file of a closed one.
 fn made_before(path: &Path) -> SocketFile {
     match occupant(path) {
-        Ok(Occupant::Nothing | Occupant::Stale | Occupant::Foreign) => SocketFile::missing(path),
+        Ok(Occupant::Nothing | Occupant::Stale) => SocketFile::missing(path),
         Ok(Occupant::Live) | Err(_) => {
             SocketFile::at(path).unwrap_or_else(|_| SocketFile::missing(path))
         }

@@ -14,10 +14,7 @@ use std::path::Path;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
-use rustix::fs::{Access, access};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, listen, socket_with,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, listen, socket_with};
 
 use crate::error::{Error, Result};
 use crate::master::listen::socket_file::SocketFile;
@@ -44,14 +41,7 @@ impl ControlSocket {
     /// # Errors
     /// A file of another kind at the path, or a path or a directory that can't be used.
     pub fn check(path: &Path) -> Result<()> {
-        let usable = || -> io::Result<()> {
-            SocketAddrUnix::new(path)?;
-            if occupant(path)? == Occupant::Foreign {
-                return Err(foreign());
-            }
-            Ok(access(directory(path), Access::WRITE_OK | Access::EXEC_OK)?)
-        };
-        usable().map_err(|error| Error::new(attempt(path), error))
+        sys::socket_path::check(path).map_err(|error| Error::new(attempt(path), error))
     }
 
     /// Binds the socket at this path, and listens.
@@ -65,7 +55,6 @@ impl ControlSocket {
                 io::ErrorKind::AddrInUse => io::Error::other(
                     "another master listens there; take over from it with --takeover",
                 ),
-                io::ErrorKind::AlreadyExists => foreign(),
                 _ => error,
             })?;
             Self::bind_to(path)
@@ -81,7 +70,6 @@ impl ControlSocket {
     pub fn replace(path: &Path) -> Result<Self> {
         let bound = || {
             match occupant(path)? {
-                Occupant::Foreign => return Err(foreign()),
                 Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
                 Occupant::Nothing => {}
             }
@@ -145,17 +133,4 @@ impl std::fmt::Display for ControlSocket {
 
 fn attempt(path: &Path) -> String {
     format!("listen on control socket {}", path.display())
-}
-
-fn foreign() -> io::Error {
-    io::Error::other("the path exists and is not a socket")
-}
-
-/// The directory that a path is in.
-pub(super) fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => Path::new("/"),
-    }
 }

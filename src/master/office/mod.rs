@@ -25,6 +25,19 @@ pub struct Endpoints {
     pub pid_file: Option<PathBuf>,
 }
 
+impl Endpoints {
+    /// Checks whether a master could be found there, once nobody else is.
+    ///
+    /// # Errors
+    /// When something else is at a path, or its directory can't be used.
+    pub fn check(&self) -> Result<()> {
+        self.control
+            .as_deref()
+            .map_or(Ok(()), ControlSocket::check)?;
+        self.pid_file.as_deref().map_or(Ok(()), PidFile::check)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Office {

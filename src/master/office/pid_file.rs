@@ -16,8 +16,8 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::control_socket::directory;
 use crate::error::{Error, Plain, Result};
+use crate::sys::directory;
 
 /// No pid file is longer.
 const LONGEST: u64 = 32;
@@ -53,6 +53,15 @@ enum Place {
 }
 
 impl PidFile {
+    /// Checks whether the file can be written when the server that may have one there has ended.
+    ///
+    /// # Errors
+    /// When something else than a pid file is at the path, or its directory can't be used.
+    pub fn check(path: &Path) -> Result<()> {
+        let checked = find(path, true).and_then(|_| directory::check(path));
+        checked.map_err(|error| failed(path, error))
+    }
+
     /// Writes the file beside the path, because nobody is to find it before this process is in
     /// charge. With `replace`, the file at the path may be that of the master which hands over.
     ///
@@ -150,7 +159,7 @@ fn content(file: &File) -> io::Result<String> {
 }
 
 fn write_beside(path: &Path) -> io::Result<Beside> {
-    let directory = directory(path);
+    let directory = directory::of(path);
     let everybody_may_write = |metadata: Metadata| metadata.mode() & 0o1002 == 0o0002;
     if fs::metadata(directory).is_ok_and(everybody_may_write) {
         log::warn!(

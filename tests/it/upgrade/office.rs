@@ -116,41 +116,6 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[test]
-fn a_place_that_cannot_be_had_is_an_error_at_the_start() {
-    let directory = tempfile::tempdir().expect("a directory");
-    fs::write(directory.path().join("file"), "text").expect("a file");
-    for (flag, path, why) in [
-        (
-            "--pid-file",
-            "none/p",
-            "write pid file none/p: No such file or directory",
-        ),
-        ("--pid-file", ".", "write pid file .: is a directory"),
-        (
-            "--control",
-            "none/c",
-            "listen on control socket none/c: No such file or directory",
-        ),
-        (
-            "--control",
-            "file",
-            "listen on control socket file: the path exists and is not a socket",
-        ),
-    ] {
-        let mut command = command(BATOND);
-        command.args(["serve", "-l", "127.0.0.1:0", flag, path]);
-        command.current_dir(directory.path());
-        let finished = finish(command);
-        assert_eq!(finished.status.code(), Some(1));
-        assert_eq!(finished.stderr, format!("batond: cannot {why}"));
-    }
-    assert_eq!(
-        fs::read(directory.path().join("file")).expect("a file"),
-        b"text"
-    );
-}
-
-#[test]
 fn nobody_else_may_ask() {
     if lacks_root() || lacks("python3") {
         return;
