@@ -83,8 +83,10 @@ fn ask_again<'a>(
     source: &mut (dyn FnMut() -> Result<Vec<Pool<'a>>> + '_),
 ) -> Result<Vec<Pool<'a>>> {
     let pools = catch_unwind(AssertUnwindSafe(source));
-    pools.unwrap_or_else(|_| {
-        let reason = "the program panicked; stderr says where";
+    pools.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref().copied());
+        let reason = format!("panicked: {}", text.unwrap_or("it has no message"));
         Err(Error::because("find the pools to go over to", reason))
     })
 }
@@ -139,11 +141,12 @@ mod tests {
     fn a_source_that_panics_refuses_the_reload_and_can_be_asked_again() {
         let mut bad = true;
         let mut source = || {
-            assert!(!std::mem::take(&mut bad), "the test panics on purpose");
+            assert!(!std::mem::take(&mut bad), "the test does it on purpose");
             Ok(vec![pool("a", ":1")])
         };
         let error = ask_again(&mut source).unwrap_err().to_string();
-        assert!(error.contains("panicked"), "{error}");
+        let expected = "cannot find the pools to go over to: panicked: the test does it on purpose";
+        assert_eq!(error, expected);
         assert_eq!(ask_again(&mut source).unwrap().len(), 1);
     }
 
