@@ -55,7 +55,9 @@ pub(super) fn reopen() -> Result<()> {
 
 /// Writes a record, or counts it as lost.
 pub(super) fn write(level: Level, message: &fmt::Arguments<'_>) {
-    within(|destination| destination.write(level, message));
+    // What is in a message may panic when it is put into words, and that is a line too.
+    let text = line::text(message);
+    within(|destination| destination.write(level, &text));
 }
 
 /// Says how many lines were lost, if some were and it can be said now; when that is to be tried
@@ -80,18 +82,28 @@ pub(super) fn write_last(text: &str) {
     }
 }
 
+thread_local! {
+    /// This thread is doing something with the destination.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Ends the time in which this thread does something with the destination, by a panic too.
+struct Inside;
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+    }
+}
+
 /// Does something with the destination, unless this thread is doing something with it already: that
 /// could be a panic in the middle of it.
 fn within<T>(act: impl FnOnce(&mut Destination) -> T) -> Option<T> {
-    thread_local! {
-        static INSIDE: Cell<bool> = const { Cell::new(false) };
-    }
     if INSIDE.replace(true) {
         return None;
     }
-    let result = destination().as_mut().map(act);
-    INSIDE.set(false);
-    result
+    let _inside = Inside;
+    destination().as_mut().map(act)
 }
 
 #[derive(Debug)]
@@ -127,7 +139,7 @@ impl Destination {
         Ok(())
     }
 
-    fn write(&mut self, level: Level, message: &fmt::Arguments<'_>) {
+    fn write(&mut self, level: Level, text: &str) {
         if let Some(file) = &mut self.file
             && matches!(role(), Role::Worker { .. })
             && file.follow(Instant::now())
@@ -137,7 +149,7 @@ impl Destination {
         // In their order: after a gap comes the word that there is one.
         let written = self
             .report_losses()
-            .and_then(|()| self.write_lines(level, message));
+            .and_then(|()| self.write_lines(level, text));
         if let Err(error) = written {
             self.losses.add(1, &error);
         }
@@ -159,13 +171,13 @@ impl Destination {
         let Some((count, text)) = self.losses.any().then(|| self.losses.take()).flatten() else {
             return Ok(());
         };
-        let said = self.write_lines(Level::Warn, &format_args!("{text}"));
+        let said = self.write_lines(Level::Warn, &text);
         said.inspect_err(|error| self.losses.add(count, error))
     }
 
-    fn write_lines(&mut self, level: Level, message: &fmt::Arguments<'_>) -> io::Result<()> {
+    fn write_lines(&mut self, level: Level, text: &str) -> io::Result<()> {
         let time = format!("{:.3}", Timestamp::now());
-        let lines = line::format(&time, level, role(), message, self.output.longest());
+        let lines = line::format(&time, level, role(), text, self.output.longest());
         let stderr = io::stderr();
         let descriptor: BorrowedFd<'_> = match &self.file {
             Some(file) => file.as_fd(),
@@ -175,5 +187,41 @@ impl Destination {
         lines
             .iter()
             .try_for_each(|line| output.write(descriptor, line, losses))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    /// A message of which nothing comes but a panic, after a line of its own.
+    struct Bad;
+
+    impl fmt::Display for Bad {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write(Level::Error, &format_args!("of the panic"));
+            panic!("the test does it on purpose");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_said_wherever_it_comes_from_and_silences_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        open(Some(&path)).unwrap();
+        catch_unwind(|| write(Level::Info, &format_args!("{Bad}"))).unwrap_err();
+        catch_unwind(|| within(|_| panic!("the test does it on purpose"))).unwrap_err();
+        write(Level::Info, &format_args!("after it"));
+        *destination() = None;
+        let text = fs::read_to_string(path).unwrap();
+        let messages: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split_once("]: "))
+            .collect();
+        let messages: Vec<_> = messages.iter().map(|(_, message)| *message).collect();
+        assert_eq!(messages, ["of the panic", "after it"]);
     }
 }

@@ -6,27 +6,32 @@ use log::Level;
 
 use super::role::Role;
 
-/// One record, one line: control characters (a newline in a path, an escape from a peer) are
-/// written as `\n`, `\u{1b}`. `most` is how many bytes a line may have; a message that is too long
-/// for one goes on in the next, under a head of its own.
-pub(super) fn format(
-    time: &impl Display,
-    level: Level,
-    role: Role,
-    message: &fmt::Arguments<'_>,
-    most: usize,
-) -> Vec<String> {
-    // The pid is asked for anew each time, because a fork changes it.
-    let head = format!("{time} {level:<5} {role}[{}]: ", std::process::id());
+/// The text of a message. Control characters (a newline in a path, an escape from a peer) are
+/// written as `\n`, `\u{1b}`.
+pub(super) fn text(message: &fmt::Arguments<'_>) -> String {
     let mut text = String::new();
     if write!(Escaping(&mut text), "{message}").is_err() {
         // What the message is made of does not know how to write itself.
         text.push_str(" (the rest of this line cannot be written)");
     }
-    // Whatever the head takes, some of the message has a place in each line.
+    text
+}
+
+/// One record, one line. `most` is how many bytes a line may have; a text that is too long for one
+/// goes on in the next, under a head of its own.
+pub(super) fn format(
+    time: &impl Display,
+    level: Level,
+    role: Role,
+    text: &str,
+    most: usize,
+) -> Vec<String> {
+    // The pid is asked for anew each time, because a fork changes it.
+    let head = format!("{time} {level:<5} {role}[{}]: ", std::process::id());
+    // Whatever the head takes, some of the text has a place in each line.
     let room = most.saturating_sub(head.len() + "\n".len()).max(64);
     let mut lines = Vec::with_capacity(1);
-    let mut rest = text.as_str();
+    let mut rest = text;
     loop {
         let (piece, further) = rest.split_at(rest.floor_char_boundary(room));
         lines.push(format!("{head}{piece}\n"));
@@ -60,7 +65,7 @@ mod tests {
     const TIME: &str = "2026-11-22T17:45:00.123Z";
 
     fn line(level: Level, role: Role, message: fmt::Arguments<'_>) -> String {
-        format(&TIME, level, role, &message, usize::MAX).concat()
+        format(&TIME, level, role, &text(&message), usize::MAX).concat()
     }
 
     #[test]
@@ -103,13 +108,7 @@ mod tests {
     #[test]
     fn a_message_that_is_too_long_for_a_line_goes_on_in_the_next() {
         let text = "größer ".repeat(1000);
-        let lines = format(
-            &TIME,
-            Level::Warn,
-            Role::Master,
-            &format_args!("{text}"),
-            512,
-        );
+        let lines = format(&TIME, Level::Warn, Role::Master, &text, 512);
         let head = format!("{TIME} WARN  master[{}]: ", std::process::id());
         let mut whole = String::new();
         for line in &lines {
