@@ -64,8 +64,11 @@ pub(crate) fn main() -> ExitCode {
 /// What went wrong, for one line on stderr.
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Serve(args) => serve::serve(args.check().unwrap_or_else(refuse)),
-        Command::Check(args) => check::check(&args.check().unwrap_or_else(refuse).config),
+        Command::Serve(args) => serve::serve(args.check().unwrap_or_else(|e| refuse("serve", e))),
+        Command::Check(args) => {
+            let request = args.check().unwrap_or_else(|e| refuse("check", e));
+            check::check(&request.config)
+        }
         Command::RecvFd(args) => {
             logging::start(Role::Command("recv-fd"));
             fdtool::receive(&args.check())
@@ -77,9 +80,16 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Exits with code 2, after the reason and the usage on stderr.
-fn refuse<T>(UsageError { kind, reason }: UsageError) -> T {
-    Cli::command().error(kind, reason).exit()
+/// Exits with code 2, after the reason and the usage of the command on stderr.
+fn refuse<T>(command: &str, UsageError { kind, reason }: UsageError) -> T {
+    let mut cli = Cli::command();
+    // Only then do the commands know their full names.
+    cli.build();
+    let command = cli.find_subcommand_mut(command);
+    command
+        .expect("it was asked for")
+        .error(kind, reason)
+        .exit()
 }
 
 #[cfg(test)]

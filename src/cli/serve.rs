@@ -129,8 +129,8 @@ impl TypedValueParser for ServiceParser {
             if !path.contains(['/', '.']) && !Path::new(value).is_dir() {
                 return error;
             }
-            let reason =
-                format!("'{path}' is no service; did you mean 'batond serve http {path}'?\n");
+            let this = command.get_bin_name().unwrap_or(command.get_name());
+            let reason = format!("'{path}' is no service; did you mean '{this} http {path}'?\n");
             clap::Error::raw(ErrorKind::InvalidValue, reason).with_cmd(command)
         })
     }
@@ -163,7 +163,7 @@ impl ServeArgs {
             (Some(ServiceName::Http), None) => {
                 return Err(UsageError::new(
                     ErrorKind::MissingRequiredArgument,
-                    "http needs the directory that it is to serve: batond serve http DIR",
+                    "http needs the directory that it is to serve: http DIR",
                 ));
             }
             (_, Some(extra)) => {

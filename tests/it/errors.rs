@@ -76,6 +76,25 @@ fn a_port_in_use() {
 }
 
 #[test]
+fn a_command_line_that_makes_no_sense_as_a_whole_gets_the_usage_of_its_command() {
+    let directory = scratch();
+    for command in ["serve", "check"] {
+        for (words, reason) in [
+            (&["http"][..], "http needs the directory"),
+            (&["demo", "x"], "unexpected argument 'x': only http has one"),
+            (&["-w", "3", "--max-workers", "2"], "2 is less than workers"),
+        ] {
+            let arguments = [&[command], words].concat();
+            let finished = fails(directory.path(), &arguments, 2, &[reason]);
+            let usage = format!("Usage: batond {command} [OPTIONS]");
+            assert!(finished.stderr.contains(&usage), "{finished:?}");
+        }
+        let meant = format!("did you mean 'batond {command} http ./www'?");
+        fails(directory.path(), &[command, "./www"], 2, &[&meant]);
+    }
+}
+
+#[test]
 fn a_port_that_another_server_has() {
     let server = Setup::new(&["demo", "-w", "1"]).start();
     let address = server.endpoint().tcp().to_string();
