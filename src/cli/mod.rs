@@ -32,7 +32,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve TCP clients with a pool of worker processes.
+    /// Serve clients, over TCP or Unix sockets, with pools of worker processes.
     Serve(serve::ServeArgs),
     /// Say what serve would do with the same arguments, or what is wrong with them or the file.
     ///

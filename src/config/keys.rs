@@ -298,7 +298,7 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         name: "max-connections",
-        help: "Stop accepting while there are this many connections. 0: as many as descriptors allow.",
+        help: "At this many connections, close the one that was idle for longest for a newcomer; if none is idle, stop accepting. 0: as many as descriptors allow.",
         most: u64::MAX,
         get: |s| {
             Some(s.max_connections)

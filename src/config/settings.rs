@@ -38,7 +38,8 @@ pub struct Settings {
     pub patience: Duration,
     /// How long a turn may take before its worker is killed and the client gets an error reply.
     pub turn_timeout: Option<Duration>,
-    /// How many connections there may be. At that number the pool stops accepting until one ends.
+    /// How many connections there may be. At that number the one that was idle for longest is
+    /// closed for a newcomer. If none is idle, the pool stops accepting until one is, or ends.
     pub max_connections: usize,
     /// How many connections one client may have. An IPv4 address counts as a client, and so does an
     /// IPv6 network with a prefix of 64 bits.
