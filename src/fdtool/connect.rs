@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, connect as connect_to, sockopt};
 
-use super::socket::{Kind, Socket, not_a_socket, probe};
+use super::socket::{Kind, Socket, not_a_socket};
 use crate::error::{Error, Plain, Result};
+use crate::sys::socket_path::probe;
 
 /// Connects to the receiver; waits at most this long until it has room for one more.
 pub(super) fn connect(to: &Socket, patience: Duration) -> Result<OwnedFd> {

@@ -2,6 +2,7 @@
 //! process left behind, and removing it at the end.
 
 use std::fs;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,10 +12,11 @@ use log::info;
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
-use crate::error::{Error, Plain, Result};
+use crate::error::{Error, Result};
+use crate::sys::socket_path;
 
 /// How many senders may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -51,15 +53,8 @@ impl Socket {
         // bind(2) gives the path the mode of the socket, less the umask. With the mode set before,
         // there is no moment at which others may connect.
         fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-        match bind(&socket, &address) {
-            Err(Errno::ADDRINUSE) => {
-                remove_if_dead(&self.path, &address)
-                    .map_err(|reason| Error::because(attempt(), reason))?;
-                bind(&socket, &address)
-            }
-            other => other,
-        }
-        .map_err(failed)?;
+        make_way(&self.path).map_err(|error| Error::new(attempt(), error))?;
+        bind(&socket, &address).map_err(failed)?;
         let meta = fs::symlink_metadata(&self.path).map_err(|e| Error::new(attempt(), e))?;
         let bound = Bound {
             socket: ManuallyDrop::new(socket),
@@ -100,15 +95,6 @@ impl Drop for Bound {
     }
 }
 
-/// Asks whether a process has the socket at `address` open, in a way that the process does not
-/// notice: to connect a datagram socket is no event for the other side, whatever its type. The
-/// answer is yes (`Ok`, EPERM), yes but of another type (EPROTOTYPE), or no (ECONNREFUSED).
-pub(super) fn probe(address: &SocketAddrUnix) -> Result<(), Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-    connect(socket, address)
-}
-
 /// What stands at a path where a socket should be, if it is something else: `a regular file`.
 pub(super) fn not_a_socket(kind: fs::FileType) -> Option<&'static str> {
     Some(match kind {
@@ -123,37 +109,20 @@ pub(super) fn not_a_socket(kind: fs::FileType) -> Option<&'static str> {
     })
 }
 
-/// Removes a socket that a dead process left behind, and nothing else. An error says why not.
-fn remove_if_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), String> {
-    // Gone by itself, or never there: then bind says better what is wrong.
-    let Ok(before) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if let Some(what) = not_a_socket(before.file_type()) {
-        return Err(format!(
-            "something that is not a socket is in the way: {what}"
-        ));
+/// Removes a socket that a dead process left behind, and nothing else.
+fn make_way(path: &Path) -> io::Result<()> {
+    let there = fs::symlink_metadata(path).ok();
+    if let Some(what) = there.and_then(|there| not_a_socket(there.file_type())) {
+        let reason = format!("something that is not a socket is in the way: {what}");
+        return Err(io::Error::other(reason));
     }
-    match probe(address) {
-        Err(Errno::CONNREFUSED) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        Ok(()) | Err(Errno::PROTOTYPE | Errno::PERM) => {
-            return Err("another process has this socket open".into());
+    match socket_path::make_way(path) {
+        Ok(true) => info!("replaced {}, which no process had open", path.display()),
+        Ok(false) => {}
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            return Err(io::Error::other("another process has this socket open"));
         }
-        Err(errno) => {
-            let cause = errno.into();
-            return Err(format!(
-                "cannot tell whether it is in use: {}",
-                Plain(&cause)
-            ));
-        }
-    }
-    let same = fs::symlink_metadata(path).is_ok_and(|meta| {
-        (meta.dev(), meta.ino(), meta.ctime_nsec())
-            == (before.dev(), before.ino(), before.ctime_nsec())
-    });
-    if same && fs::remove_file(path).is_ok() {
-        info!("replaced {}, which no process had open", path.display());
+        Err(error) => return Err(error),
     }
     Ok(())
 }

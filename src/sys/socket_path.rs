@@ -45,18 +45,26 @@ pub fn occupant(path: &Path) -> io::Result<Occupant> {
         }
         Ok(_) => {}
     }
-    // A datagram socket is connected without a handshake, so that no backlog and no process takes
-    // part. The kernel compares the types first: EPROTOTYPE says that there is a socket of another
-    // type (unix(7)).
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-    match connect(&socket, &address) {
-        // EPERM: a datagram socket that is connected to another one.
+    match probe(&address) {
         Ok(()) | Err(Errno::PROTOTYPE | Errno::PERM) => Ok(Occupant::Live),
         Err(Errno::CONNREFUSED) => Ok(Occupant::Stale),
         Err(Errno::NOENT) => Ok(Occupant::Nothing),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Asks whether a process has the socket at an address, in a way that the process does not notice:
+/// a datagram socket is connected without a handshake, so that no backlog and no process takes
+/// part.
+///
+/// # Errors
+/// EPERM for a datagram socket that is connected to another one; EPROTOTYPE for a socket of another
+/// type, because the kernel compares the types first (unix(7)); ECONNREFUSED if no process has it;
+/// and what else connect(2) fails with.
+pub fn probe(address: &SocketAddrUnix) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    connect(socket, address)
 }
 
 /// Checks whether a socket can be bound at a path when the process that may have one there has
@@ -71,41 +79,42 @@ pub fn check(path: &Path) -> io::Result<()> {
 
 /// Makes way for a socket: removes the file of one that is closed. Of two servers that start at the
 /// same time, one can have bound its socket there since the other has looked, so the file is moved
-/// aside first, and back again if it turns out to be another one.
+/// aside first, and back again if it turns out to be another one. True if one was removed.
 ///
 /// # Errors
 /// `AddrInUse` if a process has a socket there, and what [`occupant`] and rename(2) fail
 /// with.
-pub fn make_way(path: &Path) -> io::Result<()> {
+pub fn make_way(path: &Path) -> io::Result<bool> {
     // As long as this is open, no other file can get the same inode number.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match openat(CWD, path, flags, Mode::empty()) {
         Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
     match occupant(path)? {
-        Occupant::Nothing => Ok(()),
+        Occupant::Nothing => Ok(false),
         Occupant::Stale => remove(path, &file),
         Occupant::Live => Err(Errno::ADDRINUSE.into()),
     }
 }
 
-/// Removes what is at a path, if it is this file.
-fn remove(path: &Path, file: &OwnedFd) -> io::Result<()> {
+/// Removes what is at a path, if it is this file. True if it was there.
+fn remove(path: &Path, file: &OwnedFd) -> io::Result<bool> {
     let mut random = [0; 8];
     getrandom(&mut random, GetRandomFlags::empty())?;
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".{:016x}", u64::from_ne_bytes(random)));
     match rename(path, &aside) {
         // Another server has removed it.
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(false),
         moved => moved?,
     }
     let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
     let moved = statat(CWD, &aside, AtFlags::SYMLINK_NOFOLLOW).map(identity)?;
     if moved == identity(fstat(file)?) {
-        return Ok(unlink(&aside)?);
+        unlink(&aside)?;
+        return Ok(true);
     }
     renameat_with(CWD, &aside, CWD, path, RenameFlags::NOREPLACE)?;
     Err(Errno::ADDRINUSE.into())
@@ -188,8 +197,8 @@ mod tests {
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         assert_eq!(make_way(&path).unwrap_err().kind(), refused.kind());
         drop(other);
-        make_way(&path).unwrap();
-        make_way(&path).unwrap();
+        assert!(make_way(&path).unwrap());
+        assert!(!make_way(&path).unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         fs::write(&path, "text").unwrap();
         make_way(&path).unwrap_err();
