@@ -86,12 +86,9 @@ fn terminal_of_others(descriptor: &OwnedFd) -> Option<String> {
 fn readable(descriptor: &OwnedFd, deadline: Instant) -> Result<bool, Errno> {
     retry_on_intr(|| {
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: remaining.as_secs().cast_signed(),
-            tv_nsec: remaining.subsec_nanos().into(),
-        };
+        let timeout = Timespec::try_from(remaining).ok();
         let mut descriptors = [PollFd::new(descriptor, PollFlags::IN)];
-        poll(&mut descriptors, Some(&timeout)).map(|ready| ready > 0)
+        poll(&mut descriptors, timeout.as_ref()).map(|ready| ready > 0)
     })
 }
 

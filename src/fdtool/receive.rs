@@ -162,7 +162,8 @@ impl Reception {
         }
         let limits = self.senders.iter().filter_map(Sender::limit);
         let next = limits.chain(self.accept_at.filter(|_| !accepts)).min();
-        let timeout = next.map(|time| timespec(time.saturating_duration_since(now)));
+        let timeout = next.map(|time| time.saturating_duration_since(now));
+        let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
         // Once more after a signal: it has made one of the descriptors ready.
         retry_on_intr(|| poll(&mut descriptors, timeout.as_ref()))
             .map_err(|errno| Error::new("wait for senders", errno))?;
@@ -425,18 +426,12 @@ impl Reception {
         self.reap();
         while self.children > 0 {
             let remaining = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(remaining).ok();
             let mut descriptors = [PollFd::new(&self.ended, PollFlags::IN)];
-            match poll(&mut descriptors, Some(&timespec(remaining))) {
+            match poll(&mut descriptors, timeout.as_ref()) {
                 Ok(0) => return,
                 _ => self.reap(),
             }
         }
-    }
-}
-
-fn timespec(time: Duration) -> Timespec {
-    Timespec {
-        tv_sec: time.as_secs().cast_signed(),
-        tv_nsec: time.subsec_nanos().into(),
     }
 }

@@ -92,12 +92,9 @@ fn pass(socket: &OwnedFd, payload: &[u8], file: BorrowedFd<'_>) -> Result<(), St
 
 /// Waits until the socket may take more, or for this long.
 fn wait_for_room(socket: &OwnedFd, time: Duration) -> Result<(), Errno> {
-    let timeout = Timespec {
-        tv_sec: time.as_secs().cast_signed(),
-        tv_nsec: time.subsec_nanos().into(),
-    };
+    let timeout = Timespec::try_from(time).ok();
     let mut descriptors = [PollFd::new(socket, PollFlags::OUT)];
-    retry_on_intr(|| poll(&mut descriptors, Some(&timeout)))?;
+    retry_on_intr(|| poll(&mut descriptors, timeout.as_ref()))?;
     Ok(())
 }
 

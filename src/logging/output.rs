@@ -247,12 +247,9 @@ fn reopen(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 /// Whether more can be written, now or within a time.
 fn takes_more(descriptor: BorrowedFd<'_>, limit: Duration) -> bool {
     let mut waits = [PollFd::new(&descriptor, PollFlags::OUT)];
-    let limit = Timespec {
-        tv_sec: limit.as_secs() as i64,
-        tv_nsec: limit.subsec_nanos().into(),
-    };
+    let limit = Timespec::try_from(limit).ok();
     // An error or a hang-up is something that a write says.
-    poll(&mut waits, Some(&limit)).is_ok_and(|count| count > 0)
+    poll(&mut waits, limit.as_ref()).is_ok_and(|count| count > 0)
 }
 
 /// Signals that are blocked in this thread for a while.

@@ -86,10 +86,7 @@ impl Epoll {
     /// # Errors
     /// What epoll_wait(2) fails with. A signal that interrupts it is no error.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = timeout.map(|wait| Timespec {
-            tv_sec: wait.as_secs() as i64,
-            tv_nsec: wait.subsec_nanos().into(),
-        });
+        let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
         let room = rustix::buffer::spare_capacity(&mut events.0);
         match epoll::wait(&*self.set, room, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

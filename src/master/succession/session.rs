@@ -148,13 +148,9 @@ impl Session {
     }
 
     fn wait_for(&self, flags: PollFlags, deadline: Option<Instant>) -> io::Result<()> {
-        let left = left(deadline)?;
-        let timeout = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let timeout = Timespec::try_from(left(deadline)?).ok();
         // What has happened, or that a signal has come, shows in the call that follows.
-        match event::poll(&mut [PollFd::new(&self.socket, flags)], Some(&timeout)) {
+        match event::poll(&mut [PollFd::new(&self.socket, flags)], timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
