@@ -5,7 +5,6 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::thread::available_parallelism;
 
 use rustix::fs::OFlags;
 
@@ -13,6 +12,7 @@ use crate::config::flags::Flags;
 use crate::config::{self, Config, Settings};
 use crate::error::{Error, Result};
 use crate::lookup;
+use crate::sys::processors;
 
 /// The most bytes that a configuration file may have, because something that has no end (/dev/zero)
 /// must not be read to its end.
@@ -34,8 +34,7 @@ impl ConfigSource {
     /// When the file cannot be read, or something is wrong with it or with what the flags make of
     /// it.
     pub(super) fn load(&self) -> Result<Config> {
-        let processors = available_parallelism().map_or(1, usize::from);
-        let defaults = Settings::for_processors(processors);
+        let defaults = Settings::for_processors(processors::available());
         match &self.file {
             Some(file) => config::parse(&read(file)?, file, &self.flags, &defaults),
             None => config::without_file(&self.flags, &defaults)

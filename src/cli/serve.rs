@@ -277,6 +277,7 @@ mod tests {
     use super::*;
     use crate::config::keys::KEYS;
     use crate::config::{Config, Confinement, Settings};
+    use crate::sys::processors;
 
     fn parse_serve(words: &str) -> Config {
         match parse(words) {
@@ -303,12 +304,11 @@ mod tests {
     #[test]
     fn serve_alone_is_the_demo_on_the_usual_port() {
         let config = parse_serve("serve");
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let usual = PoolConfig {
             name: "main".to_owned(),
             listen: vec!["127.0.0.1:8080".parse().unwrap()],
             service: ServiceConfig::Demo,
-            settings: Settings::for_processors(processors),
+            settings: Settings::for_processors(processors::available()),
             confinement: Confinement::default(),
         };
         assert_eq!(config.pools, [usual]);

@@ -9,6 +9,7 @@ use crate::channel::start::WorkerHandles;
 use crate::config::{Address, Settings};
 use crate::error::Result;
 use crate::service::ServiceProfile;
+use crate::sys::processors;
 
 /// The name of a pool that needs none, because it is the only one.
 pub const MAIN: &str = "main";
@@ -45,10 +46,9 @@ impl Plan<'_> {
     pub fn limits(&self, room: usize) -> dispatch::Limits {
         let settings = &self.settings;
         let descriptors = room.min(MAX_CONNECTIONS);
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         dispatch::Limits {
             // More workers that stay awake than processors only get into each other's way.
-            few: processors,
+            few: processors::available(),
             patience: settings.patience,
             connections: settings.max_connections.min(descriptors),
             lingering: (descriptors / 4).max(1),

@@ -4,7 +4,6 @@ use std::fmt::{self, Display};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
-use std::thread::available_parallelism;
 
 use nix::unistd::{Group, User};
 
@@ -16,6 +15,7 @@ use crate::error::{Error, Plain, Result};
 use crate::logging::{self, Role};
 use crate::lookup;
 use crate::service::{Service, ServiceProfile};
+use crate::sys::processors;
 use crate::worker::{self, confine};
 
 /// One pool of a server: workers that run one service, and the addresses where its clients come
@@ -255,7 +255,7 @@ fn number_of(
 
 /// The settings of a pool that was told none.
 pub(super) fn default_settings() -> Settings {
-    Settings::for_processors(available_parallelism().map_or(1, usize::from))
+    Settings::for_processors(processors::available())
 }
 
 fn exit_status(result: io::Result<()>) -> u8 {

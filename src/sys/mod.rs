@@ -11,6 +11,7 @@ pub mod dispose;
 pub mod environment;
 pub mod memfile;
 pub mod process;
+pub mod processors;
 pub mod program;
 pub mod rights;
 pub mod shared;

@@ -58,6 +58,12 @@ const CALLS: &[Call] = &[
             "libc::waitpid",
         ],
     },
+    Call {
+        rule: "the number of processors has one owner",
+        within: "src",
+        owner: "src/sys/processors.rs",
+        paths: &["std::thread::available_parallelism"],
+    },
 ];
 
 /// Types of the master whose methods stand in one place.
