@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::unix_access::parse_mode;
+
 /// A mistake in a configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
@@ -115,6 +117,21 @@ impl<'t> Entry<'t> {
         let number = self.value.get_ref().as_integer()?;
         let radix = number.radix();
         Some((u64::from_str_radix(number.as_str(), radix).ok()?, radix))
+    }
+
+    /// The value as the mode of a file: octal digits in quotes, or a number that begins with 0o. A
+    /// bare 27 is refused, because TOML means the decimal number.
+    pub(crate) fn mode(&self, example: &str) -> Result<u32, Fault> {
+        let mode = match (self.number(), self.text()) {
+            (Some((mode, 8)), _) => u32::try_from(mode).ok().filter(|mode| *mode <= 0o777),
+            (_, Ok(text)) => parse_mode(text).ok(),
+            _ => None,
+        };
+        mode.ok_or_else(|| {
+            self.fault(format_args!(
+                "expected octal digits in quotes, such as \"{example}\""
+            ))
+        })
     }
 
     /// The elements of an array. Any other value counts as an array of one element.

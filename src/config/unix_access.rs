@@ -25,7 +25,7 @@ impl UnixAccess {
     }
 }
 
-/// Parses the mode of a socket's file: octal digits.
+/// Parses the mode of a file: octal digits.
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok();
     mode.filter(|mode| *mode <= 0o777)

@@ -52,7 +52,10 @@ pub(super) fn read(
         groups: table.get("groups").map(groups).transpose()?,
         chroot: chroot.transpose()?,
         no_new_privs: no_new_privs.transpose()?.unwrap_or_default(),
-        umask: table.get("umask").map(read_umask).transpose()?,
+        umask: table
+            .get("umask")
+            .map(|umask| umask.mode("027"))
+            .transpose()?,
         limits: limits.transpose()?.unwrap_or_default(),
         processors: table.get("cpu-affinity").map(read_processors).transpose()?,
     })
@@ -68,19 +71,6 @@ pub(super) fn read_account(entry: Entry<'_>) -> Result<String, Fault> {
             Err(_) => Err(entry.fault("expected a name or a number")),
         },
     }
-}
-
-/// Reads a umask: octal digits in quotes, or a number that begins with 0o. A bare 27 is refused,
-/// because TOML means the decimal number.
-fn read_umask(entry: Entry<'_>) -> Result<u32, Fault> {
-    let umask = match (entry.number(), entry.text()) {
-        (Some((umask, 8)), _) => u32::try_from(umask).ok(),
-        (_, Ok(text)) => u32::from_str_radix(text, 8).ok(),
-        _ => None,
-    };
-    umask
-        .filter(|umask| *umask <= 0o777)
-        .ok_or_else(|| entry.fault("expected octal digits in quotes, such as \"027\""))
 }
 
 fn read_limits(entry: Entry<'_>, context: &str) -> Result<Vec<(Resource, u64)>, Fault> {
