@@ -57,18 +57,10 @@ pub(crate) fn check(file: &Path) -> Result<()> {
     file::LogFile::check(file)
 }
 
-/// Goes on in a new file if the old one was moved away: for the master, when it is told so. Workers
-/// see it by themselves.
-///
-/// # Errors
-/// When the file cannot be opened. Lines go on to the old one.
-fn reopen() -> Result<()> {
-    destination::reopen()
-}
-
-/// SIGUSR1: somebody has moved the log file away. Says what comes of it.
+/// SIGUSR1: somebody has moved the log file away. The master goes on in a new one, and says so, or
+/// why not; workers see it by themselves.
 pub(crate) fn obey_reopen() {
-    match reopen() {
+    match destination::reopen() {
         Ok(()) => log::info!("log file opened anew"),
         Err(error) => log::error!("{error}"),
     }
