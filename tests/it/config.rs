@@ -265,6 +265,22 @@ fn what_is_in_the_way_is_seen_by_both() {
             &format!("cannot listen on unix:{name}: {reason}"),
         );
     }
+    // No file has a name with a slash at its end.
+    for arguments in [
+        ["--log-file", "new/"],
+        ["--pid-file", "new/"],
+        ["--control", "new/"],
+        ["-l", "unix:new/"],
+    ] {
+        for command in ["check", "serve"] {
+            let finished = run(
+                directory.path(),
+                &[&[command, "demo"], &arguments[..]].concat(),
+            );
+            assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+            assert!(finished.stderr.contains("new/: "), "{finished:?}");
+        }
+    }
     assert_eq!(fs::read(at("text")).expect("a file"), b"precious\n");
 }
 
