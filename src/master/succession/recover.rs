@@ -215,9 +215,10 @@ impl UnsettledTurns {
         now: Time,
     ) -> Self {
         for life_line in life_lines.iter().filter_map(|(_, life)| life.as_ref()) {
+            // Edge-triggered: one that has ended stays so, and is watched until all have.
             let watched = pools
                 .epoll()
-                .add(life_line, MasterEvent::LifeLine, EventFlags::empty());
+                .add(life_line, MasterEvent::LifeLine, EventFlags::ET);
             if let Err(error) = watched {
                 let error = Plain(&error);
                 log::error!("cannot watch the workers of a master that was killed: {error}");
@@ -303,5 +304,55 @@ pub fn open_store(limit: Option<usize>, room: usize, active: bool, now: Time) ->
             );
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::master::dispatch::Interest;
+    use crate::master::events::epoll::{Epoll, Events};
+    use crate::master::snapshot::PoolKey;
+    use crate::wire::Traffic;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use rustix::pipe::pipe;
+
+    fn pools() -> Pools<'static> {
+        Pools::new(Epoll::new().unwrap(), None)
+    }
+
+    /// A connection that was lent.
+    fn lent() -> (Snapshot<'static>, OwnedFd) {
+        let snapshot = Snapshot {
+            pool: PoolKey::of("main"),
+            peer: None,
+            place: Place::Lent,
+            interest: Interest::Input,
+            turns: 1,
+            remaining: None,
+            incomplete_for: None,
+            total: Traffic::default(),
+            stored: true,
+            carry: Vec::new().into(),
+        };
+        let (socket, _other) = UnixStream::pair().unwrap();
+        (snapshot, socket.into())
+    }
+
+    #[test]
+    fn the_end_of_one_life_line_is_told_once_while_another_one_is_open() {
+        let pools = pools();
+        let ((ended, _), (open, _writer)) = (pipe().unwrap(), pipe().unwrap());
+        let lines = vec![(1, Some(ended)), (2, Some(open))];
+        let turns = UnsettledTurns::await_workers(lines, vec![lent()], &pools, Time(0));
+        let mut events = Events::default();
+        let mut count = || {
+            let waited = pools.epoll().wait(&mut events, Some(Duration::ZERO));
+            waited.unwrap();
+            events.drain().count()
+        };
+        assert_eq!((count(), count()), (1, 0), "{turns:?}");
     }
 }
