@@ -93,7 +93,11 @@ impl Recovered {
     /// Takes over from a master that was killed. What it had lent is returned, to be settled when
     /// its workers have ended.
     pub fn adopt(self, pools: &mut Pools<'_>, now: Time) -> Option<UnsettledTurns> {
-        let store = pools.store().cloned()?;
+        let Some(store) = pools.store().cloned() else {
+            // The manager's copies would keep their clients waiting.
+            self.connections.iter().for_each(end_stored);
+            return None;
+        };
         let kept = self.listeners.difference(&self.useless);
         store.know_listeners(kept.cloned().collect());
         for name in self.useless {
@@ -314,6 +318,7 @@ mod tests {
     use crate::master::events::epoll::{Epoll, Events};
     use crate::master::snapshot::PoolKey;
     use crate::wire::Traffic;
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
@@ -339,6 +344,19 @@ mod tests {
         };
         let (socket, _other) = UnixStream::pair().unwrap();
         (snapshot, socket.into())
+    }
+
+    #[test]
+    fn without_a_store_the_clients_see_the_end_though_the_manager_has_copies() {
+        let (socket, mut client) = UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let _copy = socket.try_clone().unwrap();
+        let recovered = Recovered {
+            connections: vec![socket.into()],
+            ..Recovered::default()
+        };
+        assert!(recovered.adopt(&mut pools(), Time(0)).is_none());
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]
