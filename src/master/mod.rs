@@ -561,10 +561,7 @@ impl<'a> Master<'a> {
 
     /// Settles what a killed master had lent, once its workers have ended or have had their time.
     fn settle_recovered(&mut self, now: Time) {
-        let over = |unsettled: &mut UnsettledTurns| unsettled.are_over(now);
-        if let Some(unsettled) = self.unsettled.take_if(over) {
-            unsettled.settle(&mut self.pools, now);
-        }
+        UnsettledTurns::settle_if_over(&mut self.unsettled, &mut self.pools, now);
     }
 
     /// Tells the service manager what has changed.

@@ -49,6 +49,15 @@ pub struct UnsettledTurns {
     until: Time,
 }
 
+/// Why it is no longer waited for the workers of a killed master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// None of them is left, or none of them had anything.
+    Ended,
+    /// They have had their time, and may still have it.
+    Late,
+}
+
 impl Recovered {
     /// Takes what is a master's out of what was passed. Listeners are ready to be used.
     pub fn claim(passed: &mut Vec<Inherited>) -> (Self, Vec<Listener>) {
@@ -241,24 +250,28 @@ impl UnsettledTurns {
         self.until
     }
 
-    /// Whether the workers of the killed master have ended, or have had their time.
-    #[must_use]
-    pub fn are_over(&self, now: Time) -> bool {
-        self.until <= now || !self.may_be_served()
+    /// Settles what was lent, once the workers of the killed master have ended or have had their
+    /// time.
+    pub fn settle_if_over(unsettled: &mut Option<Self>, pools: &mut Pools<'_>, now: Time) {
+        if let Some(over) = unsettled.as_ref().and_then(|turns| turns.over(now))
+            && let Some(turns) = unsettled.take()
+        {
+            turns.settle(over, pools, now);
+        }
     }
 
     /// Settles what was lent: as after the death of a worker, unless one may still have it.
-    pub fn settle(self, pools: &mut Pools<'_>, now: Time) {
-        let served = self.may_be_served();
+    fn settle(self, over: Over, pools: &mut Pools<'_>, now: Time) {
         self.forget_states(pools);
-        if served {
+        if over == Over::Late {
             log::warn!("workers of a master that was killed do not end: closing what they have");
         }
         for (snapshot, socket) in self.connections {
-            if served {
-                end_stored(&socket);
-            } else {
-                pools.adopt(&snapshot, socket, now);
+            match over {
+                Over::Late => end_stored(&socket),
+                Over::Ended => {
+                    pools.adopt(&snapshot, socket, now);
+                }
             }
         }
     }
@@ -283,16 +296,22 @@ impl UnsettledTurns {
         }
     }
 
-    /// Whether some worker may still have one of the connections.
-    fn may_be_served(&self) -> bool {
-        let is_open = |life: &OwnedFd| {
-            let mut poll = [PollFd::new(life, PollFlags::empty())];
-            let ended = event::poll(&mut poll, Some(&Timespec::default()));
-            ended == Ok(0)
-        };
+    /// Whether it is no longer waited for the workers, and why. This is asked once: what is settled
+    /// is settled by this answer.
+    fn over(&self, now: Time) -> Option<Over> {
         let mut lives = self.life_lines.iter().filter_map(|(_, life)| life.as_ref());
-        !self.connections.is_empty() && lives.any(is_open)
+        if self.connections.is_empty() || !lives.any(may_be_open) {
+            return Some(Over::Ended);
+        }
+        (self.until <= now).then_some(Over::Late)
     }
+}
+
+/// Whether somebody may have the other end of a life line. When it can't be asked (a signal
+/// interrupts poll(2)), a worker may still be answering.
+fn may_be_open(life: &OwnedFd) -> bool {
+    let mut poll = [PollFd::new(life, PollFlags::empty())];
+    !matches!(event::poll(&mut poll, Some(&Timespec::default())), Ok(1..))
 }
 
 /// Opens a store for this master, if there is a manager that has room for one.
@@ -372,5 +391,21 @@ mod tests {
             events.drain().count()
         };
         assert_eq!((count(), count()), (1, 0), "{turns:?}");
+    }
+
+    #[test]
+    fn it_is_waited_for_the_last_worker_or_until_it_has_had_its_time() {
+        let pools = pools();
+        let ((one, first), (other, last)) = (pipe().unwrap(), pipe().unwrap());
+        let lines = vec![(1, Some(one)), (2, Some(other))];
+        let mut turns = UnsettledTurns::await_workers(lines, vec![lent()], &pools, Time(0));
+        turns.until = Time(10);
+        assert_eq!(turns.over(Time(9)), None);
+        assert_eq!(turns.over(Time(10)), Some(Over::Late));
+        drop(first);
+        assert_eq!(turns.over(Time(9)), None);
+        drop(last);
+        assert_eq!(turns.over(Time(9)), Some(Over::Ended));
+        assert_eq!(turns.over(Time(10)), Some(Over::Ended));
     }
 }
