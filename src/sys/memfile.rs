@@ -6,6 +6,7 @@ use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use nix::libc::c_void;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
@@ -75,15 +76,14 @@ impl MemoryFile {
         Ok(mapped)
     }
 
-    /// Gives the memory of some words back, which are zero then: of the whole pages among them at
-    /// least.
-    ///
-    /// # Errors
-    /// What fallocate(2) fails with.
-    pub fn forget(&self, words: Range<usize>) -> io::Result<()> {
+    /// Makes some words zero, and gives their memory back: that of the whole pages among them.
+    pub fn forget(&self, words: Range<usize>) {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (begin, length) = (words.start * WORD, words.len() * WORD);
-        Ok(fallocate(&self.file, how, begin as u64, length as u64)?)
+        if fallocate(&self.file, how, begin as u64, length as u64).is_err() {
+            // The pages stay in use then. What was in them does not.
+            self[words].iter().for_each(|word| word.store(0, Relaxed));
+        }
     }
 }
 
@@ -116,7 +116,6 @@ impl Drop for MemoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering::Relaxed;
 
     #[test]
     fn what_was_written_is_there_for_whoever_has_the_file() {
@@ -128,8 +127,19 @@ mod tests {
         let again = MemoryFile::open(file).unwrap();
         assert_eq!(again.len(), 100_000);
         assert_eq!(again[99_999].load(Relaxed), 7);
-        again.forget(0..100_000).unwrap();
+        again.forget(0..100_000);
         assert_eq!(again[99_999].load(Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_zero_though_the_kernel_refuses() {
+        let words = MemoryFile::create("test", 1000).unwrap();
+        words.iter().for_each(|word| word.store(7, Relaxed));
+        fcntl_add_seals(&words, SealFlags::FUTURE_WRITE).unwrap();
+        words.forget(1..999);
+        let left: Vec<_> = words.iter().map(|word| word.load(Relaxed)).collect();
+        assert_eq!((left[0], left[999]), (7, 7));
+        assert!(left[1..999].iter().all(|word| *word == 0));
     }
 
     #[test]

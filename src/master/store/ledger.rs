@@ -313,6 +313,10 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
 
     fn write_carry(&self, place: u32, carry: &[u8]) {
         let range = self.carry_of(place);
+        // What a client has sent stays no longer than it is needed.
+        let rest = carry.len().div_ceil(8)..self.carry_length(place).min(MAX_CARRY).div_ceil(8);
+        let rest = self.words[range.clone()].get(rest).unwrap_or_default();
+        rest.iter().for_each(|word| word.store(0, Relaxed));
         for (word, bytes) in self.words[range].iter().zip(carry.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);

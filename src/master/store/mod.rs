@@ -318,19 +318,24 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         let mut inner = self.store.0.borrow_mut();
-        if inner.ledger.carry_length(self.place) > 0 {
-            inner.forget_carry(self.place);
-        }
-        inner.ledger.clear(self.place);
+        inner.clear(self.place);
         inner.vacant.push(self.place);
     }
 }
 
 impl Inner {
+    /// Takes an entry out, with its carry. In this order: SIGKILL in between must not leave an entry
+    /// whose carry is not what the client has sent.
+    fn clear(&self, place: u32) {
+        let carried = self.ledger.carry_length(place) > 0;
+        self.ledger.clear(place);
+        if carried {
+            self.forget_carry(place);
+        }
+    }
+
     fn forget_carry(&self, place: u32) {
-        let range = self.ledger.carry_of(place);
-        // Without it, the pages stay in use until the place has a carry again.
-        let _ = self.ledger.words().forget(range);
+        self.ledger.words().forget(self.ledger.carry_of(place));
     }
 }
 

@@ -57,6 +57,20 @@ fn what_was_written_is_read_by_the_next_master() {
 }
 
 #[test]
+fn a_shorter_carry_leaves_nothing_of_a_longer_one() {
+    let ledger = ledger(1);
+    for length in [MAX_CARRY, 100, 17, 16, 1, 0] {
+        ledger.write(0, 20, &snapshot(&vec![7; length]), NOW);
+        let words = ledger.words[ledger.carry_of(0)].iter();
+        let bytes: Vec<_> = words
+            .flat_map(|word| word.load(Relaxed).to_ne_bytes())
+            .collect();
+        assert_eq!(bytes[..length], vec![7; length]);
+        assert!(bytes[length..].iter().all(|byte| *byte == 0), "{length}");
+    }
+}
+
+#[test]
 fn every_kind_of_client_is_known_again() {
     let ledger = ledger(1);
     for peer in ["unix", "1.2.3.4:5", "[::1]:80", "[fe80::1%7]:65535"] {
