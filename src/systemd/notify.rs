@@ -119,6 +119,17 @@ impl Notifier {
         }))
     }
 
+    /// The notifier for a manager that a test plays.
+    #[cfg(test)]
+    pub(crate) fn at(place: impl Into<OsString>) -> Self {
+        let variables = Variables {
+            socket: Some(place.into()),
+            ..Variables::default()
+        };
+        let notifier = Self::new(variables, process::id());
+        notifier.ok().flatten().expect("a manager is there")
+    }
+
     /// Reports that the service has started, or has finished reloading.
     pub fn ready(&mut self) {
         self.send_in_order("READY=1".to_owned());

@@ -122,13 +122,19 @@ impl Inner {
             }
         }
         let unwanted = |name: &&String| !wanted.contains_key(*name);
-        while let Some(name) = self.listeners.iter().find(unwanted) {
+        while let Some(name) = self.listeners.keys().find(unwanted) {
             let name = name.clone();
             take_away(manager, &name)?;
             self.listeners.remove(&name);
         }
         for (name, sockets) in wanted {
-            if !self.listeners.contains(&name) {
+            let known = self.listeners.get(&name).copied().unwrap_or_default();
+            if known > sockets.len() {
+                // Which of them are wanted no longer can't be said in a message.
+                take_away(manager, &name)?;
+                self.listeners.remove(&name);
+            }
+            if known != sockets.len() {
                 give(
                     &mut self.warned,
                     manager,
@@ -136,7 +142,7 @@ impl Inner {
                     &sockets,
                     Hold::UntilRemoved,
                 )?;
-                self.listeners.insert(name);
+                self.listeners.insert(name, sockets.len());
             }
         }
         Ok(())

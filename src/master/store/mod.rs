@@ -19,7 +19,7 @@ pub mod ledger;
 pub mod names;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -34,6 +34,9 @@ use super::time::Time;
 use crate::config::Address;
 use crate::sys::memfile::MemoryFile;
 use ledger::Ledger;
+
+/// How many listeners have each name: a host name with several addresses has a socket for each.
+pub type Names = BTreeMap<String, usize>;
 
 /// How many descriptors the state of a master takes: the ledger and the life line. There are two
 /// states while another master takes over.
@@ -60,10 +63,10 @@ struct Inner {
     fresh: VecDeque<(u8, ConnectionId)>,
     /// The names of what the manager is to drop.
     gone: VecDeque<String>,
-    /// The names of the listeners that the manager has.
-    listeners: BTreeSet<String>,
-    /// The names of the listeners that came from the master from which this one takes over.
-    offered: BTreeSet<String>,
+    /// The listeners that the manager has.
+    listeners: Names,
+    /// The listeners that came from the master from which this one takes over.
+    offered: Names,
     /// The instance of that master.
     predecessor: Option<u64>,
     role: Role,
@@ -124,8 +127,8 @@ impl Store {
             vacant: Vec::new(),
             fresh: VecDeque::new(),
             gone: VecDeque::new(),
-            listeners: BTreeSet::new(),
-            offered: BTreeSet::new(),
+            listeners: Names::new(),
+            offered: Names::new(),
             predecessor: None,
             role: if active {
                 Role::Active
@@ -195,7 +198,7 @@ impl Store {
     pub fn renew(&self, addresses: &[Address]) {
         let mut inner = self.0.borrow_mut();
         for name in addresses.iter().filter_map(names::of_listener) {
-            if inner.listeners.remove(&name) {
+            if inner.listeners.remove(&name).is_some() {
                 inner.gone.push_back(name);
             }
         }
@@ -224,9 +227,9 @@ impl Store {
         }
     }
 
-    /// Former masters' listeners have these names. If one of them was killed, the manager has them;
-    /// else it has them if that master has stored them.
-    pub fn know_listeners(&self, names: BTreeSet<String>) {
+    /// Former masters had these listeners. If one of them was killed, the manager has them; else it
+    /// has them if that master has stored them.
+    pub fn know_listeners(&self, names: Names) {
         let mut inner = self.0.borrow_mut();
         match inner.role {
             Role::Replacement => inner.offered = names,
@@ -260,7 +263,7 @@ impl Store {
 impl Inner {
     fn take_place(&mut self, stored: bool) -> Option<u32> {
         let taken = self.stored.len() - self.vacant.len();
-        let others = 2 * STATE + self.listeners.len();
+        let others = 2 * STATE + self.listeners.values().sum::<usize>();
         let room = self.limit.saturating_sub(others);
         if taken >= room || self.role == Role::Replaced {
             return None;
@@ -324,8 +327,8 @@ impl Drop for Kept {
 }
 
 impl Inner {
-    /// Takes an entry out, with its carry. In this order: SIGKILL in between must not leave an entry
-    /// whose carry is not what the client has sent.
+    /// Takes an entry out, and then its carry: SIGKILL in between must not leave an entry whose carry
+    /// is not what the client has sent.
     fn clear(&self, place: u32) {
         let carried = self.ledger.carry_length(place) > 0;
         self.ledger.clear(place);
@@ -352,3 +355,6 @@ fn random() -> io::Result<u64> {
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))
 }
+
+#[cfg(test)]
+mod tests;

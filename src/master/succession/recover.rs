@@ -21,7 +21,7 @@ use crate::master::snapshot::{Place, Snapshot};
 use crate::master::store::deposit::name_of;
 use crate::master::store::ledger::Ledger;
 use crate::master::store::names::{self, Meaning};
-use crate::master::store::{Store, monotonic};
+use crate::master::store::{Names, Store, monotonic};
 use crate::master::time::Time;
 use crate::sys::memfile::MemoryFile;
 use crate::systemd::Inherited;
@@ -32,8 +32,7 @@ pub struct Recovered {
     /// The ledgers and life lines, by the instances of their masters.
     states: BTreeMap<u64, Vec<OwnedFd>>,
     connections: Vec<OwnedFd>,
-    /// The names of the listeners.
-    listeners: BTreeSet<String>,
+    listeners: Names,
     /// The names of those that are of no use.
     useless: BTreeSet<String>,
 }
@@ -72,7 +71,7 @@ impl Recovered {
                 Some(Meaning::Connection) => recovered.connections.push(one.fd),
                 Some(Meaning::Listener(asked)) => match adopted(one.fd, asked) {
                     Ok(listener) => {
-                        recovered.listeners.insert(one.name);
+                        *recovered.listeners.entry(one.name).or_default() += 1;
                         listeners.push(listener);
                     }
                     Err(error) => {
@@ -87,10 +86,11 @@ impl Recovered {
 
     /// Nothing but the listeners that a living master has offered.
     pub fn offered(listeners: &[Listener]) -> Self {
-        Self {
-            listeners: listeners.iter().filter_map(name_of).collect(),
-            ..Self::default()
+        let mut offered = Self::default();
+        for name in listeners.iter().filter_map(name_of) {
+            *offered.listeners.entry(name).or_default() += 1;
         }
+        offered
     }
 
     /// The descriptors of the states and of the connections.
@@ -101,14 +101,15 @@ impl Recovered {
 
     /// Takes over from a master that was killed. What it had lent is returned, to be settled when
     /// its workers have ended.
-    pub fn adopt(self, pools: &mut Pools<'_>, now: Time) -> Option<UnsettledTurns> {
+    pub fn adopt(mut self, pools: &mut Pools<'_>, now: Time) -> Option<UnsettledTurns> {
         let Some(store) = pools.store().cloned() else {
             // The manager's copies would keep their clients waiting.
             self.connections.iter().for_each(end_stored);
             return None;
         };
-        let kept = self.listeners.difference(&self.useless);
-        store.know_listeners(kept.cloned().collect());
+        self.listeners
+            .retain(|name, _| !self.useless.contains(name));
+        store.know_listeners(self.listeners);
         for name in self.useless {
             store.remove(name);
         }

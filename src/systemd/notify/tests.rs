@@ -30,7 +30,7 @@ impl Manager {
     }
 
     fn notifier(&self) -> Notifier {
-        notifier(self.path())
+        Notifier::at(self.path())
     }
 
     /// The next message that was sent; `None` when there is none.
@@ -52,14 +52,6 @@ impl Manager {
             .map(|(text, _)| text)
             .collect()
     }
-}
-
-fn notifier(place: impl Into<OsString>) -> Notifier {
-    let variables = Variables {
-        socket: Some(place.into()),
-        ..Variables::default()
-    };
-    Notifier::new(variables, PID).unwrap().unwrap()
 }
 
 fn identity(file: &File) -> (u64, u64) {
@@ -121,7 +113,7 @@ fn the_manager_may_be_at_a_path_or_have_an_abstract_name() {
     let elsewhere = UnixDatagram::bind_addr(&address).unwrap();
     let mut place = OsString::from("@");
     place.push(&name);
-    notifier(place).ready();
+    Notifier::at(place).ready();
     let mut buffer = [0; 16];
     let length = elsewhere.recv(&mut buffer).unwrap();
     assert_eq!(&buffer[..length], b"READY=1");

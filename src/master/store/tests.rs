@@ -1,0 +1,122 @@
+//! What the manager is given, and when it is tried again. The tests play the manager.
+
+use super::deposit::Stock;
+use super::*;
+use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+
+use tempfile::TempDir;
+
+use crate::fdpass::{MAX_DESCRIPTORS, Wait, receive};
+use crate::master::listen::listener::Listener;
+use crate::master::office::service_manager::ServiceManager;
+use crate::systemd::Notifier;
+
+/// What is always stored beside listeners and connections.
+const STATES: usize = 2 * STATE;
+
+/// All that there is to store, and the manager.
+struct World {
+    _directory: TempDir,
+    inbox: UnixDatagram,
+    manager: ServiceManager,
+    listeners: Vec<Listener>,
+    connections: Connections,
+}
+
+type Connections = Vec<(ConnectionId, Kept, UnixStream)>;
+
+impl Stock for (&Vec<Listener>, &Connections) {
+    fn listeners(&self) -> Option<Vec<&Listener>> {
+        Some(self.0.iter().collect())
+    }
+
+    fn connection(&self, _: u8, id: ConnectionId) -> Option<(&Kept, BorrowedFd<'_>)> {
+        let found = self.1.iter().find(|(other, _, _)| *other == id)?;
+        Some((&found.1, found.2.as_fd()))
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("notify");
+        Self {
+            inbox: UnixDatagram::bind(&path).unwrap(),
+            manager: ServiceManager::new(Some(Notifier::at(path)), true),
+            _directory: directory,
+            listeners: Vec::new(),
+            connections: Vec::new(),
+        }
+    }
+
+    /// One more listener that the configuration calls so.
+    fn listen(&mut self, asked: &str) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = Listener::inherit(socket.into(), asked.parse().unwrap());
+        self.listeners.push(listener.unwrap());
+    }
+
+    /// One more connection; false when the store has no room for it.
+    fn connect(&mut self, store: &Store) -> bool {
+        let number = self.connections.len() as u64;
+        let id = ConnectionId::from(number);
+        let Some(kept) = store.keep(number, PoolKey::of("main"), 0, id) else {
+            return false;
+        };
+        let (socket, _) = UnixStream::pair().unwrap();
+        self.connections.push((id, kept, socket));
+        true
+    }
+
+    fn deposit(&mut self, store: &Store, now: Time) {
+        let stock = (&self.listeners, &self.connections);
+        store.deposit(&stock, &mut self.manager, now);
+    }
+
+    /// The names in the messages that have come, each with how many descriptors were to be kept
+    /// under it; 0 for those that are to be dropped.
+    fn told(&self) -> Vec<(String, usize)> {
+        let next = || {
+            let mut buffer = [0; 4096];
+            let message = receive(&self.inbox, &mut buffer, MAX_DESCRIPTORS, Wait::Dont).ok()?;
+            let text = str::from_utf8(&buffer[..message.length]).unwrap();
+            let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+            Some((name.unwrap().to_owned(), message.descriptors.len()))
+        };
+        std::iter::from_fn(next).collect()
+    }
+}
+
+fn store(limit: usize) -> Store {
+    Store::open(limit, 1000, true, Time(0)).unwrap()
+}
+
+fn named(name: &str, count: usize) -> (String, usize) {
+    (name.to_owned(), count)
+}
+
+fn state_of(store: &Store) -> (String, usize) {
+    named(&names::of_state(store.instance()), STATE)
+}
+
+#[test]
+fn every_socket_of_a_name_takes_room() {
+    let mut world = World::new();
+    let store = store(STATES + 2 + 1);
+    world.listen("localhost:80");
+    world.listen("localhost:80");
+    world.deposit(&store, Time(0));
+    let name = "baton-listen-localhost%3A80";
+    assert_eq!(world.told(), [state_of(&store), named(name, 2)]);
+    assert!(world.connect(&store));
+    assert!(!world.connect(&store), "the manager would drop it");
+    // One that is gone is stored no longer.
+    world.listeners.pop();
+    store.relist();
+    world.deposit(&store, Time(0));
+    let connection = named(names::CONNECTION, 1);
+    assert_eq!(world.told(), [named(name, 0), named(name, 1), connection]);
+    assert!(world.connect(&store));
+}
