@@ -18,8 +18,8 @@ use super::master_only::MasterOnly;
 use super::plan::{MAX_POOLS, Plan};
 use super::pool::{Phase, Pool};
 use super::snapshot::{PoolKey, Snapshot};
+use super::store::Store;
 use super::store::deposit::Stock;
-use super::store::{Kept, Store};
 use super::time::Time;
 use super::workers::autoscale::Bounds;
 use super::workers::spawn;
@@ -266,10 +266,9 @@ impl Stock for Pools<'_> {
         (!self.is_empty()).then(|| self.listeners().collect())
     }
 
-    fn connection(&self, pool: u8, id: ConnectionId) -> Option<(&Kept, BorrowedFd<'_>)> {
+    fn connection(&self, pool: u8, id: ConnectionId) -> Option<BorrowedFd<'_>> {
         let pool = self.all.get(usize::from(pool))?.as_ref()?;
-        let held = pool.held(id)?;
-        Some((held.kept()?, held.descriptor()))
+        Some(pool.held(id)?.descriptor())
     }
 }
 

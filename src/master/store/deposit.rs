@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use super::{Inner, Kept, Role, Store, names};
+use super::{Inner, Role, Store, names};
 use crate::config::Address;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::listen::listener::Listener;
@@ -19,15 +19,18 @@ const RETRY: Duration = Duration::from_millis(5);
 /// How long the end of the server may wait for room in the manager's queue.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The manager has no room for a message now.
-struct Full;
+/// How long it is left alone when it could not be given something: it may be starting again.
+const RETRY_AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// The manager can't be sent a message now: how long it is left alone.
+struct Later(Duration);
 
 /// What the store asks of the pools when it has something for the manager.
 pub trait Stock {
     /// All listeners; `None` when the server has ended and nothing of it is to stay.
     fn listeners(&self) -> Option<Vec<&Listener>>;
-    /// A connection that is to be kept, if it is still there: its place, and its descriptor.
-    fn connection(&self, pool: u8, id: ConnectionId) -> Option<(&Kept, BorrowedFd<'_>)>;
+    /// The descriptor of a connection.
+    fn connection(&self, pool: u8, id: ConnectionId) -> Option<BorrowedFd<'_>>;
 }
 
 impl Store {
@@ -65,8 +68,10 @@ impl Store {
             return;
         }
         inner.blocked_until = None;
-        if inner.has_news() && inner.tell(stock, manager).is_err() {
-            inner.blocked_until = Some(now.after(RETRY));
+        if inner.has_news()
+            && let Err(Later(pause)) = inner.tell(stock, manager)
+        {
+            inner.blocked_until = Some(now.after(pause));
         }
     }
 }
@@ -77,7 +82,7 @@ impl Inner {
         self.role == Role::Active && (news || !self.stated)
     }
 
-    fn tell(&mut self, stock: &impl Stock, manager: &mut ServiceManager) -> Result<(), Full> {
+    fn tell(&mut self, stock: &impl Stock, manager: &mut ServiceManager) -> Result<(), Later> {
         let listeners = stock.listeners();
         if !self.stated && listeners.is_some() {
             let state = [self.ledger.words().as_fd(), self.life.read.as_fd()];
@@ -93,10 +98,8 @@ impl Inner {
             self.list(&listeners.unwrap_or_default(), manager)?;
             self.relisted = false;
         }
-        while let Some((pool, id)) = self.fresh.front().copied() {
-            if let Some((kept, socket)) = stock.connection(pool, id)
-                && !self.stored[kept.place as usize]
-            {
+        while let Some((&place, &(pool, id))) = self.fresh.first_key_value() {
+            if let Some(socket) = stock.connection(pool, id) {
                 let name = names::CONNECTION;
                 give(
                     &mut self.warned,
@@ -105,15 +108,15 @@ impl Inner {
                     &[socket],
                     Hold::UntilHangup,
                 )?;
-                self.stored[kept.place as usize] = true;
+                self.stored[place as usize] = true;
             }
-            self.fresh.pop_front();
+            self.fresh.pop_first();
         }
         Ok(())
     }
 
     /// Has the manager keep these listeners, and no others.
-    fn list(&mut self, all: &[&Listener], manager: &mut ServiceManager) -> Result<(), Full> {
+    fn list(&mut self, all: &[&Listener], manager: &mut ServiceManager) -> Result<(), Later> {
         // A name can stand for several.
         let mut wanted = BTreeMap::<String, Vec<BorrowedFd<'_>>>::new();
         for listener in all {
@@ -160,32 +163,33 @@ pub fn name_of(listener: &Listener) -> Option<String> {
     names::of_listener(asked).filter(|_| ours)
 }
 
-/// Gives the manager copies to keep. That it can't be given something is said once.
+/// Gives the manager copies to keep. That it can't be given something is said once; it may have
+/// some of them then, and knows them again.
 fn give(
     warned: &mut bool,
     manager: &mut ServiceManager,
     name: &str,
     descriptors: &[BorrowedFd<'_>],
     hold: Hold,
-) -> Result<(), Full> {
+) -> Result<(), Later> {
     match manager.keep(name, descriptors, hold) {
         Ok(true) => {
             *warned = false;
             Ok(())
         }
-        Ok(false) => Err(Full),
+        Ok(false) => Err(Later(RETRY)),
         Err(error) => {
             if !std::mem::replace(warned, true) {
                 log::warn!("{error}");
             }
-            Ok(())
+            Err(Later(RETRY_AFTER_ERROR))
         }
     }
 }
 
-fn take_away(manager: &mut ServiceManager, name: &str) -> Result<(), Full> {
+fn take_away(manager: &mut ServiceManager, name: &str) -> Result<(), Later> {
     match manager.drop_kept(name) {
         true => Ok(()),
-        false => Err(Full),
+        false => Err(Later(RETRY)),
     }
 }

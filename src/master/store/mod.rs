@@ -59,8 +59,9 @@ struct Inner {
     /// By their place in the ledger: whether the manager has the connection.
     stored: Vec<bool>,
     vacant: Vec<u32>,
-    /// Connections that the manager has yet to be given, and their pools.
-    fresh: VecDeque<(u8, ConnectionId)>,
+    /// Connections that the manager has yet to be given, and their pools, by their place in the
+    /// ledger.
+    fresh: BTreeMap<u32, (u8, ConnectionId)>,
     /// The names of what the manager is to drop.
     gone: VecDeque<String>,
     /// The listeners that the manager has.
@@ -125,7 +126,7 @@ impl Store {
             limit,
             stored: Vec::new(),
             vacant: Vec::new(),
-            fresh: VecDeque::new(),
+            fresh: BTreeMap::new(),
             gone: VecDeque::new(),
             listeners: Names::new(),
             offered: Names::new(),
@@ -159,7 +160,7 @@ impl Store {
     pub fn keep(&self, cookie: u64, key: PoolKey, pool: u8, id: ConnectionId) -> Option<Kept> {
         let mut inner = self.0.borrow_mut();
         let place = inner.take_place(false)?;
-        inner.fresh.push_back((pool, id));
+        inner.fresh.insert(place, (pool, id));
         drop(inner);
         Some(self.kept(place, cookie, key))
     }
@@ -322,13 +323,14 @@ impl Drop for Kept {
     fn drop(&mut self) {
         let mut inner = self.store.0.borrow_mut();
         inner.clear(self.place);
+        inner.fresh.remove(&self.place);
         inner.vacant.push(self.place);
     }
 }
 
 impl Inner {
-    /// Takes an entry out, and then its carry: SIGKILL in between must not leave an entry whose carry
-    /// is not what the client has sent.
+    /// Takes an entry out, and then its carry: SIGKILL in between must not leave an entry whose
+    /// carry is not what the client has sent.
     fn clear(&self, place: u32) {
         let carried = self.ledger.carry_length(place) > 0;
         self.ledger.clear(place);

@@ -16,9 +16,12 @@ use crate::systemd::Notifier;
 /// What is always stored beside listeners and connections.
 const STATES: usize = 2 * STATE;
 
+/// The file to which messages to the manager are sent.
+const INBOX: &str = "notify";
+
 /// All that there is to store, and the manager.
 struct World {
-    _directory: TempDir,
+    directory: TempDir,
     inbox: UnixDatagram,
     manager: ServiceManager,
     listeners: Vec<Listener>,
@@ -32,20 +35,20 @@ impl Stock for (&Vec<Listener>, &Connections) {
         Some(self.0.iter().collect())
     }
 
-    fn connection(&self, _: u8, id: ConnectionId) -> Option<(&Kept, BorrowedFd<'_>)> {
+    fn connection(&self, _: u8, id: ConnectionId) -> Option<BorrowedFd<'_>> {
         let found = self.1.iter().find(|(other, _, _)| *other == id)?;
-        Some((&found.1, found.2.as_fd()))
+        Some(found.2.as_fd())
     }
 }
 
 impl World {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        let path = directory.path().join("notify");
+        let path = directory.path().join(INBOX);
         Self {
             inbox: UnixDatagram::bind(&path).unwrap(),
             manager: ServiceManager::new(Some(Notifier::at(path)), true),
-            _directory: directory,
+            directory,
             listeners: Vec::new(),
             connections: Vec::new(),
         }
@@ -119,4 +122,35 @@ fn every_socket_of_a_name_takes_room() {
     let connection = named(names::CONNECTION, 1);
     assert_eq!(world.told(), [named(name, 0), named(name, 1), connection]);
     assert!(world.connect(&store));
+}
+
+#[test]
+fn what_could_not_be_sent_is_sent_when_the_manager_is_back() {
+    let mut world = World::new();
+    let store = store(100);
+    let path = world.directory.path().join(INBOX);
+    std::fs::remove_file(&path).unwrap();
+    world.listen("127.0.0.1:80");
+    assert!(world.connect(&store) && world.connect(&store));
+    world.deposit(&store, Time(0));
+    assert!(
+        world
+            .connections
+            .iter()
+            .all(|(_, kept, _)| !kept.is_stored())
+    );
+    // One of them ends meanwhile.
+    world.connections.pop();
+    world.inbox = UnixDatagram::bind(&path).unwrap();
+    world.deposit(&store, store.due().unwrap());
+    let listener = named("baton-listen-127.0.0.1%3A80", 1);
+    let connection = named(names::CONNECTION, 1);
+    assert_eq!(world.told(), [state_of(&store), listener, connection]);
+    assert!(
+        world
+            .connections
+            .iter()
+            .all(|(_, kept, _)| kept.is_stored())
+    );
+    assert_eq!(store.due(), None);
 }
