@@ -225,7 +225,6 @@ impl Next {
             }
         }
         if let Some(store) = pools.store() {
-            store.renew(&anew);
             store.relist();
         }
     }

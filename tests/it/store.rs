@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -414,6 +415,28 @@ fn a_unix_listener_whose_file_is_gone_is_made_anew() {
     kill_all(&mut second, &workers);
     let third = manager.manage(setup()).start();
     assert_eq!(third.get("/").status, 200);
+}
+
+#[test]
+fn a_stored_listener_does_not_own_a_socket_that_has_taken_its_place() {
+    let manager = Manager::new(100);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("socket");
+    let address = format!("unix:{}", path.display());
+    let setup = Setup::new(&["demo", "-w", "1"]);
+    let mut first = manager.manage(setup.listen(&address)).start();
+    let workers = first.workers(1);
+    wait_for_connections(&manager, 0);
+    kill_all(&mut first, &workers);
+    std::fs::remove_file(&path).expect("it is there");
+    let other = UnixListener::bind(&path).expect("a socket");
+    let setup = Setup::new(&["demo", "-w", "1"]).expect("dropping the stored listener");
+    let second = manager.manage(setup).start();
+    assert_eq!(second.get("/").status, 200);
+    wait_for_connections(&manager, 0);
+    drop(second);
+    UnixStream::connect(&path).expect("it is still there");
+    other.accept().expect("the one that connected");
 }
 
 #[test]

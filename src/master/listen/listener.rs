@@ -83,7 +83,8 @@ fn has_ipv6() -> bool {
 }
 
 /// The file that another master has made for its socket. Somebody may have removed it; what is at
-/// the path then is not the socket's, which shows if it is the file of a closed one.
+/// the path then is not the socket's, which shows if it is the file of a closed one. Else the other
+/// master knows.
 fn made_before(path: &Path) -> SocketFile {
     match occupant(path) {
         Ok(Occupant::Nothing | Occupant::Stale) => SocketFile::missing(path),
@@ -144,6 +145,15 @@ impl Listener {
     #[must_use]
     pub fn has_file(&self) -> bool {
         matches!(self.bound, Bound::Unix(_))
+    }
+
+    /// The device and the inode of that file, unless it was gone when this process learned of it.
+    #[must_use]
+    pub fn file(&self) -> Option<(u64, u64)> {
+        match &self.bound {
+            Bound::Unix(file) => file.identity(),
+            Bound::Inet(_) | Bound::Foreign(_) => None,
+        }
     }
 
     /// Whether the server has made a file for the socket and somebody has removed it, so that no

@@ -51,6 +51,12 @@ impl SocketFile {
         })
     }
 
+    /// The device and the inode, unless the file was gone when this process learned of it.
+    #[must_use]
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.device_and_inode
+    }
+
     /// A file that was at this path once, and is gone.
     #[must_use]
     pub fn missing(path: &Path) -> Self {

@@ -156,11 +156,13 @@ impl Inner {
 /// into a name.
 #[must_use]
 pub fn name_of(listener: &Listener) -> Option<String> {
-    let asked = listener.asked();
-    // One whose file is gone makes way for another one of the same name.
-    let has_file = listener.has_file() && !listener.has_lost_file();
-    let ours = has_file || !matches!(asked, Address::Unix(_));
-    names::of_listener(asked).filter(|_| ours)
+    let (asked, file) = (listener.asked(), listener.file());
+    // One whose file is gone is of no use to the next master.
+    let ours = match asked {
+        Address::Unix(_) => file.is_some() && !listener.has_lost_file(),
+        _ => true,
+    };
+    names::of_listener(asked, file).filter(|_| ours)
 }
 
 /// Gives the manager copies to keep. That it can't be given something is said once; it may have

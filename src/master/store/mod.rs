@@ -31,7 +31,6 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::dispatch::table::ConnectionId;
 use super::snapshot::{Place, PoolKey, Snapshot};
 use super::time::Time;
-use crate::config::Address;
 use crate::sys::memfile::MemoryFile;
 use ledger::Ledger;
 
@@ -192,17 +191,6 @@ impl Store {
     /// The listeners have changed, or may have.
     pub fn relist(&self) {
         self.0.borrow_mut().relisted = true;
-    }
-
-    /// The listeners of these addresses were replaced: the manager is to drop those that it has
-    /// under their names.
-    pub fn renew(&self, addresses: &[Address]) {
-        let mut inner = self.0.borrow_mut();
-        for name in addresses.iter().filter_map(names::of_listener) {
-            if inner.listeners.remove(&name).is_some() {
-                inner.gone.push_back(name);
-            }
-        }
     }
 
     /// From now on the manager listens to this master. With the instance of a master that has

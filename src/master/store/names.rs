@@ -1,10 +1,12 @@
 //! What the things are called that a master leaves with the service manager. Pure.
 //!
-//! A listener is called by its address, so that its name is the same whichever master has it. What
-//! a master notes has a random number in its name, the master's *instance*. All connections have
-//! the same name, and a short one: the manager passes all names in one variable, and the kernel
-//! starts no program with one of more than 128 KiB (execve(2)). Which is which, the kernel says:
-//! each socket has a number of its own for as long as the machine runs, its *cookie*.
+//! A listener is called by its address, so that its name is the same whichever master has it. With
+//! that of a Unix socket goes the file that was made for it: somebody else may have a socket at the
+//! path by now, and no other file gets its inode while the socket is open. What a master notes has
+//! a random number in its name, the master's *instance*. All connections have the same name, and a
+//! short one: the manager passes all names in one variable, and the kernel starts no program with
+//! one of more than 128 KiB (execve(2)). Which is which, the kernel says: each socket has a number
+//! of its own for as long as the machine runs, its *cookie*.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
@@ -12,6 +14,9 @@ use crate::config::{Address, is_descriptor_name};
 
 const LISTENER: &str = "baton-listen-";
 const STATE: &str = "baton-state-";
+/// What is between the address of a listener and its file. It can't be in an address: there, `%`
+/// begins an escape.
+const FILE: &str = "%@";
 /// The name of each connection.
 pub const CONNECTION: &str = "baton";
 
@@ -22,11 +27,14 @@ pub const MOST: usize = 110 * 1024 / (CONNECTION.len() + 1);
 /// What may not be in a name, or means something in it.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
 
+/// The device and the inode of a Unix socket's file.
+pub type File = (u64, u64);
+
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
-    /// A listener, by the address that was asked for.
-    Listener(Address),
+    /// A listener, by the address that was asked for, and its file.
+    Listener(Address, Option<File>),
     /// What a master with this instance notes of its connections, and its life line.
     State(u64),
     /// A connection.
@@ -36,12 +44,15 @@ pub enum Meaning {
 /// The name of a listener; nothing when its address does not fit into one, or when it is the
 /// manager's own.
 #[must_use]
-pub fn of_listener(asked: &Address) -> Option<String> {
+pub fn of_listener(asked: &Address, file: Option<File>) -> Option<String> {
     if matches!(asked, Address::Inherited(_)) {
         return None;
     }
     let asked = asked.to_string();
-    let name = format!("{LISTENER}{}", utf8_percent_encode(&asked, ESCAPED));
+    let mut name = format!("{LISTENER}{}", utf8_percent_encode(&asked, ESCAPED));
+    if let Some((device, inode)) = file {
+        name.push_str(&format!("{FILE}{device:x}.{inode:x}"));
+    }
     is_descriptor_name(&name).then_some(name)
 }
 
@@ -56,8 +67,15 @@ impl Meaning {
     #[must_use]
     pub fn of(name: &str) -> Option<Self> {
         if let Some(asked) = name.strip_prefix(LISTENER) {
+            let (asked, file) = match asked.split_once(FILE) {
+                Some((asked, file)) => {
+                    let (device, inode) = file.split_once('.')?;
+                    (asked, Some((number(device)?, number(inode)?)))
+                }
+                None => (asked, None),
+            };
             let asked = percent_decode_str(asked).decode_utf8().ok()?;
-            asked.parse().ok().map(Self::Listener)
+            Some(Self::Listener(asked.parse().ok()?, file))
         } else if let Some(instance) = name.strip_prefix(STATE) {
             number(instance).map(Self::State)
         } else {
@@ -82,11 +100,14 @@ mod tests {
             "[::1]:80",
             "localhost:80",
             "unix:/a b%:ü",
+            "unix:/a%@1.2",
         ] {
-            let asked: Address = asked.parse().unwrap();
-            let name = of_listener(&asked).unwrap();
-            assert!(is_descriptor_name(&name), "{name}");
-            assert_eq!(Meaning::of(&name), Some(Meaning::Listener(asked)));
+            for file in [None, Some((0x1f, u64::MAX))] {
+                let asked: Address = asked.parse().unwrap();
+                let name = of_listener(&asked, file).unwrap();
+                assert!(is_descriptor_name(&name), "{name}");
+                assert_eq!(Meaning::of(&name), Some(Meaning::Listener(asked, file)));
+            }
         }
         assert_eq!(Meaning::of(CONNECTION), Some(Meaning::Connection));
         assert_eq!(Meaning::of(&of_state(7)), Some(Meaning::State(7)));
@@ -94,11 +115,17 @@ mod tests {
 
     #[test]
     fn what_is_no_name_means_nothing() {
-        for name in ["web", "baton-conn", "baton-state-", "baton-listen-"] {
+        for name in [
+            "web",
+            "baton-conn",
+            "baton-state-",
+            "baton-listen-",
+            "baton-listen-unix%3A/a%@1",
+        ] {
             assert_eq!(Meaning::of(name), None, "{name}");
         }
-        assert_eq!(of_listener(&"fd:web".parse().unwrap()), None);
+        assert_eq!(of_listener(&"fd:web".parse().unwrap(), None), None);
         let long = format!("unix:/{}", ":".repeat(100));
-        assert_eq!(of_listener(&long.parse().unwrap()), None);
+        assert_eq!(of_listener(&long.parse().unwrap(), None), None);
     }
 }

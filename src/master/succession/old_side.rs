@@ -340,12 +340,18 @@ impl TakeoverServer {
 
     fn send_offer(&mut self, pools: &Pools<'_>) -> io::Result<()> {
         for listener in pools.listeners().skip(self.offered) {
-            let message = FromOld::Listener {
-                address: listener.asked().to_string(),
-                has_file: listener.has_file(),
-            };
-            let descriptor = Some(listener.as_fd());
-            self.session.send_to_new(&message, descriptor, None)?;
+            if listener.has_lost_file() {
+                // Only this master knows that: somebody else may have a socket at the path. The new
+                // one binds it, and the manager is to have that one.
+                pools.store().iter().for_each(|store| store.relist());
+            } else {
+                let message = FromOld::Listener {
+                    address: listener.asked().to_string(),
+                    has_file: listener.has_file(),
+                };
+                let descriptor = Some(listener.as_fd());
+                self.session.send_to_new(&message, descriptor, None)?;
+            }
             self.offered += 1;
         }
         self.session.send_to_new(&FromOld::Offer, None, None)

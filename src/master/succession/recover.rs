@@ -69,7 +69,7 @@ impl Recovered {
                     recovered.states.entry(instance).or_default().push(one.fd);
                 }
                 Some(Meaning::Connection) => recovered.connections.push(one.fd),
-                Some(Meaning::Listener(asked)) => match adopted(one.fd, asked) {
+                Some(Meaning::Listener(asked, file)) => match adopted(one.fd, asked, file) {
                     Ok(listener) => {
                         *recovered.listeners.entry(one.name).or_default() += 1;
                         listeners.push(listener);
@@ -151,10 +151,12 @@ impl Recovered {
 }
 
 /// A listener that a killed master had, with the file of its Unix socket.
-fn adopted(socket: OwnedFd, asked: Address) -> Result<Listener> {
+fn adopted(socket: OwnedFd, asked: Address, file: Option<names::File>) -> Result<Listener> {
     let unix = matches!(asked, Address::Unix(_));
     let mut listener = Listener::adopt(socket, asked, true)?;
-    if unix && listener.has_lost_file() {
+    // A name of an earlier version does not say which file it was.
+    let is_another = file.is_some() && listener.file() != file;
+    if unix && (is_another || listener.has_lost_file()) {
         let attempt = format!("listen on {listener}");
         return Err(Error::because(attempt, "its file is gone"));
     }
