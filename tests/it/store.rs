@@ -496,6 +496,32 @@ fn a_new_master_is_responsible_for_what_the_old_one_stored() {
     wait_until_parked(&manager, 5);
 }
 
+#[test]
+fn after_a_takeover_that_failed_what_was_lent_is_stored_again() {
+    let manager = Manager::new(100);
+    let setup = Setup::new(&["demo", "-w", "2"]).expect("takes charge again");
+    let mut first = manager.manage(setup).start();
+    let workers = first.workers(2);
+    let mut client = first.connect();
+    assert_eq!(turn(&mut client), 1);
+    wait_until_parked(&manager, 1);
+    begin_sleep(&mut client, 3000, &workers);
+    first.signal(Signal::SIGUSR2);
+    first.wait_for_log("handed over");
+    // It has stored what it notes.
+    eventually("the new one speaks to the manager", || {
+        count(&manager, STATE) == 4
+    });
+    let (new, _) = successor(&first.wait_for_lines("worker ready", 4));
+    process::signal(new.pid(), Signal::SIGKILL);
+    first.wait_for_log("takes charge again");
+    assert_eq!(client.reply().status, 200);
+    eventually("it is stored", || count(&manager, CONNECTION) == 1);
+    kill_all(&mut first, &workers);
+    let _third = start(&manager, &["demo", "-w", "2"]);
+    assert_eq!(turn(&mut client), 3);
+}
+
 /// The master behind the last worker that was ready, and that worker.
 fn successor(ready: &[String]) -> (Watched, Watched) {
     let line = ready.last().expect("a worker is ready");

@@ -156,9 +156,12 @@ impl Pool<'_> {
             && progress.turns > 0
             && let Some(store) = &self.store
             && let Ok(cookie) = held.cookie()
-            && let Some(kept) = store.keep(cookie, self.key, self.epoll.pool(), id)
+            && let Some(kept) = store.keep(cookie, self.key)
         {
             held.set_copied(Some(kept));
+        }
+        if let Some(kept) = held.kept() {
+            kept.give(self.epoll.pool(), id);
         }
         held.store(Place::Parked, &progress, now);
     }

@@ -97,6 +97,7 @@ impl Inner {
         if self.relisted {
             self.list(&listeners.unwrap_or_default(), manager)?;
             self.relisted = false;
+            self.unlisted = false;
         }
         while let Some((&place, &(pool, id))) = self.fresh.first_key_value() {
             if let Some(socket) = stock.connection(pool, id) {
@@ -137,7 +138,7 @@ impl Inner {
                 take_away(manager, &name)?;
                 self.listeners.remove(&name);
             }
-            if known != sockets.len() {
+            if self.unlisted || known != sockets.len() {
                 give(
                     &mut self.warned,
                     manager,

@@ -21,6 +21,7 @@ pub mod names;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -61,6 +62,8 @@ struct Inner {
     /// Connections that the manager has yet to be given, and their pools, by their place in the
     /// ledger.
     fresh: BTreeMap<u32, (u8, ConnectionId)>,
+    /// The places of connections that another master has; they are free again if that one fails.
+    passed_on: Vec<u32>,
     /// The names of what the manager is to drop.
     gone: VecDeque<String>,
     /// The listeners that the manager has.
@@ -72,6 +75,8 @@ struct Inner {
     role: Role,
     /// The listeners have changed.
     relisted: bool,
+    /// The manager may have fewer listeners than this says.
+    unlisted: bool,
     /// The manager has the ledger and the life line.
     stated: bool,
     /// When the manager is spoken to again, after it had no room for a message.
@@ -126,6 +131,7 @@ impl Store {
             stored: Vec::new(),
             vacant: Vec::new(),
             fresh: BTreeMap::new(),
+            passed_on: Vec::new(),
             gone: VecDeque::new(),
             listeners: Names::new(),
             offered: Names::new(),
@@ -136,6 +142,7 @@ impl Store {
                 Role::Replacement
             },
             relisted: true,
+            unlisted: false,
             stated: false,
             blocked_until: None,
             warned: false,
@@ -154,13 +161,10 @@ impl Store {
         self.0.borrow().instance
     }
 
-    /// A place for a connection that is not stored yet, if there is room; the manager gets it soon.
+    /// A place for a connection that the manager is to be [given](Kept::give), if there is room.
     #[must_use]
-    pub fn keep(&self, cookie: u64, key: PoolKey, pool: u8, id: ConnectionId) -> Option<Kept> {
-        let mut inner = self.0.borrow_mut();
-        let place = inner.take_place(false)?;
-        inner.fresh.insert(place, (pool, id));
-        drop(inner);
+    pub fn keep(&self, cookie: u64, key: PoolKey) -> Option<Kept> {
+        let place = self.0.borrow_mut().take_place(false)?;
         Some(self.kept(place, cookie, key))
     }
 
@@ -228,19 +232,22 @@ impl Store {
 
     /// What is stored is another master's from now on.
     pub fn give_up(&self) {
-        let mut inner = self.0.borrow_mut();
-        inner.role = Role::Replaced;
-        inner.gone.clear();
-        inner.fresh.clear();
+        self.0.borrow_mut().role = Role::Replaced;
     }
 
     /// The other master is gone without an end, and this one is in charge again. What that one had
-    /// is ended: nobody knows how it stands. The copies of what is still lent go with it.
+    /// is ended: nobody knows how it stands. The copies of what is still lent go with it, until it
+    /// is parked, and the manager gets all listeners: that one may have had it drop some.
     pub fn resume(&self) {
-        let mut inner = self.0.borrow_mut();
+        let inner = &mut *self.0.borrow_mut();
         inner.role = Role::Active;
         inner.relisted = true;
+        inner.unlisted = true;
         inner.gone.push_back(names::CONNECTION.to_owned());
+        inner.stored.fill(false);
+        for place in std::mem::take(&mut inner.passed_on) {
+            inner.free(place);
+        }
     }
 
     /// A time by the clock that all masters share.
@@ -276,6 +283,14 @@ impl Kept {
         self.store.0.borrow().stored[self.place as usize]
     }
 
+    /// The manager gets the connection soon, unless it has it.
+    pub fn give(&self, pool: u8, id: ConnectionId) {
+        let mut inner = self.store.0.borrow_mut();
+        if !inner.stored[self.place as usize] {
+            inner.fresh.insert(self.place, (pool, id));
+        }
+    }
+
     /// The key of the connection's pool.
     #[must_use]
     pub fn pool(&self) -> PoolKey {
@@ -303,28 +318,30 @@ impl Kept {
     /// what the kernel says.
     pub fn pass_on(self) {
         self.enter(Place::Lent);
-        std::mem::forget(self);
+        let kept = ManuallyDrop::new(self);
+        let mut inner = kept.store.0.borrow_mut();
+        inner.fresh.remove(&kept.place);
+        inner.passed_on.push(kept.place);
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let mut inner = self.store.0.borrow_mut();
-        inner.clear(self.place);
-        inner.fresh.remove(&self.place);
-        inner.vacant.push(self.place);
+        self.store.0.borrow_mut().free(self.place);
     }
 }
 
 impl Inner {
     /// Takes an entry out, and then its carry: SIGKILL in between must not leave an entry whose
     /// carry is not what the client has sent.
-    fn clear(&self, place: u32) {
+    fn free(&mut self, place: u32) {
         let carried = self.ledger.carry_length(place) > 0;
         self.ledger.clear(place);
         if carried {
             self.forget_carry(place);
         }
+        self.fresh.remove(&place);
+        self.vacant.push(place);
     }
 
     fn forget_carry(&self, place: u32) {

@@ -65,9 +65,10 @@ impl World {
     fn connect(&mut self, store: &Store) -> bool {
         let number = self.connections.len() as u64;
         let id = ConnectionId::from(number);
-        let Some(kept) = store.keep(number, PoolKey::of("main"), 0, id) else {
+        let Some(kept) = store.keep(number, PoolKey::of("main")) else {
             return false;
         };
+        kept.give(0, id);
         let (socket, _) = UnixStream::pair().unwrap();
         self.connections.push((id, kept, socket));
         true
@@ -153,4 +154,33 @@ fn what_could_not_be_sent_is_sent_when_the_manager_is_back() {
             .all(|(_, kept, _)| kept.is_stored())
     );
     assert_eq!(store.due(), None);
+}
+
+#[test]
+fn after_a_takeover_that_failed_there_is_as_much_room_and_as_much_stored_as_before() {
+    let mut world = World::new();
+    let store = store(STATES + 1 + 3);
+    world.listen("127.0.0.1:80");
+    assert!(world.connect(&store) && world.connect(&store) && world.connect(&store));
+    world.deposit(&store, Time(0));
+    world.told();
+    // Two are passed on, and one is lent.
+    for (_, kept, _) in world.connections.drain(1..) {
+        kept.pass_on();
+    }
+    store.give_up();
+    world.deposit(&store, Time(0));
+    assert_eq!(world.told(), []);
+    store.resume();
+    let (id, kept, _) = &world.connections[0];
+    assert!(!kept.is_stored());
+    kept.give(0, *id);
+    assert!(world.connect(&store) && world.connect(&store));
+    assert!(!world.connect(&store), "the manager would drop it");
+    world.deposit(&store, Time(0));
+    let connection = named(names::CONNECTION, 1);
+    let gone = named(names::CONNECTION, 0);
+    let listener = named("baton-listen-127.0.0.1%3A80", 1);
+    let three = [connection.clone(), connection.clone(), connection];
+    assert_eq!(world.told(), [&[gone, listener][..], &three].concat());
 }
