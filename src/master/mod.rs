@@ -240,6 +240,8 @@ impl<'a> Master<'a> {
     /// # Errors
     /// When this master was to take over and can't.
     fn advance(&mut self, now: Time) -> Result<()> {
+        // First: a takeover goes on when the manager knows of it.
+        self.office.manager().tick(now);
         match &mut self.transition {
             Transition::None => {}
             Transition::Reload(reload) => {
@@ -247,7 +249,7 @@ impl<'a> Master<'a> {
                 self.go_on_reloading(step, now);
             }
             Transition::HandOver(server) => {
-                let step = server.advance(&mut self.pools, now);
+                let step = server.advance(&mut self.pools, &mut self.office, now);
                 self.go_on_handing_over(step, now);
             }
             Transition::TakeOver(client) if !client.is_active() && self.run != Run::Serving => {
@@ -263,7 +265,6 @@ impl<'a> Master<'a> {
         if self.is_settled() && self.pools.are_ready() {
             self.office.manager().ready();
         }
-        self.office.manager().tick(now);
         // What came of all this is done before the master sleeps.
         self.pools.iter_mut().for_each(|pool| pool.carry_out(now));
         Ok(())

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::master::time::Time;
@@ -11,9 +11,6 @@ use crate::systemd::{Hold, Notifier};
 
 /// How long to wait before a message is sent again for which the manager's queue had no room.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// How long to wait until the manager's queue has room for the last message of this master.
-const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The manager, if there is one that expects messages. Only the active master sends them.
 #[derive(Debug, Default)]
@@ -67,16 +64,11 @@ impl ServiceManager {
         }
     }
 
-    /// Reports that another process is the server from now on. This one sends nothing more.
+    /// Reports that another process is the server from now on. This one sends nothing more, but for
+    /// what [waits for room](Self::is_waiting): until then, the manager ignores the new one.
     pub fn hand_over_to(&mut self, pid: Option<u32>) {
         if let (Some(notifier), Some(pid)) = (self.reached(), pid) {
             notifier.main_pid(pid);
-            // It can't be sent later, and the manager ignores the new master until it knows the
-            // pid.
-            let end = Instant::now() + LAST_WORD;
-            while !notifier.retry() && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(2));
-            }
         }
         self.in_charge = false;
     }

@@ -141,7 +141,7 @@ impl TakeoverServer {
     }
 
     /// Does what is due: passes the rest of the connections on, or gives up.
-    pub fn advance(&mut self, pools: &mut Pools<'_>, now: Time) -> Step {
+    pub fn advance(&mut self, pools: &mut Pools<'_>, office: &mut Office, now: Time) -> Step {
         if !self.is_replaced() {
             return match self.until <= now {
                 true if self.stage == Stage::Gone => Step::Fail(format!("{NEW} is gone")),
@@ -154,8 +154,10 @@ impl TakeoverServer {
             };
         }
         self.settled |= self.until <= now;
+        // Until it knows the new master, the service manager ignores what that one says.
+        let known = !office.manager().is_waiting();
         if self.retry.is_none() || self.is_to_retry(now) {
-            match self.pass_rest(pools, now) {
+            match self.pass_rest(known, pools, now) {
                 Ok(()) => {}
                 Err(error) if is_gone(&error) => return Step::Fail(reason(NEW, &error)),
                 // It may be serving, so this is no reason to take charge again.
@@ -168,7 +170,8 @@ impl TakeoverServer {
             }
         }
         let mut leaving: Vec<_> = pools.iter_mut().filter(|pool| pool.is_leaving()).collect();
-        if self.settled && leaving.iter().all(|pool| pool.is_done()) {
+        let told = known && self.stored.is_none() || self.until <= now;
+        if self.settled && told && leaving.iter().all(|pool| pool.is_done()) {
             // All at the same time: as long as one of them is needed, this master may have to take
             // charge again.
             leaving.iter_mut().for_each(|pool| pool.let_workers_go(now));
@@ -182,8 +185,8 @@ impl TakeoverServer {
     }
 
     /// Passes on what was lent when the new master took charge, as far as that one reads it.
-    fn pass_rest(&mut self, pools: &mut Pools<'_>, now: Time) -> io::Result<()> {
-        if let Some(instance) = self.stored {
+    fn pass_rest(&mut self, known: bool, pools: &mut Pools<'_>, now: Time) -> io::Result<()> {
+        if known && let Some(instance) = self.stored {
             self.session
                 .send_to_new(&FromOld::Store(instance), None, None)?;
             self.stored = None;
@@ -406,7 +409,7 @@ impl TakeoverServer {
         let new = new.map(|pid| pid.as_raw().cast_unsigned());
         office.manager().hand_over_to(new);
         if let Some(store) = pools.store() {
-            // The manager listens to the new one from here on.
+            // The manager listens to the new one from here on, or soon.
             self.stored = Some(store.instance());
             store.give_up();
         }

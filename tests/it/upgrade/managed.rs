@@ -1,13 +1,14 @@
 //! What a service manager hears of a server, and of a change of masters.
 
 use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::harness::systemd::Manager;
 use crate::harness::upgrade::STARTED;
-use crate::harness::{Server, Setup, eventually};
+use crate::harness::{DEADLINE, Server, Setup, eventually};
 
 fn start(manager: &Manager, setup: Setup) -> Server {
     manager.manage(setup).start()
@@ -107,6 +108,49 @@ fn it_hears_nothing_of_one_that_fails() {
     server.signal(Signal::SIGUSR2);
     server.wait_for_log("takeover failed");
     assert_eq!(news(&manager), ["READY=1"]);
+}
+
+/// The next message to a manager that the test plays.
+#[track_caller]
+fn next(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let length = manager.recv(&mut buffer).expect("a message");
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+#[test]
+fn it_hears_who_the_new_master_is_before_it_hears_that_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    manager.set_read_timeout(Some(DEADLINE)).expect("an option");
+    let setup = Setup::new(&["demo", "-w", "1"])
+        .environment("NOTIFY_SOCKET", path.to_str().expect("it is text"))
+        .environment("FDSTORE", "100");
+    let mut server = setup.managed().start();
+    let mut missing = vec!["READY=1", "baton-listen-", "baton-state-"];
+    while !missing.is_empty() {
+        let said = next(&manager);
+        missing.retain(|part| !said.contains(part));
+    }
+    // Its queue is full.
+    let other = UnixDatagram::unbound().expect("a socket");
+    other.set_nonblocking(true).expect("a flag");
+    while other.send_to(b"STATUS=other", &path).is_ok() {}
+    server.upgrade();
+    let main = format!("MAINPID={}", server.master());
+    server.wait_for_log("handed over");
+    // The new one serves meanwhile, and could have been told that the manager knows it.
+    for _ in 0..20 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    let mut news = std::iter::repeat_with(|| next(&manager));
+    let of_masters = |said: &String| *said == main || said.contains("FDNAME=");
+    assert_eq!(news.find(of_masters).as_ref(), Some(&main));
+    let stored = news.find(of_masters).unwrap_or_default();
+    assert!(stored.contains("FDSTORE=1"), "{stored}");
+    server.wait_for_former();
+    assert!(server.stop().success());
 }
 
 #[test]
