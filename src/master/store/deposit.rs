@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Inner, Role, Store, names};
 use crate::config::Address;
+use crate::fdpass::MAX_DESCRIPTORS;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::listen::listener::Listener;
 use crate::master::office::service_manager::ServiceManager;
@@ -99,19 +100,29 @@ impl Inner {
             self.relisted = false;
             self.unlisted = false;
         }
-        while let Some((&place, &(pool, id))) = self.fresh.first_key_value() {
-            if let Some(socket) = stock.connection(pool, id) {
-                let name = names::CONNECTION;
-                give(
-                    &mut self.warned,
-                    manager,
-                    name,
-                    &[socket],
-                    Hold::UntilHangup,
-                )?;
-                self.stored[place as usize] = true;
-            }
-            self.fresh.pop_first();
+        while !self.fresh.is_empty() {
+            self.give_connections(stock, manager)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the manager as many connections as go into one message: it works for each message.
+    fn give_connections(
+        &mut self,
+        stock: &impl Stock,
+        manager: &mut ServiceManager,
+    ) -> Result<(), Later> {
+        let fresh = self.fresh.iter().take(MAX_DESCRIPTORS);
+        let found = fresh.map(|(place, (pool, id))| (*place, stock.connection(*pool, *id)));
+        let (places, sockets): (Vec<_>, Vec<_>) = found.unzip();
+        let name = names::CONNECTION;
+        let there: Vec<_> = sockets.iter().flatten().copied().collect();
+        if !there.is_empty() {
+            give(&mut self.warned, manager, name, &there, Hold::UntilHangup)?;
+        }
+        for (place, socket) in places.into_iter().zip(sockets) {
+            self.stored[place as usize] = socket.is_some();
+            self.fresh.remove(&place);
         }
         Ok(())
     }

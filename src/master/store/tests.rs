@@ -178,9 +178,22 @@ fn after_a_takeover_that_failed_there_is_as_much_room_and_as_much_stored_as_befo
     assert!(world.connect(&store) && world.connect(&store));
     assert!(!world.connect(&store), "the manager would drop it");
     world.deposit(&store, Time(0));
-    let connection = named(names::CONNECTION, 1);
     let gone = named(names::CONNECTION, 0);
     let listener = named("baton-listen-127.0.0.1%3A80", 1);
-    let three = [connection.clone(), connection.clone(), connection];
-    assert_eq!(world.told(), [&[gone, listener][..], &three].concat());
+    let three = named(names::CONNECTION, 3);
+    assert_eq!(world.told(), [gone, listener, three]);
+}
+
+#[test]
+fn connections_share_messages() {
+    let mut world = World::new();
+    let store = store(1000);
+    let count = MAX_DESCRIPTORS + 1;
+    assert!((0..count).all(|_| world.connect(&store)));
+    world.deposit(&store, Time(0));
+    let connections = |count| named(names::CONNECTION, count);
+    let expected = [connections(MAX_DESCRIPTORS), connections(1)];
+    assert_eq!(world.told()[1..], expected);
+    let mut all = world.connections.iter();
+    assert!(all.all(|(_, kept, _)| kept.is_stored()));
 }
