@@ -6,6 +6,7 @@
 //! session is closed or its process has ended, and for no other reason: one that is late, or says
 //! nonsense, may be serving.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use crate::master::child::LAST_CHANCE;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::events::epoll::{Epoll, EventFlags};
 use crate::master::events::token::MasterEvent;
+use crate::master::listen::listener::Listener;
 use crate::master::office::Office;
 use crate::master::plan::MAX_POOLS;
 use crate::master::pool::Pool;
@@ -46,8 +48,8 @@ pub struct TakeoverServer {
     stage: Stage,
     /// How many listeners were offered.
     offered: usize,
-    /// The addresses of the listeners with which the new one goes on.
-    kept: Vec<String>,
+    /// The addresses of this master's listeners with which the new one goes on.
+    kept: BTreeSet<String>,
     /// When the takeover is given up; once the new master is in charge, when SETTLED is no longer
     /// waited for.
     until: Time,
@@ -112,7 +114,7 @@ impl TakeoverServer {
             child,
             stage: Stage::Hello,
             offered: 0,
-            kept: Vec::new(),
+            kept: BTreeSet::new(),
             until: now.after(patience),
             settled: false,
             stored: None,
@@ -240,8 +242,13 @@ impl TakeoverServer {
     ) -> Step {
         let result = match (self.stage, said) {
             (Stage::Hello, Ok(FromNew::Takeover(version))) => self.offer(version, pools, now),
-            (Stage::Starting, Ok(FromNew::Keep(address))) if self.kept.len() < self.offered => {
-                self.kept.push(address);
+            (Stage::Starting, Ok(FromNew::Keep(address))) => {
+                // A new master names each listener that it has, those too that it has bound itself.
+                // They are none of this master's business; what it keeps is bounded by its own.
+                let is_ours = |own: &Listener| own.asked().to_string() == address;
+                if pools.listeners().any(is_ours) {
+                    self.kept.insert(address);
+                }
                 Ok(())
             }
             (Stage::Starting, Ok(FromNew::Ready(names))) if names.len() <= MAX_POOLS => {

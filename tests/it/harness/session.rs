@@ -76,6 +76,12 @@ impl Session {
         self.pass(text, &[]);
     }
 
+    /// Says this; false when the other one is gone.
+    pub fn try_say(&self, text: &str) -> bool {
+        let data = &[IoSlice::new(text.as_bytes())];
+        fdpass::send(self.0.as_fd(), data, &[], Wait::Block).is_ok()
+    }
+
     #[track_caller]
     pub fn pass(&self, text: &str, descriptors: &[BorrowedFd<'_>]) {
         let data = &[IoSlice::new(text.as_bytes())];

@@ -85,13 +85,43 @@ fn a_caller_that_sends_a_descriptor() {
     asked.undisturbed.upgrade();
 }
 
+/// It may have listeners of its own, and say so more than once: that is no reason to fail.
 #[test]
 fn a_new_master_that_keeps_more_than_it_was_offered() {
     let mut asked = Asked::start(&[]);
     let (session, _) = asked.play(Step::Offered);
-    session.say("KEEP 127.0.0.1:0\n");
-    session.say("KEEP 127.0.0.1:0\n");
-    asked.failed("the new master sent an unexpected message");
+    let server = &asked.undisturbed.server;
+    let before = process::status_number(server.master(), "VmRSS");
+    let long = "x".repeat(8000);
+    for number in 0..2000 {
+        session.say("KEEP 127.0.0.1:0\n");
+        session.say(&format!("KEEP unix:{number}{long}\n"));
+    }
+    session.say("READY main\n");
+    session.hear_until("ALL");
+    let grown = process::status_number(server.master(), "VmRSS").saturating_sub(before);
+    assert!(grown < 4096, "{grown} KiB more");
+    drop(session);
+    asked.failed("the new master is gone");
+    asked.undisturbed.upgrade();
+}
+
+/// Each of its words is allowed, and none of them is the last.
+#[test]
+fn a_new_master_that_keeps_without_end() {
+    let mut asked = Asked::start(&["--start-timeout", "1"]);
+    let (session, _) = asked.play(Step::Offered);
+    let begin = Instant::now();
+    while session.try_say("KEEP 127.0.0.1:0\n") {
+        assert!(begin.elapsed() < Duration::from_secs(12), "it is heard on");
+    }
+    asked.failed("the new master is not ready in time");
+    asked.undisturbed.upgrade();
+}
+
+#[test]
+fn a_new_master_that_has_too_many_pools() {
+    let mut asked = Asked::start(&[]);
     let (session, _) = asked.play(Step::Offered);
     session.say(&format!("READY{}\n", " x".repeat(257)));
     asked.failed("the new master sent an unexpected message");

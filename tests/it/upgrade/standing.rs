@@ -200,6 +200,20 @@ fn a_pool_that_is_gone_finishes_in_the_old_master() {
 }
 
 #[test]
+fn a_listener_more_is_bound_by_the_new_master() {
+    let mut server = start(&pool("web", "demo", &["one"]), 1);
+    let mut client = at(&server, "one").connect();
+    assert_eq!(client.get("/").status, 200);
+    rewrite(&server, &pool("web", "demo", &["one", "two", "three"]));
+    upgrade(&mut server);
+    assert_eq!(Served::of(&client.get("/")).turn, 2);
+    for name in ["one", "two", "three"] {
+        let served = Served::of(&at(&server, name).connect().get("/"));
+        assert_eq!(served.master, server.master().as_raw());
+    }
+}
+
+#[test]
 fn listeners_come_and_go_and_connections_stay() {
     let mut server = start(&pool("web", "demo", &["one", "two"]), 2);
     let mut clients = ["one", "two"].map(|name| at(&server, name).connect());
