@@ -262,6 +262,9 @@ impl<'a> Master<'a> {
         self.settle_recovered(now);
         self.upgrades.escalate(now);
         self.callers.expire(self.pools.epoll(), now);
+        if self.callers.is_to_retry(now) {
+            self.on_control(now);
+        }
         if self.is_settled() && self.pools.are_ready() {
             self.office.manager().ready();
         }

@@ -27,6 +27,17 @@ const MODE: u32 = 0o600;
 /// How many may wait to be heard.
 const BACKLOG: i32 = 8;
 
+/// Who waits to be heard.
+#[derive(Debug)]
+pub enum Asking {
+    /// No one.
+    Nobody,
+    /// A process whose user may not ask. Its connection is closed.
+    Stranger,
+    /// A process, which has this connection.
+    Process(OwnedFd),
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct ControlSocket {
@@ -95,16 +106,17 @@ impl ControlSocket {
         self.file.is_lost()
     }
 
-    /// Accepts the next connection, if there is one and its user may ask.
+    /// Accepts the next connection.
     ///
     /// # Errors
-    /// What accept(2) fails with.
-    pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
-        let socket = match accept_with(&self.socket, SocketFlags::CLOEXEC) {
-            Ok(socket) => socket,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+    /// What accept(2) fails with. Who has connected may be waiting still.
+    pub fn accept(&self) -> io::Result<Asking> {
+        let socket =
+            match rustix::io::retry_on_intr(|| accept_with(&self.socket, SocketFlags::CLOEXEC)) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::AGAIN) => return Ok(Asking::Nobody),
+                Err(error) => return Err(error.into()),
+            };
         let peer = getsockopt(&socket, PeerCredentials)?;
         if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
             log::warn!(
@@ -112,10 +124,10 @@ impl ControlSocket {
                 peer.pid(),
                 peer.uid()
             );
-            return Ok(None);
+            return Ok(Asking::Stranger);
         }
         log::info!("control socket: process {} asks", peer.pid());
-        Ok(Some(socket))
+        Ok(Asking::Process(socket))
     }
 }
 

@@ -6,13 +6,12 @@ pub mod pid_file;
 pub mod service_manager;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use super::events::epoll::{Epoll, EventFlags};
 use super::events::token::MasterEvent;
 use crate::error::{Error, Result};
-use control_socket::ControlSocket;
+use control_socket::{Asking, ControlSocket};
 use pid_file::PidFile;
 use service_manager::ServiceManager;
 
@@ -103,7 +102,10 @@ impl Office {
             (None, Some(path)) => ControlSocket::replace(path)?,
             (None, None) => return Ok(()),
         };
-        let watched = epoll.add(&control, MasterEvent::Control, EventFlags::IN);
+        // Edge-triggered: one that can't be accepted, at the limit of open files say, stays in the
+        // backlog, and would be an event in each round.
+        let flags = EventFlags::IN | EventFlags::ET;
+        let watched = epoll.add(&control, MasterEvent::Control, flags);
         watched.map_err(|error| Error::new(format!("watch {control}"), error))?;
         self.control = Some(control);
         Ok(())
@@ -152,14 +154,14 @@ impl Office {
         }
     }
 
-    /// Accepts the next connection of the control socket, if its user may ask.
+    /// Accepts the next connection of the control socket. Who waits there makes one event only, so
+    /// call it until there is nobody.
     ///
     /// # Errors
     /// What accept(2) fails with.
-    pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
-        self.control
-            .as_ref()
-            .map_or(Ok(None), ControlSocket::accept)
+    pub fn accept(&self) -> io::Result<Asking> {
+        let control = self.control.as_ref();
+        control.map_or(Ok(Asking::Nobody), ControlSocket::accept)
     }
 }
 

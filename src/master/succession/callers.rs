@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::messages::{FromNew, FromOld};
 use super::session::{Buffer, PATIENCE, Session, is_gone};
@@ -13,10 +14,17 @@ use crate::error::Plain;
 use crate::master::events::epoll::{Epoll, EventFlags};
 use crate::master::events::token::MasterEvent;
 use crate::master::office::Office;
+use crate::master::office::control_socket::Asking;
 use crate::master::time::Time;
 
 /// How many of them may be there at the same time.
 const MOST: usize = 8;
+
+/// How many are taken in at a time while this master serves: clients have something to say, too.
+const BATCH: usize = 2 * MOST;
+
+/// After what time it is tried again to take in who could not be.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,6 +32,10 @@ pub struct Callers {
     /// In the order in which they came.
     silent: VecDeque<Caller>,
     buffer: Buffer,
+    /// When somebody may be waiting who makes no further event.
+    retry: Option<Time>,
+    /// The log has said that nobody can be taken in.
+    failing: bool,
 }
 
 #[derive(Debug)]
@@ -35,13 +47,40 @@ struct Caller {
 impl Callers {
     /// Takes in who has connected to the control socket, if somebody has.
     pub fn accept(&mut self, office: &Office, epoll: &Epoll, now: Time) {
-        let admitted = office.accept().and_then(|asked| match asked {
-            Some(socket) => self.admit(socket, epoll, now),
-            None => Ok(()),
-        });
-        if let Err(error) = admitted {
-            log::error!("control socket: {}", Plain(&error));
+        self.retry = None;
+        for _ in 0..BATCH {
+            let admitted = match office.accept() {
+                Ok(Asking::Nobody) => {
+                    self.failing = false;
+                    return;
+                }
+                Ok(Asking::Stranger) => Ok(()),
+                Ok(Asking::Process(socket)) => self.admit(socket, epoll, now),
+                Err(error) => {
+                    self.fail(&error);
+                    self.retry = Some(now.after(RETRY));
+                    return;
+                }
+            };
+            match admitted {
+                Ok(()) => self.failing = false,
+                Err(error) => self.fail(&error),
+            }
         }
+        self.retry = Some(now);
+    }
+
+    /// Says once that nobody can be taken in.
+    fn fail(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.failing, true) {
+            log::error!("control socket: {}", Plain(error));
+        }
+    }
+
+    /// Whether it is time to look again who is there.
+    #[must_use]
+    pub fn is_to_retry(&self, now: Time) -> bool {
+        self.retry.is_some_and(|retry| retry <= now)
     }
 
     /// Waits for what a process wants that has just connected.
@@ -80,16 +119,18 @@ impl Callers {
 
     /// Closes what has been silent for too long.
     pub fn expire(&mut self, epoll: &Epoll, now: Time) {
-        while self.due().is_some_and(|due| due <= now) {
+        let late = |caller: &Caller| caller.until <= now;
+        while self.silent.front().is_some_and(late) {
             let why = format!("it has said nothing for {} s", PATIENCE.as_secs());
             self.dismiss(0, &why, epoll);
         }
     }
 
-    /// When the first of them has been silent for too long.
+    /// When something is to be done if nothing happens.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        self.silent.front().map(|caller| caller.until)
+        let first = self.silent.front().map(|caller| caller.until);
+        first.into_iter().chain(self.retry).min()
     }
 
     fn dismiss(&mut self, index: usize, why: &str, epoll: &Epoll) {

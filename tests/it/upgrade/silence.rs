@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use batond::fdpass::{self, Wait};
 use nix::sys::signal::Signal;
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tempfile::TempDir;
 
 use super::old_side::{Asked, Step};
 use crate::harness::process::{self, sleeping_threads};
-use crate::harness::session::Desk;
-use crate::harness::{BATOND, Client, command, eventually, finish};
+use crate::harness::session::{Desk, Session};
+use crate::harness::{BATOND, Client, Setup, command, eventually, finish};
 
 // ---- the old master, and processes that ask it --------------------------------------------------
 
@@ -62,6 +63,33 @@ fn a_caller_that_says_something_else() {
         assert!(session.hear().is_none());
     }
     asked.undisturbed.upgrade();
+}
+
+/// It stays in the backlog, and costs neither time nor lines of the log meanwhile.
+#[test]
+fn a_caller_that_cannot_be_accepted_waits() {
+    let setup = Setup::new(&["demo", "-w", "1", "--control", "control"]);
+    let setup = setup.expect("control socket: ").expect("takeover failed");
+    let server = setup.start();
+    let mut client = server.connect();
+    assert_eq!(client.get("/").status, 200);
+    let pid = rustix::process::Pid::from_raw(server.master().as_raw());
+    let limit = |limit| prlimit(pid, Resource::Nofile, limit).expect("it is our child");
+    let before = limit(Rlimit {
+        current: Some(3),
+        ..getrlimit(Resource::Nofile)
+    });
+    let session = Session::connect(&server.directory().join("control"));
+    server.wait_for_log("control socket: Too many open files");
+    let busy = process::cpu_time(server.master());
+    session.hear_nothing(Duration::from_secs(1));
+    let busy = process::cpu_time(server.master()) - busy;
+    assert!(busy < Duration::from_millis(300), "{busy:?}");
+    assert_eq!(client.get("/").status, 200);
+    limit(before);
+    session.say("TAKEOVER 2\n");
+    session.hear_until("OFFER");
+    assert_eq!(server.log_lines("control socket: Too many").len(), 1);
 }
 
 /// The old master would have to close what it is sent, which could take any time.
