@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::messages::{FromNew, FromOld};
+use super::messages::FromNew;
 use super::session::{Buffer, PATIENCE, Session, is_gone};
 use crate::error::Plain;
 use crate::master::events::epoll::{Epoll, EventFlags};
@@ -104,12 +104,10 @@ impl Callers {
         while let Some(caller) = self.silent.get(index) {
             match caller.session.recv_from_new(&mut self.buffer, None) {
                 Ok(FromNew::Takeover(version)) => {
-                    let caller = self.silent.remove(index)?;
-                    epoll.remove(&caller.session);
-                    return Some((caller.session, version));
+                    return Some((self.forget(index, epoll)?, version));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
-                Err(error) if is_gone(&error) => self.forget(index, epoll),
+                Err(error) if is_gone(&error) => drop(self.forget(index, epoll)),
                 Ok(_) => self.dismiss(index, "unexpected message", epoll),
                 Err(error) => self.dismiss(index, &Plain(&error).to_string(), epoll),
             }
@@ -134,18 +132,16 @@ impl Callers {
     }
 
     fn dismiss(&mut self, index: usize, why: &str, epoll: &Epoll) {
-        if let Some(caller) = self.silent.get(index) {
-            let pid = caller.session.peer().map_or(0, nix::unistd::Pid::as_raw);
+        if let Some(session) = self.forget(index, epoll) {
+            let pid = session.peer().map_or(0, nix::unistd::Pid::as_raw);
             log::info!("control socket: dismissed process {pid}: {why}");
-            let refusal = FromOld::Refused(why.to_owned());
-            let _ = caller.session.send_to_new(&refusal, None, None);
+            session.refuse(why);
         }
-        self.forget(index, epoll);
     }
 
-    fn forget(&mut self, index: usize, epoll: &Epoll) {
-        if let Some(caller) = self.silent.remove(index) {
-            epoll.remove(&caller.session);
-        }
+    fn forget(&mut self, index: usize, epoll: &Epoll) -> Option<Session> {
+        let Caller { session, .. } = self.silent.remove(index)?;
+        epoll.remove(&session);
+        Some(session)
     }
 }

@@ -65,6 +65,25 @@ fn a_caller_that_says_something_else() {
     asked.undisturbed.upgrade();
 }
 
+/// What it said beyond the first word is no reason to keep the answer from it.
+#[test]
+fn a_caller_that_talks_on_hears_why_it_is_dismissed() {
+    let asked = Asked::start(&[]);
+    let server = &asked.undisturbed.server;
+    server.signal(Signal::SIGSTOP);
+    eventually("the master is stopped", || {
+        process::stat(server.master()).is_some_and(|stat| stat.state == 'T')
+    });
+    let session = asked.ask();
+    for _ in 0..5 {
+        session.say("no such words");
+    }
+    server.signal(Signal::SIGCONT);
+    let (words, _) = session.hear().expect("an answer");
+    assert_eq!(words, "REFUSED malformed%20message");
+    asked.undisturbed.upgrade();
+}
+
 /// It stays in the backlog, and costs neither time nor lines of the log meanwhile.
 #[test]
 fn a_caller_that_cannot_be_accepted_waits() {
