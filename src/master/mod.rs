@@ -29,7 +29,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Plain, Result};
 use crate::logging;
-use child::{Child, ChildEvent, LAST_CHANCE};
+use child::{ChildEvent, LAST_CHANCE};
 use events::epoll::{Epoll, Events};
 use events::signals::{Request, Signals};
 use events::token::{MasterEvent, Token};
@@ -81,8 +81,6 @@ struct Master<'a> {
     only: MasterOnly,
     office: Office,
     transition: Transition,
-    /// It was killed with the last reload that was given up.
-    killed_planner: Option<Child>,
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
     upgrades: Upgrades,
@@ -101,7 +99,6 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     let mut master = Master::set_up(start, source)?;
     let result = master.serve();
     child::reap(master.pools.killed());
-    child::reap(master.killed_planner.as_slice());
     master.upgrades.set_free();
     master.clear_store();
     result
@@ -149,7 +146,6 @@ impl<'a> Master<'a> {
             unsettled,
             upgrades: Upgrades::of_this_program(),
             stopping_with: None,
-            killed_planner: None,
             callers: Callers::default(),
             begin,
             run: Run::Serving,
@@ -376,6 +372,7 @@ impl<'a> Master<'a> {
     fn quit(&mut self, why: &str, now: Time) {
         log::info!("stopping at once: {why}");
         self.run = Run::Quitting;
+        self.give_up_reload("the server stops", now);
         self.give_up_takeover("the server stops", now);
         if let Transition::TakeOver(client) = &mut self.transition {
             // It waits for nothing, not for the end of the old one either.
@@ -442,7 +439,7 @@ impl<'a> Master<'a> {
         match self.transition.take() {
             Transition::Reload(reload) => {
                 log::info!("giving up the reload under way: {why}");
-                self.killed_planner = reload.end();
+                self.pools.add_killed(reload.end());
                 reload::give_up(&mut self.pools, now);
             }
             other => self.transition = other,

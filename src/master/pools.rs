@@ -37,7 +37,7 @@ pub struct Pools<'a> {
     all: Vec<Option<Pool<'a>>>,
     epoll: Epoll,
     store: Option<Store>,
-    /// Workers that were killed, and are to be reaped before the master exits.
+    /// Workers and planners that were killed, and are to be reaped before the master exits.
     killed: Vec<Child>,
 }
 
@@ -222,6 +222,9 @@ impl<'a> Pools<'a> {
 
     /// Something has happened to a child of the master; false when it is no worker.
     pub fn on_child(&mut self, pid: Pid, event: ChildEvent, now: Time) -> bool {
+        if let ChildEvent::Ended(_) = event {
+            self.killed.retain(|child| child.pid() != pid);
+        }
         self.iter_mut().any(|pool| pool.on_child(pid, event, now))
     }
 
@@ -232,7 +235,12 @@ impl<'a> Pools<'a> {
         }
     }
 
-    /// The workers that were killed so far.
+    /// A child that is no worker was killed too, if there was one.
+    pub fn add_killed(&mut self, child: Option<Child>) {
+        self.killed.extend(child);
+    }
+
+    /// The children that were killed and, as far as is known, not reaped.
     #[must_use]
     pub fn killed(&self) -> &[Child] {
         &self.killed

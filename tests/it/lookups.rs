@@ -104,6 +104,25 @@ fn a_stop_does_not_wait_for_a_resolver() {
 }
 
 #[test]
+fn a_quit_reaps_who_waits_for_a_resolver() {
+    let Some(mut server) = with_silent_resolver(30) else {
+        return;
+    };
+    let workers = server.workers(2);
+    server.signal(Signal::SIGHUP);
+    let mut planner = None;
+    eventually("somebody asks the resolver", || {
+        let children = process::children(server.master()).0;
+        let is_worker = |pid: &Pid| workers.iter().any(|worker| worker.pid == *pid);
+        planner = children.into_iter().find(|child| !is_worker(child));
+        planner.is_some()
+    });
+    assert!(server.stop_by(Signal::SIGQUIT).success());
+    assert!(server.log_contains("giving up the reload under way: the server stops"));
+    assert_eq!(process::stat(planner.expect("it was found")), None);
+}
+
+#[test]
 fn the_next_reload_does_not_wait_for_the_one_before() {
     let Some(server) = with_silent_resolver(30) else {
         return;
