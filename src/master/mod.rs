@@ -348,24 +348,27 @@ impl<'a> Master<'a> {
                     self.quit("a second SIGINT", now);
                 }
             }
-            Run::Serving => {
-                let grace = self.pools.longest(|settings| settings.grace).as_secs();
-                log::info!("stopping: at most {grace} s for what is in hand");
-                self.office.manager().stopping();
-                self.run = Run::Stopping {
-                    interrupts: u32::from(interrupt),
-                };
-                self.give_up_reload("the server stops", now);
-                self.give_up_takeover("the server stops", now);
-                let limit = self.pools.longest(|settings| settings.grace) + LAST_CHANCE;
-                if let Transition::TakeOver(client) = &mut self.transition {
-                    client.stop(now.after(limit));
-                }
-                self.pools.iter_mut().for_each(|pool| pool.stop(now));
-                if let Some(store) = self.pools.store() {
-                    store.relist();
-                }
-            }
+            Run::Serving => self.begin_stop(u32::from(interrupt), now),
+        }
+    }
+
+    /// Finishes what this master has, after so many SIGINT.
+    fn begin_stop(&mut self, interrupts: u32, now: Time) {
+        let longest = self.pools.longest(|settings| settings.grace);
+        if self.run == Run::Serving {
+            let grace = longest.as_secs();
+            log::info!("stopping: at most {grace} s for what is in hand");
+            self.office.manager().stopping();
+        }
+        self.run = Run::Stopping { interrupts };
+        self.give_up_reload("the server stops", now);
+        self.give_up_takeover("the server stops", now);
+        if let Transition::TakeOver(client) = &mut self.transition {
+            client.stop(now.after(longest + LAST_CHANCE));
+        }
+        self.pools.iter_mut().for_each(|pool| pool.stop(now));
+        if let Some(store) = self.pools.store() {
+            store.relist();
         }
     }
 
@@ -526,8 +529,12 @@ impl<'a> Master<'a> {
                 self.pools
                     .iter_mut()
                     .for_each(|pool| pool.return_from_leave(now));
-                self.run = Run::Serving;
-                self.stop(false, now);
+                match self.run {
+                    Run::Serving => self.begin_stop(0, now),
+                    // It was told to stop itself, but had left all to the new one.
+                    Run::Stopping { interrupts } => self.begin_stop(interrupts, now),
+                    Run::Quitting => {}
+                }
             }
         }
     }

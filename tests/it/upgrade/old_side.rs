@@ -263,3 +263,26 @@ fn what_is_lent_follows() {
     assert!(session.hear().is_none());
     assert!(asked.undisturbed.server.wait().success());
 }
+
+/// What it was told before the new one said that it stops counts.
+#[test]
+fn a_master_that_stops_twice_over() {
+    let mut asked = Asked::start(&["--grace", "60"]);
+    let server = &asked.undisturbed.server;
+    let workers = server.workers(2);
+    let mut sleeper = server.connect();
+    crate::harness::begin_sleep(&mut sleeper, 30_000, &workers);
+    let (session, _) = asked.play(Step::Go);
+    session.say("DONE\n");
+    session.say("SETTLED\n");
+    let server = &mut asked.undisturbed.server;
+    server.wait_for_log("handed over");
+    server.signal(Signal::SIGINT);
+    server.wait_for_log("stopping: at most 60 s");
+    session.say("STOP\n");
+    server.wait_for_log("the new master stops");
+    server.signal(Signal::SIGINT);
+    server.wait_for_log("stopping at once: a second SIGINT");
+    assert!(server.wait().success());
+    assert_eq!(server.log_lines("stopping: at most").len(), 1);
+}
