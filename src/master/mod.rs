@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use crate::error::{Error, Plain, Result};
+use crate::error::{Plain, Result};
 use crate::logging;
 use child::{ChildEvent, LAST_CHANCE};
 use events::epoll::{Epoll, Events};
@@ -49,7 +49,7 @@ use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
 use succession::session::Session;
 use time::Time;
-use transition::Transition;
+use transition::{Run, Transition};
 
 /// What a master begins with.
 pub struct Start<'a> {
@@ -60,18 +60,6 @@ pub struct Start<'a> {
     pub inherited: Inherited,
     /// Where it can be found.
     pub endpoints: Endpoints,
-}
-
-/// Whether the server goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Run {
-    Serving,
-    /// It finishes what it has, after so many SIGINT.
-    Stopping {
-        interrupts: u32,
-    },
-    /// It ends without waiting for anything.
-    Quitting,
 }
 
 /// See the module.
@@ -94,10 +82,14 @@ struct Master<'a> {
 /// Runs a server until it is told to stop.
 ///
 /// # Errors
-/// When the master can't be set up. Once it serves, it reports trouble in the log and goes on.
+/// When the master can't be set up. Once it serves, it reports trouble in the log and goes on,
+/// unless it can't wait for events.
 pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     let mut master = Master::set_up(start, source)?;
     let result = master.serve();
+    if result.is_err() {
+        master.pools.quit();
+    }
     child::reap(master.pools.killed());
     master.upgrades.set_free();
     master.clear_store();
@@ -116,7 +108,7 @@ impl<'a> Master<'a> {
         let kept = plans.iter().flat_map(|plan| plan.keep.iter().copied());
         let own: Vec<_> = inherited.descriptors().into_iter().chain(kept).collect();
         let mut only = MasterOnly::with_inherited(&own);
-        let epoll = Epoll::new().map_err(|error| Error::new("create an epoll set", error))?;
+        let epoll = Epoll::new()?;
         only.signals = Some(Signals::watched(&epoll)?);
 
         let takeover = inherited.takeover.take();
@@ -158,15 +150,16 @@ impl<'a> Master<'a> {
 
     // ---- the loop -------------------------------------------------------------------------------
 
+    /// Goes on until the end.
+    ///
+    /// # Errors
+    /// When this master was to take over and can't, or can't wait for events any more.
     fn serve(&mut self) -> Result<()> {
         let mut events = Events::default();
         loop {
             let now = self.now();
             self.pools.advance(&mut self.only, now);
-            if let Err(error) = self.advance(now) {
-                self.pools.quit();
-                return Err(error);
-            }
+            self.advance(now)?;
             self.deposit(now);
             if self.pools.is_empty() && !self.awaits_old_master(now) {
                 if self.run != Run::Quitting {
@@ -185,9 +178,7 @@ impl<'a> Master<'a> {
                 }
                 false => Some(Duration::ZERO),
             };
-            if let Err(error) = self.pools.epoll().wait(&mut events, timeout) {
-                log::error!("cannot wait for events: {}", Plain(&error));
-            }
+            self.pools.epoll().wait(&mut events, timeout)?;
             self.pools.wake_up();
             let now = self.now();
             for (token, flags) in events.drain() {

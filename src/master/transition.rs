@@ -1,5 +1,5 @@
-//! What changes a master as a whole: a reload, or a takeover in one direction or the other. They
-//! exclude each other.
+//! What changes a master as a whole: a reload, or a takeover in one direction or the other, which
+//! exclude each other; and its end.
 //!
 //! The recovery of what a killed master had lent ([`UnsettledTurns`]) is none of them: it lasts for
 //! as long as that one's workers do, and a reload need not wait for it.
@@ -11,6 +11,20 @@ use super::reload::Reload;
 use super::succession::new_side::TakeoverClient;
 use super::succession::old_side::TakeoverServer;
 use super::time::Time;
+
+/// Whether the server goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// It does.
+    Serving,
+    /// It finishes what it has.
+    Stopping {
+        /// How many SIGINT it has got.
+        interrupts: u32,
+    },
+    /// It ends without waiting for anything.
+    Quitting,
+}
 
 /// See the module.
 #[derive(Debug)]

@@ -3,10 +3,12 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::thread;
 
+use nix::errno::Errno;
 use tempfile::TempDir;
 
-use crate::harness::{Finished, Setup, run};
+use crate::harness::{Finished, Setup, refuse_call, run};
 
 fn scratch() -> TempDir {
     TempDir::new().expect("a temporary directory")
@@ -106,6 +108,26 @@ fn a_port_that_another_server_has() {
         &["listen", &address, "Address already in use"],
     );
     assert_eq!(server.get("/").status, 200);
+}
+
+/// Else it would try again without end.
+#[test]
+fn a_kernel_or_a_sandbox_that_does_not_let_wait_for_events() {
+    let directory = scratch();
+    for (errno, why) in [
+        (Errno::ENOSYS, "Function not implemented"),
+        (Errno::EPERM, "Operation not permitted"),
+    ] {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                refuse_call(libc::SYS_epoll_pwait2, errno);
+                let arguments = ["serve", "demo", "-w", "1", "-l", "unix:socket"];
+                let words = ["cannot wait for events with epoll_pwait2(2): ", why];
+                fails(directory.path(), &arguments, 1, &words);
+            });
+        });
+        assert!(!directory.path().join("socket").exists());
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub use load::{Clients, Habit, Tally, load};
 pub use process::{
     DEADLINE, Watched, eventually, open_descriptors, wait_until_asleep, wait_until_idle,
 };
-pub use run::{BATOND, Finished, command, finish, run};
+pub use run::{BATOND, Finished, command, finish, refuse_call, run};
 
 /// The value of `key=value` in a log line.
 #[track_caller]

@@ -1,7 +1,6 @@
 //! Files as they are served to clients: with their type, on conditions, by redirects; none that is
 //! special, and none that lies outside the directory that is served.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::mpsc;
@@ -10,9 +9,8 @@ use std::thread;
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use nix::unistd::{gettid, mkfifo};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-use crate::harness::{Client, DEADLINE, Server, Setup, eventually};
+use crate::harness::{Client, DEADLINE, Server, Setup, eventually, refuse_call};
 
 /// A server of files, and beside its directory a file that it must never send.
 struct Files {
@@ -145,10 +143,9 @@ fn no_path_leaves_the_directory() {
 #[test]
 fn no_path_leaves_the_directory_where_a_sandbox_refuses_openat2() {
     for errno in [Errno::ENOSYS, Errno::EPERM] {
-        // A filter is for the thread that installs it, and for the processes that it starts.
         let sandboxed = move |setup: Setup| {
             let thread = thread::spawn(move || {
-                refuse_openat2(errno);
+                refuse_call(libc::SYS_openat2, errno);
                 setup.start()
             });
             thread.join().expect("the server starts")
@@ -173,15 +170,6 @@ fn no_path_leaves_the_directory_where_a_sandbox_refuses_openat2() {
         assert_eq!(client.get("/sub").header("location"), Some("/sub/"));
         assert!(client.get("/large.bin").body == large());
     }
-}
-
-fn refuse_openat2(errno: Errno) {
-    let rules = BTreeMap::from([(libc::SYS_openat2, Vec::new())]);
-    let refused = SeccompAction::Errno(errno as u32);
-    let architecture = std::env::consts::ARCH.try_into().expect("it is known");
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture);
-    let program: BpfProgram = filter.expect("a filter").try_into().expect("a program");
-    apply_filter(&program).expect("the kernel takes it");
 }
 
 #[track_caller]

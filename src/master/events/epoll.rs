@@ -14,6 +14,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
 
 use super::token::{MasterEvent, PoolEvent, Token};
+use crate::error::{Error, Result};
 
 pub use rustix::event::epoll::EventFlags;
 
@@ -51,13 +52,17 @@ impl Events {
 }
 
 impl Epoll {
-    /// An empty set.
+    /// An empty set, for which was tried out that it can be waited for: a kernel or a sandbox that
+    /// does not know the call shows before anybody is served.
     ///
     /// # Errors
-    /// What epoll_create1(2) fails with.
-    pub fn new() -> io::Result<Self> {
-        let set = Rc::new(epoll::create(CreateFlags::CLOEXEC)?);
-        Ok(Self { set })
+    /// What epoll_create1(2) fails with, and [`wait`](Self::wait).
+    pub fn new() -> Result<Self> {
+        let set = epoll::create(CreateFlags::CLOEXEC);
+        let set = set.map_err(|error| Error::new("create an epoll set", error))?;
+        let set = Self { set: Rc::new(set) };
+        set.wait(&mut Events::default(), Some(Duration::ZERO))?;
+        Ok(set)
     }
 
     /// The set as the pool at this place of the master's table sees it.
@@ -84,13 +89,14 @@ impl Epoll {
     /// Waits for an event, for `timeout` at most; `None` waits for ever.
     ///
     /// # Errors
-    /// What epoll_wait(2) fails with. A signal that interrupts it is no error.
-    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    /// What epoll_pwait2(2) fails with, and always will: ENOSYS from a kernel before Linux 5.11, or
+    /// what a sandbox says. A signal that interrupts it is no error.
+    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<()> {
         let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
         let room = rustix::buffer::spare_capacity(&mut events.0);
         match epoll::wait(&*self.set, room, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(Error::new("wait for events with epoll_pwait2(2)", error)),
         }
     }
 

@@ -1,10 +1,13 @@
 //! Commands: what they find in their environment, and running one to its end.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
+use nix::errno::Errno;
 use nix::unistd::Pid;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 use super::output::Output;
 use super::process::{self, DEADLINE, Watched};
@@ -32,6 +35,17 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command.stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// Has this system call fail as if the kernel did not have it, or as if it were forbidden: for the
+/// thread that calls this, and for the processes that it starts.
+pub fn refuse_call(call: libc::c_long, errno: Errno) {
+    let rules = BTreeMap::from([(call, Vec::new())]);
+    let refused = SeccompAction::Errno(errno as u32);
+    let architecture = std::env::consts::ARCH.try_into().expect("it is known");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture);
+    let program: BpfProgram = filter.expect("a filter").try_into().expect("a program");
+    apply_filter(&program).expect("the kernel takes it");
 }
 
 /// What a command that ends by itself has written, and how it ended.
