@@ -21,7 +21,7 @@ pub const LONGEST: usize = 4 << 20;
 #[derive(Debug, Default)]
 pub struct Record {
     values: BTreeMap<String, Vec<u8>>,
-    descriptors: Vec<(String, OwnedFd)>,
+    descriptors: BTreeMap<String, OwnedFd>,
 }
 
 /// What becomes of a look-up.
@@ -29,7 +29,7 @@ pub struct Record {
 enum Mode {
     /// It is made: nobody is served yet.
     Direct,
-    /// It is made, and recorded.
+    /// It is made the first time, and recorded.
     Recording(Record),
     /// It was made, and is answered from the record.
     Replaying(Record),
@@ -48,7 +48,7 @@ impl Drop for Restore {
     }
 }
 
-/// Makes all look-ups of `run`, and keeps a record of what they find.
+/// Makes all look-ups of `run`, each of them once, and keeps a record of what they find.
 pub fn record<T>(run: impl FnOnce() -> T) -> (T, Record) {
     let _restore = Restore;
     MODE.set(Mode::Recording(Record::default()));
@@ -83,12 +83,8 @@ pub fn is_replay() -> bool {
 /// # Errors
 /// Those of `find`; and when there is a record, and this look-up is not in it.
 pub fn value(key: &str, find: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
-    if is_replay() {
-        let found = MODE.with_borrow(|mode| match mode {
-            Mode::Replaying(record) => record.values.get(key).cloned(),
-            Mode::Direct | Mode::Recording(_) => None,
-        });
-        return found.ok_or_else(|| unknown(key));
+    if let Some(known) = known(key, |record| record.values.get(key).cloned()) {
+        return known;
     }
     let found = find()?;
     MODE.with_borrow_mut(|mode| {
@@ -105,29 +101,28 @@ pub fn value(key: &str, find: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8
 /// Those of `open`, of [`value`], and what a copy of a descriptor fails with.
 pub fn descriptor(key: &str, open: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|error| Error::new(key, error));
-    if is_replay() {
-        return MODE.with_borrow(|mode| match mode {
-            Mode::Replaying(record) => {
-                let known = record.descriptors.iter().find(|(name, _)| name == key);
-                known.map_or_else(|| Err(unknown(key)), |(_, fd)| copy(fd))
-            }
-            Mode::Direct | Mode::Recording(_) => Err(unknown(key)),
-        });
+    if let Some(known) = known(key, |record| record.descriptors.get(key).map(copy)) {
+        return known?;
     }
     let found = open()?;
-    MODE.with_borrow_mut(|mode| match mode {
-        Mode::Recording(record) => {
-            record.descriptors.push((key.to_owned(), copy(&found)?));
-            Ok(())
+    MODE.with_borrow_mut(|mode| {
+        if let Mode::Recording(record) = mode {
+            record.descriptors.insert(key.to_owned(), copy(&found)?);
         }
-        Mode::Direct | Mode::Replaying(_) => Ok(()),
-    })?;
-    Ok(found)
+        Ok(found)
+    })
 }
 
-fn unknown(key: &str) -> Error {
-    let reason = "the configuration has changed while it was read; reload again";
-    Error::because(format!("use {key}"), reason)
+/// What is not to be looked up, because the record has it or has to have it.
+fn known<T>(key: &str, recorded: impl FnOnce(&Record) -> Option<T>) -> Option<Result<T>> {
+    MODE.with_borrow(|mode| match mode {
+        Mode::Direct => None,
+        Mode::Recording(record) => recorded(record).map(Ok),
+        Mode::Replaying(record) => Some(recorded(record).ok_or_else(|| {
+            let reason = "the configuration has changed while it was read; reload again";
+            Error::because(format!("use {key}"), reason)
+        })),
+    })
 }
 
 impl Record {
@@ -197,6 +192,8 @@ mod tests {
             assert!(is_for_reload() && !is_replay());
             assert_eq!(look_up().unwrap(), b"1");
             open().unwrap();
+            assert_eq!(value("name a", never).unwrap(), b"1");
+            descriptor("directory b", never).unwrap();
         });
         let (bytes, descriptors) = record.encode();
         assert!(Record::decode(&bytes, Vec::new()).is_none());

@@ -23,7 +23,7 @@ use super::master_only::MasterOnly;
 use super::plan::{Plan, PlanSource};
 use super::time::Time;
 use crate::config::Address;
-use crate::error::{Plain, Result};
+use crate::error::{Error, Plain, Result};
 use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use crate::logging::{self, Role};
 use crate::lookup::{self, Record};
@@ -161,21 +161,30 @@ impl Drop for Planner {
 /// In the child: makes all look-ups, and sends what they have found.
 fn answer(source: &PlanSource<'_>, socket: &OwnedFd) -> io::Result<()> {
     let (found, record) = lookup::record(|| source().and_then(|plans| look_up(&plans)));
-    let send = |text: &[u8], descriptors: &[OwnedFd]| -> io::Result<()> {
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        fdpass::send(socket, &[IoSlice::new(text)], &descriptors, Wait::Block)?;
-        Ok(())
+    let passed_on = found.and_then(|()| {
+        let sent = send_record(record, socket);
+        sent.map_err(|error| Error::new("pass on what the configuration says", error))
+    });
+    let Err(error) = passed_on else {
+        return Ok(());
     };
-    if let Err(error) = found {
-        let mut why = error.to_string();
-        why.truncate(why.floor_char_boundary(ROOM - 1));
-        return send(why.as_bytes(), &[]);
-    }
+    let mut why = error.to_string();
+    why.truncate(why.floor_char_boundary(ROOM - 1));
+    send(why.as_bytes(), &[], socket)
+}
+
+fn send_record(record: Record, socket: &OwnedFd) -> io::Result<()> {
     let (bytes, mut descriptors) = record.encode();
     let mut file = File::from(memfd_create("baton-plan", MemfdFlags::CLOEXEC)?);
     file.write_all(&bytes)?;
     descriptors.insert(0, file.into());
-    send(PLANNED, &descriptors)
+    send(PLANNED, &descriptors, socket)
+}
+
+fn send(text: &[u8], descriptors: &[OwnedFd], socket: &OwnedFd) -> io::Result<()> {
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    fdpass::send(socket, &[IoSlice::new(text)], &descriptors, Wait::Block)?;
+    Ok(())
 }
 
 /// Makes the look-ups that the master's own calls take for these plans.

@@ -25,6 +25,7 @@ use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -157,6 +158,16 @@ impl Setup {
         // runs it in its own place.
         let script = format!("ulimit -n {count}; \"$@\"; exit $?");
         self.under(&["sh", "-c", &script, "sh"])
+    }
+
+    /// Starts the server where this system call fails, for all of its processes.
+    #[track_caller]
+    pub fn start_without(self, call: libc::c_long, errno: Errno) -> Server {
+        let sandboxed = thread::spawn(move || {
+            refuse_call(call, errno);
+            self.start()
+        });
+        sandboxed.join().expect("the server starts")
     }
 
     /// Starts the server and waits until it listens.

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use nix::unistd::{gettid, mkfifo};
 
-use crate::harness::{Client, DEADLINE, Server, Setup, eventually, refuse_call};
+use crate::harness::{Client, DEADLINE, Server, Setup, eventually};
 
 /// A server of files, and beside its directory a file that it must never send.
 struct Files {
@@ -143,14 +143,7 @@ fn no_path_leaves_the_directory() {
 #[test]
 fn no_path_leaves_the_directory_where_a_sandbox_refuses_openat2() {
     for errno in [Errno::ENOSYS, Errno::EPERM] {
-        let sandboxed = move |setup: Setup| {
-            let thread = thread::spawn(move || {
-                refuse_call(libc::SYS_openat2, errno);
-                setup.start()
-            });
-            thread.join().expect("the server starts")
-        };
-        let files = Files::start_by(sandboxed);
+        let files = Files::start_by(|setup| setup.start_without(libc::SYS_openat2, errno));
         assert!(files.server.log_contains("openat2(2) is refused here"));
         assert_no_path_leaves(&files);
         let mut client = files.server.connect();

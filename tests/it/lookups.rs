@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -169,6 +170,19 @@ fn a_configuration_from_a_pipe_is_read_once() {
         line.contains("cannot read /dev/stdin: it is not a regular file"),
         "{line}"
     );
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn what_cannot_be_passed_on_to_the_master_refuses_the_reload_and_says_why() {
+    let setup = Setup::new(&[]).file(&pool("'127.0.0.1:0'"), 1);
+    let setup = setup.expect("reload refused");
+    // The record of the look-ups is in such a file.
+    let server = setup.start_without(libc::SYS_memfd_create, Errno::EPERM);
+    server.signal(Signal::SIGHUP);
+    let line = server.wait_for_log("reload refused");
+    let why = "cannot pass on what the configuration says: Operation not permitted";
+    assert!(line.contains(why), "{line}");
     assert_eq!(server.get("/").status, 200);
 }
 
