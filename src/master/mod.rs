@@ -217,8 +217,12 @@ impl<'a> Master<'a> {
                 }
             }
             MasterEvent::LifeLine => self.settle_recovered(now),
-            // What it says is heard in the next round.
-            MasterEvent::Planner => {}
+            MasterEvent::Planner => {
+                if let Transition::Reload(reload) = &self.transition {
+                    let step = reload.on_message();
+                    self.go_on_reloading(step, now);
+                }
+            }
         }
     }
 
@@ -312,7 +316,7 @@ impl<'a> Master<'a> {
     fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
         self.upgrades.forget(pid);
         if let Transition::Reload(reload) = &mut self.transition {
-            let step = reload.on_exit(pid, how, now);
+            let step = reload.on_exit(pid, how);
             self.go_on_reloading(step, now);
         }
         if let Transition::HandOver(server) = &mut self.transition {

@@ -102,28 +102,34 @@ impl Planner {
         self.until
     }
 
-    /// The answer, if there is one by now.
+    /// It has said something, or ended: the answer, if there is one.
     #[must_use]
-    pub fn answer(&self, now: Time) -> Option<Answer> {
+    pub fn on_message(&self) -> Option<Answer> {
         let mut buffer = [0; ROOM];
         match fdpass::receive(&self.socket, &mut buffer, MAX_DESCRIPTORS, Wait::Dont) {
             Ok(message) if message.length == 0 => {
                 // How it has ended is said by its exit status, which comes at once.
                 self.epoll.remove(&self.socket);
+                None
             }
             Ok(message) if &buffer[..message.length] == PLANNED => {
-                return Some(match read_record(message.descriptors) {
+                Some(match read_record(message.descriptors) {
                     Ok(record) => Answer::Planned(record),
                     Err(error) => Answer::Refused(Plain(&error).to_string()),
-                });
+                })
             }
             Ok(message) => {
                 let why = String::from_utf8_lossy(&buffer[..message.length]);
-                return Some(Answer::Refused(why.into_owned()));
+                Some(Answer::Refused(why.into_owned()))
             }
-            Err(error) if error.would_block() => {}
-            Err(error) => return Some(Answer::Refused(error.to_string())),
+            Err(error) if error.would_block() => None,
+            Err(error) => Some(Answer::Refused(error.to_string())),
         }
+    }
+
+    /// What counts as the answer when there was none in time.
+    #[must_use]
+    pub fn expire(&self, now: Time) -> Option<Answer> {
         let late = self.until <= now;
         late.then(|| {
             let limit = PATIENCE.as_secs();
@@ -142,10 +148,10 @@ impl Planner {
     /// A child of the master has ended. If it is this one, it has no more to say than what is
     /// there.
     #[must_use]
-    pub fn on_exit(&mut self, pid: Pid, how: &str, now: Time) -> Option<Answer> {
+    pub fn on_exit(&mut self, pid: Pid, how: &str) -> Option<Answer> {
         self.child.take_if(|child| child.pid() == pid)?;
         let died = || Answer::Refused(format!("the process that reads the configuration {how}"));
-        Some(self.answer(now).unwrap_or_else(died))
+        Some(self.on_message().unwrap_or_else(died))
     }
 }
 

@@ -98,17 +98,26 @@ impl Reload {
     #[must_use]
     pub fn step(&self, pools: &Pools<'_>, now: Time) -> Step {
         match self {
-            Self::Planning(planner) => planner.answer(now).map_or(Step::Wait, Step::from),
+            Self::Planning(planner) => planner.expire(now).map_or(Step::Wait, Step::from),
             Self::Preparing(_) => Next::step(pools, now),
+        }
+    }
+
+    /// The child that makes the look-ups has said something, or ended.
+    #[must_use]
+    pub fn on_message(&self) -> Step {
+        match self {
+            Self::Planning(planner) => planner.on_message().map_or(Step::Wait, Step::from),
+            Self::Preparing(_) => Step::Wait,
         }
     }
 
     /// A child of the master has ended, which may be the one that makes the look-ups.
     #[must_use]
-    pub fn on_exit(&mut self, pid: Pid, how: &str, now: Time) -> Step {
+    pub fn on_exit(&mut self, pid: Pid, how: &str) -> Step {
         match self {
             Self::Planning(planner) => {
-                let answer = planner.on_exit(pid, how, now);
+                let answer = planner.on_exit(pid, how);
                 answer.map_or(Step::Wait, Step::from)
             }
             Self::Preparing(_) => Step::Wait,
