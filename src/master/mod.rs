@@ -45,6 +45,7 @@ use store::Store;
 use succession::callers::Callers;
 use succession::inherited::Inherited;
 use succession::launch::{self, NewMaster, Upgrades};
+use succession::new_side::TakeoverClient;
 use succession::old_side::{self, NEW, TakeoverServer};
 use succession::recover::{UnsettledTurns, open_store};
 use succession::session::Session;
@@ -112,7 +113,8 @@ impl<'a> Master<'a> {
         only.signals = Some(Signals::watched(&epoll)?);
 
         let takeover = inherited.takeover.take();
-        let replaces = takeover.is_some();
+        let old = takeover.as_ref().map(TakeoverClient::old);
+        let replaces = old.is_some();
         let manager = ServiceManager::new(inherited.notifier.take(), !replaces);
         for (plan, address, before) in matching::wanted(&plans) {
             inherited.listen_on(address, before, &plan.settings)?;
@@ -124,7 +126,7 @@ impl<'a> Master<'a> {
         let mut pools = Pools::new(epoll, store);
         pools.begin(plans, inherited.listeners, room, replaces)?;
         let mut office = Office::new(endpoints, manager);
-        office.prepare(replaces)?;
+        office.prepare(old)?;
         if !replaces {
             office.open(pools.epoll())?;
         }
@@ -328,9 +330,8 @@ impl<'a> Master<'a> {
     fn resize_by(&mut self, change: isize, now: Time) {
         // A server that stops has no use for more, and lets all of them go anyway.
         if self.run == Run::Serving {
-            self.pools
-                .iter_mut()
-                .for_each(|pool| pool.resize_by(change, now));
+            let pools = self.pools.iter_mut();
+            pools.for_each(|pool| pool.resize_by(change, now));
         }
     }
 
@@ -481,7 +482,7 @@ impl<'a> Master<'a> {
         self.callers.accept(&self.office, epoll, now);
         while let Some((session, version)) = self.callers.next(self.pools.epoll()) {
             // A process of another PID namespace has no number here, and outlives this one.
-            let obstacle = || session.peer().and_then(|_| launch::obstacle());
+            let obstacle = || launch::obstacle().filter(|_| session.peer().as_raw() > 0);
             if let Some(why) = self.obstacle().or_else(obstacle) {
                 log::warn!("takeover refused: {why}");
                 session.refuse(why);
@@ -521,14 +522,11 @@ impl<'a> Master<'a> {
                     self.stopping_with = Some(server.into_session(self.pools.epoll()));
                 }
                 log::info!("{NEW} stops");
-                self.pools
-                    .iter_mut()
-                    .for_each(|pool| pool.return_from_leave(now));
-                match self.run {
-                    Run::Serving => self.begin_stop(0, now),
-                    // It was told to stop itself, but had left all to the new one.
-                    Run::Stopping { interrupts } => self.begin_stop(interrupts, now),
-                    Run::Quitting => {}
+                let pools = self.pools.iter_mut();
+                pools.for_each(|pool| pool.return_from_leave(now));
+                // Also when it was told to stop itself, because it had left all to the new one.
+                if let Some(interrupts) = self.run.interrupts() {
+                    self.begin_stop(interrupts, now);
                 }
             }
         }

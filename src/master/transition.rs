@@ -26,6 +26,18 @@ pub enum Run {
     Quitting,
 }
 
+impl Run {
+    /// How many SIGINT it has got, if it finishes or has yet to finish anything.
+    #[must_use]
+    pub fn interrupts(self) -> Option<u32> {
+        match self {
+            Self::Serving => Some(0),
+            Self::Stopping { interrupts } => Some(interrupts),
+            Self::Quitting => None,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub enum Transition {

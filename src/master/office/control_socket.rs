@@ -13,8 +13,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::geteuid;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, listen, socket_with};
+use nix::unistd::{Pid, geteuid};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, listen,
+    socket_with,
+};
 
 use crate::error::{Error, Result};
 use crate::master::listen::socket_file::SocketFile;
@@ -55,6 +58,17 @@ impl ControlSocket {
         sys::socket_path::check(path).map_err(|error| Error::new(attempt(path), error))
     }
 
+    /// Checks the same for a master which has to leave all sockets alone but those of the master
+    /// `other`.
+    ///
+    /// # Errors
+    /// As for [`check`](Self::check), and a socket of anybody else.
+    pub fn check_replace(path: &Path, other: Pid) -> Result<()> {
+        Self::check(path)?;
+        let found = find_replaceable(path, other).map(drop);
+        found.map_err(|error| Error::new(attempt(path), error))
+    }
+
     /// Binds the socket at this path, and listens.
     ///
     /// # Errors
@@ -73,16 +87,15 @@ impl ControlSocket {
         bound().map_err(|error| Error::new(attempt(path), error))
     }
 
-    /// Binds the socket at this path, in place of that of the master from which this one has taken
-    /// over, if there is one.
+    /// Binds the socket at this path, in place of that of the master `other`, from which this one
+    /// has taken over, if there is one.
     ///
     /// # Errors
-    /// A file of another kind, and what bind(2) fails with.
-    pub fn replace(path: &Path) -> Result<Self> {
+    /// A socket of anybody else, a file of another kind, and what bind(2) fails with.
+    pub fn replace(path: &Path, other: Pid) -> Result<Self> {
         let bound = || {
-            match occupant(path)? {
-                Occupant::Live | Occupant::Stale => fs::remove_file(path)?,
-                Occupant::Nothing => {}
+            if find_replaceable(path, other)? {
+                fs::remove_file(path)?;
             }
             Self::bind_to(path)
         };
@@ -126,7 +139,6 @@ impl ControlSocket {
             );
             return Ok(Asking::Stranger);
         }
-        log::info!("control socket: process {} asks", peer.pid());
         Ok(Asking::Process(socket))
     }
 }
@@ -141,6 +153,32 @@ impl std::fmt::Display for ControlSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "control socket {}", self.file)
     }
+}
+
+/// Whether there is a socket at the path that may be removed: one that is closed, or one of the
+/// process `other` (0 if that is in another PID namespace, as unix(7) has it).
+///
+/// # Errors
+/// A socket that somebody else has, a file of another kind, and a path that can't be used.
+fn find_replaceable(path: &Path, other: Pid) -> io::Result<bool> {
+    let listener = listener_at(path);
+    match occupant(path)? {
+        Occupant::Nothing => Ok(false),
+        Occupant::Live if listener != Some(other) => {
+            Err(io::Error::other("another process has a socket there"))
+        }
+        Occupant::Live | Occupant::Stale => Ok(true),
+    }
+}
+
+/// The process that listens on a control socket at this path. It sees somebody who comes and
+/// goes without a word.
+fn listener_at(path: &Path) -> Option<Pid> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).ok()?;
+    connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
+    let listener = getsockopt(&socket, PeerCredentials).ok()?;
+    Some(Pid::from_raw(listener.pid()))
 }
 
 fn attempt(path: &Path) -> String {

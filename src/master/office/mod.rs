@@ -8,6 +8,8 @@ pub mod service_manager;
 use std::io;
 use std::path::PathBuf;
 
+use nix::unistd::Pid;
+
 use super::events::epoll::{Epoll, EventFlags};
 use super::events::token::MasterEvent;
 use crate::error::{Error, Result};
@@ -44,6 +46,8 @@ pub struct Office {
     control: Option<ControlSocket>,
     pid_file: Option<PidFile>,
     manager: ServiceManager,
+    /// The process of the master whose files this one may replace.
+    other: Option<Pid>,
 }
 
 impl Office {
@@ -55,6 +59,7 @@ impl Office {
             control: None,
             pid_file: None,
             manager,
+            other: None,
         }
     }
 
@@ -69,19 +74,20 @@ impl Office {
         self.manager.next_due()
     }
 
-    /// Does all that may fail before this master is active. With `replace`, the files of the master
-    /// from which it takes over are there until [`open`](Self::open).
+    /// Does all that may fail before this master is active. If it takes over from an `other` one,
+    /// the files of that are there until [`open`](Self::open).
     ///
     /// # Errors
     /// When a file can't be made, or another program has one there.
-    pub fn prepare(&mut self, replace: bool) -> Result<()> {
-        match &self.endpoints.control {
-            Some(path) if replace => ControlSocket::check(path)?,
-            Some(path) => self.control = Some(ControlSocket::bind(path)?),
-            None => {}
+    pub fn prepare(&mut self, other: Option<Pid>) -> Result<()> {
+        self.other = other;
+        match (&self.endpoints.control, other) {
+            (Some(path), Some(other)) => ControlSocket::check_replace(path, other)?,
+            (Some(path), None) => self.control = Some(ControlSocket::bind(path)?),
+            (None, _) => {}
         }
         if let Some(path) = &self.endpoints.pid_file {
-            self.pid_file = Some(PidFile::prepare(path, replace)?);
+            self.pid_file = Some(PidFile::prepare(path, other.is_some())?);
         }
         Ok(())
     }
@@ -97,10 +103,10 @@ impl Office {
     }
 
     fn open_control(&mut self, epoll: &Epoll) -> Result<()> {
-        let control = match (self.control.take(), &self.endpoints.control) {
-            (Some(control), _) => control,
-            (None, Some(path)) => ControlSocket::replace(path)?,
-            (None, None) => return Ok(()),
+        let control = match (self.control.take(), &self.endpoints.control, self.other) {
+            (Some(control), _, _) => control,
+            (None, Some(path), Some(other)) => ControlSocket::replace(path, other)?,
+            (None, _, _) => return Ok(()),
         };
         // Edge-triggered: one that can't be accepted, at the limit of open files say, stays in the
         // backlog, and would be an event in each round.
@@ -118,11 +124,11 @@ impl Office {
         self.manager.take_charge();
     }
 
-    /// Makes this master the active one again, after another one was.
-    pub fn return_to(&mut self, epoll: &Epoll) {
+    /// Makes this master the active one again, after an `other` one was.
+    pub fn return_to(&mut self, other: Pid, epoll: &Epoll) {
         // The other master has replaced both files by its own.
         (self.control, self.pid_file) = (None, None);
-        let prepared = self.prepare(true);
+        let prepared = self.prepare(Some(other));
         report(prepared);
         self.take_charge(epoll);
     }

@@ -104,7 +104,12 @@ impl Callers {
         while let Some(caller) = self.silent.get(index) {
             match caller.session.recv_from_new(&mut self.buffer, None) {
                 Ok(FromNew::Takeover(version)) => {
-                    return Some((self.forget(index, epoll)?, version));
+                    let session = self.forget(index, epoll)?;
+                    log::info!(
+                        "control socket: process {} asks to take over",
+                        session.peer()
+                    );
+                    return Some((session, version));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
                 Err(error) if is_gone(&error) => drop(self.forget(index, epoll)),
@@ -133,7 +138,7 @@ impl Callers {
 
     fn dismiss(&mut self, index: usize, why: &str, epoll: &Epoll) {
         if let Some(session) = self.forget(index, epoll) {
-            let pid = session.peer().map_or(0, nix::unistd::Pid::as_raw);
+            let pid = session.peer();
             log::info!("control socket: dismissed process {pid}: {why}");
             session.refuse(why);
         }

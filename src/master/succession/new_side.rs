@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
+use nix::unistd::Pid;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::launch::OfferedSession;
@@ -125,6 +126,12 @@ impl TakeoverClient {
             awaited_until: None,
         };
         Ok((client, listeners))
+    }
+
+    /// The process of the old master.
+    #[must_use]
+    pub fn old(&self) -> Pid {
+        self.session.peer()
     }
 
     /// Whether this master is in charge.

@@ -136,6 +136,12 @@ impl TakeoverServer {
         self.stage == Stage::Replaced
     }
 
+    /// The process of the new master, which has not made the session if this one has started it.
+    fn pid(&self) -> Pid {
+        let child = self.child.as_ref().map(NewMaster::pid);
+        child.unwrap_or_else(|| self.session.peer())
+    }
+
     /// The process of the new master, if this one has started it.
     #[must_use]
     pub fn into_child(self) -> Option<NewMaster> {
@@ -408,13 +414,8 @@ impl TakeoverServer {
         if let Some(child) = &mut self.child {
             child.set_free();
         }
-        let new = self
-            .child
-            .as_ref()
-            .map(NewMaster::pid)
-            .or_else(|| self.session.peer());
-        let new = new.map(|pid| pid.as_raw().cast_unsigned());
-        office.manager().hand_over_to(new);
+        let new = self.pid().as_raw().cast_unsigned();
+        office.manager().hand_over_to((new > 0).then_some(new));
         if let Some(store) = pools.store() {
             // The manager listens to the new one from here on, or soon.
             self.stored = Some(store.instance());
@@ -474,7 +475,7 @@ impl TakeoverServer {
             (true, true) => {
                 log::error!("{why}; this one takes charge again");
                 if serving {
-                    office.return_to(pools.epoll());
+                    office.return_to(self.pid(), pools.epoll());
                     if let Some(store) = pools.store() {
                         store.resume();
                     }

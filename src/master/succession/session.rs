@@ -82,11 +82,11 @@ impl Session {
         self.version = version;
     }
 
-    /// The process that made the other end, as far as this process can see it.
+    /// The process that made the other end; 0 if it is in another PID namespace (unix(7)).
     #[must_use]
-    pub fn peer(&self) -> Option<Pid> {
-        let peer = getsockopt(&self.socket, PeerCredentials).ok()?;
-        (peer.pid() > 0).then(|| Pid::from_raw(peer.pid()))
+    pub fn peer(&self) -> Pid {
+        let peer = getsockopt(&self.socket, PeerCredentials);
+        Pid::from_raw(peer.map_or(0, |peer| peer.pid()))
     }
 
     /// Sends what the old master says. Waits until `deadline` while the other one is behind, and

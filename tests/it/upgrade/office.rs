@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 
 use nix::unistd::Pid;
 
+use super::failures::Undisturbed;
 use crate::harness::client::Served;
 use crate::harness::skip::{lacks, lacks_root};
 use crate::harness::upgrade::TOOK_OVER;
@@ -113,6 +114,30 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_is_not() {
     drop(std::os::unix::net::UnixListener::bind(&stale).expect("a socket"));
     let mut other = setup.start();
     other.upgrade();
+}
+
+#[test]
+fn a_control_socket_that_cannot_be_had_is_an_error_before_the_takeover() {
+    let mut other = start(&[]);
+    let place = other.directory().join("control");
+    let place = place.to_str().expect("it is text");
+    let setup = Setup::new(&["demo", "-w", "2", "--control", "control"]);
+    let mut undisturbed = Undisturbed::start(setup.expect("takeover failed"));
+    let long = "n".repeat(120);
+    for (place, why) in [
+        (place, "another process has a socket there"),
+        (&long, "File name too long"),
+    ] {
+        let arguments = ["demo", "-l", "127.0.0.1:0", "--takeover", "control"];
+        let arguments = [&arguments[..], &["--control", place]].concat();
+        let finished = finish(serve(&undisturbed.server, &arguments));
+        assert_eq!(finished.status.code(), Some(1));
+        let line = format!("batond: cannot listen on control socket {place}: {why}");
+        assert_eq!(finished.stderr.lines().last(), Some(&*line));
+        undisturbed.failed("the new master is gone");
+    }
+    undisturbed.upgrade();
+    take_over(&mut other, &[&["-l", "127.0.0.1:0"], &PLACES[..]].concat());
 }
 
 #[test]

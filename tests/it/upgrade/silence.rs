@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::old_side::{Asked, Step};
 use crate::harness::process::{self, sleeping_threads};
 use crate::harness::session::{Desk, Session};
-use crate::harness::{BATOND, Client, Setup, command, eventually, finish};
+use crate::harness::{BATOND, Client, Setup, command, eventually, finish, open_descriptors};
 
 // ---- the old master, and processes that ask it --------------------------------------------------
 
@@ -40,9 +40,11 @@ fn callers_that_say_nothing_are_in_nobodys_way() {
 #[test]
 fn a_reload_does_not_wait_for_a_caller_that_says_nothing() {
     let asked = Asked::start(&[]);
-    let silent = asked.ask();
     let server = &asked.undisturbed.server;
-    server.wait_for_log("control socket: process");
+    let open = || open_descriptors(server.master()).len();
+    let before = open();
+    let silent = asked.ask();
+    eventually("it is listened to", || open() > before);
     server.signal(Signal::SIGHUP);
     server.wait_for_log("reloaded");
     let (words, _) = silent.hear().expect("an answer");
