@@ -72,7 +72,8 @@ pub struct Launched {
 /// `keep`, `detach` and `main` are as for [`spawn`]. All signals must be blocked.
 ///
 /// # Errors
-/// What fork(2) and pipe(2) fail with.
+/// What fork(2) and pipe(2) fail with; and `TimedOut` after [`FORK_LIMIT`]. A launcher that has
+/// been started is killed, and the caller reaps it like any child.
 pub fn launch(
     keep: &[RawFd],
     detach: impl FnOnce(),
@@ -91,7 +92,6 @@ pub fn launch(
         }),
         Err(error) => {
             let _ = nix::sys::signal::kill(launcher, Signal::SIGKILL);
-            let _ = waitpid(launcher, None);
             Err(error)
         }
     }

@@ -93,6 +93,25 @@ fn a_launcher_that_is_killed_ends_the_takeover_and_leaves_nobody_behind() {
 }
 
 #[test]
+fn a_launcher_that_cannot_start_the_program_is_reaped() {
+    if lacks_root() {
+        return;
+    }
+    // There is room for the launcher, and for nothing else.
+    let script = "prlimit --nproc=4:10 setpriv --reuid 64124 --clear-groups \"$@\"; exit $?";
+    let setup = Setup::new(&["demo", "-w", "2"]).under(&["sh", "-c", script, "sh"]);
+    let server = setup.expect("upgrade refused: cannot start").start();
+    let workers = server.workers(2);
+    server.signal(Signal::SIGUSR2);
+    server.wait_for_log("upgrade refused: cannot start");
+    let pids = workers.iter().map(|worker| worker.pid).collect();
+    let left = (pids, Vec::new());
+    eventually("nothing else is left", || {
+        process::children(server.master()) == left
+    });
+}
+
+#[test]
 fn a_name_among_the_arguments_is_not_the_program() {
     let script = "import subprocess, sys
 sys.exit(subprocess.call(['sh'] + sys.argv[2:], executable=sys.argv[1]))";
