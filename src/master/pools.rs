@@ -17,7 +17,7 @@ use super::listen::{bind, matching};
 use super::master_only::MasterOnly;
 use super::plan::{MAX_POOLS, Plan};
 use super::pool::{Phase, Pool};
-use super::snapshot::{PoolKey, Snapshot};
+use super::snapshot::Snapshot;
 use super::store::Store;
 use super::store::deposit::Stock;
 use super::time::Time;
@@ -249,23 +249,20 @@ impl<'a> Pools<'a> {
     // ---- connections of another master ----------------------------------------------------------
 
     /// Goes on with a connection of another master: the one way in, whether that one is being
-    /// replaced or was killed. False when it is closed instead.
+    /// replaced or was killed. False when it is closed instead, because no pool would serve it, or
+    /// its client is gone.
     pub fn adopt(&mut self, snapshot: &Snapshot<'_>, socket: OwnedFd, now: Time) -> bool {
         let peer = snapshot.peer.or_else(|| peer_of(&socket));
-        let pool = self.by_key(snapshot.pool);
-        let adopted = match (pool, peer) {
-            (Some(pool), Some(peer)) => return pool.adopt(snapshot, peer, socket, now),
-            _ => false,
-        };
-        if snapshot.stored {
-            end_stored(&socket);
+        let serves = |pool: &&mut Pool<'_>| pool.key() == snapshot.pool && pool.serves_adopted();
+        match (self.iter_mut().find(serves), peer) {
+            (Some(pool), Some(peer)) => pool.adopt(snapshot, peer, socket, now),
+            _ => {
+                if snapshot.stored {
+                    end_stored(&socket);
+                }
+                false
+            }
         }
-        adopted
-    }
-
-    /// The pool whose name has this key.
-    fn by_key(&mut self, key: PoolKey) -> Option<&mut Pool<'a>> {
-        self.iter_mut().find(|pool| pool.key() == key)
     }
 }
 

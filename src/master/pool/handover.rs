@@ -2,8 +2,6 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::net::{Shutdown, shutdown};
-
 use crate::master::connection::held::Held;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Interest, Progress, Verdict};
@@ -42,6 +40,12 @@ impl Pool<'_> {
         }
     }
 
+    /// Whether somebody is there to serve a connection of another master.
+    #[must_use]
+    pub fn serves_adopted(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Stopping { .. })
+    }
+
     /// Goes on with a connection of another master. False when it is closed instead. What became of
     /// one that was lent is asked of the kernel, so nobody may be serving it any more.
     pub fn adopt(
@@ -51,13 +55,6 @@ impl Pool<'_> {
         socket: OwnedFd,
         now: Time,
     ) -> bool {
-        if !matches!(self.phase, Phase::Serving | Phase::Stopping { .. }) {
-            // There is nobody left to serve it.
-            if snapshot.stored {
-                let _ = shutdown(&socket, Shutdown::Both);
-            }
-            return false;
-        }
         let mut held = Held::adopted(socket, peer, snapshot);
         if snapshot.stored {
             let store = self.store.as_ref();

@@ -179,10 +179,11 @@ impl TakeoverClient {
         if let Err(error) = watched {
             log::error!("cannot watch {OLD}: {}", Plain(&error));
         }
-        log::info!("took over with {} connections", arrivals.len());
+        let mut adopted = 0;
         for (name, snapshot, socket) in arrivals {
-            adopt(pools, &name, &snapshot, socket, now);
+            adopted += usize::from(adopt(pools, &name, &snapshot, socket, now));
         }
+        log::info!("took over with {adopted} connections");
         for pool in pools.iter_mut() {
             pool.listeners_mut().set_unlink_on_drop(true, |_| true);
             pool.begin_accepting();
@@ -282,14 +283,21 @@ impl AsFd for TakeoverClient {
     }
 }
 
-fn adopt(pools: &mut Pools<'_>, name: &str, snapshot: &Snapshot<'_>, socket: OwnedFd, now: Time) {
-    if !pools.iter().any(|pool| pool.key() == snapshot.pool) {
-        let peer = snapshot
-            .peer
-            .map_or("?".to_owned(), |peer| peer.to_string());
-        log::error!("cannot adopt {peer}: there is no pool {name}");
+/// Goes on with a connection of the old master. False when it is closed instead.
+fn adopt(
+    pools: &mut Pools<'_>,
+    name: &str,
+    snapshot: &Snapshot<'_>,
+    socket: OwnedFd,
+    now: Time,
+) -> bool {
+    let adopted = pools.adopt(snapshot, socket, now);
+    if !adopted {
+        let peer = snapshot.peer.map(|peer| peer.to_string());
+        let peer = peer.unwrap_or_default();
+        log::error!("cannot adopt {peer}: no pool {name} serves");
     }
-    pools.adopt(snapshot, socket, now);
+    adopted
 }
 
 /// The old master has refused. One of version 1 does so if it is asked in another version.
