@@ -322,7 +322,7 @@ impl<'a> Master<'a> {
             self.go_on_reloading(step, now);
         }
         if let Transition::HandOver(server) = &mut self.transition {
-            let step = server.on_exit(pid, how, &mut self.pools, &mut self.office, now);
+            let step = server.on_exit(pid, how);
             self.go_on_handing_over(step, now);
         }
     }

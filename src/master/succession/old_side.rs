@@ -294,15 +294,9 @@ impl TakeoverServer {
         offered.map_or_else(Step::Fail, |()| Step::GoOn)
     }
 
-    /// A child that is no worker has ended.
-    pub fn on_exit(
-        &mut self,
-        pid: Pid,
-        how: &str,
-        pools: &mut Pools<'_>,
-        office: &mut Office,
-        now: Time,
-    ) -> Step {
+    /// A child that is no worker has ended. Of a new master that is in charge, none is the launcher
+    /// any more.
+    pub fn on_exit(&mut self, pid: Pid, how: &str) -> Step {
         let child = self.child.as_mut().filter(|new| new.is_launched_by(pid));
         let Some(new) = child else {
             return Step::GoOn;
@@ -315,14 +309,6 @@ impl TakeoverServer {
             }
             None => format!("was left alone: its launcher {how}"),
         };
-        if self.is_replaced() {
-            // It may have said that it stops.
-            match self.on_message(pools, office, now) {
-                Step::GoOn => {}
-                Step::Fail(_) => {}
-                Step::Stop => return Step::Stop,
-            }
-        }
         Step::Fail(format!("{NEW} (pid {pid}) {how}"))
     }
 
