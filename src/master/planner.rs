@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigmaskHow, Signal, sigprocmask};
 use nix::unistd::Pid;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -73,19 +73,16 @@ impl Planner {
         let own = only.inherited.iter().copied().chain(keep);
         let keep: Vec<_> = own.chain([theirs.as_raw_fd()]).collect();
         let detach = || drop(only.signals.take());
-        // As for a worker: no signal may reach the child while it still has the master's handlers.
-        let mut before = SigSet::empty();
-        let all = SigSet::all();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
-        let pid = sys::process::spawn(&keep, detach, || {
-            // Nobody else would end one that sleeps for ever.
-            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
-            let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-            logging::set_role(Role::Command("planner"));
-            u8::from(answer(source, &theirs).is_err())
-        });
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        let child = Child::new(pid?);
+        let pid = sys::process::with_signals_blocked(|before| {
+            sys::process::spawn(&keep, detach, || {
+                // Nobody else would end one that sleeps for ever.
+                let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+                let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(before), None);
+                logging::set_role(Role::Command("planner"));
+                u8::from(answer(source, &theirs).is_err())
+            })
+        })?;
+        let child = Child::new(pid);
         let planner = Self {
             child: Some(child),
             socket,

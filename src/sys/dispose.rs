@@ -4,10 +4,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::process::spawn;
+use super::process::{spawn, with_signals_blocked};
 
 /// Has a child process close these descriptors for the last time, while this one goes on. Without a
 /// child they stay open.
@@ -34,18 +33,10 @@ fn fork_closer(descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
     let (until, release) = pipe_with(PipeFlags::CLOEXEC)?;
     let keep = descriptors.iter().chain([&until]);
     let keep: Vec<_> = keep.map(AsRawFd::as_raw_fd).collect();
-    // No signal may reach the child, because it has the handlers of this process.
-    let mut before = SigSet::empty();
-    let all = SigSet::all();
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
-    let child = spawn(
-        &keep,
-        || {},
-        || {
-            while rustix::io::read(&until, &mut [0; 1]) == Err(rustix::io::Errno::INTR) {}
-            0
-        },
-    );
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    child.map(|_| release)
+    let wait = || {
+        while rustix::io::read(&until, &mut [0; 1]) == Err(rustix::io::Errno::INTR) {}
+        0
+    };
+    with_signals_blocked(|_| spawn(&keep, || {}, wait))?;
+    Ok(release)
 }

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::error::Plain;
@@ -63,6 +64,21 @@ pub fn spawn(keep: &[RawFd], detach: impl FnOnce(), main: impl FnOnce() -> u8) -
             exit_now(status)
         }
     }
+}
+
+/// Runs `start`, which starts a process, with all signals blocked. No signal may reach the child
+/// while it still has the handlers of this process, because they write into this process's pipe.
+/// `start` gets the mask that was there before, for a child that has got rid of them.
+///
+/// # Errors
+/// Those of `start`, and what sigprocmask(2) fails with.
+pub fn with_signals_blocked<T>(start: impl FnOnce(&SigSet) -> io::Result<T>) -> io::Result<T> {
+    let mut before = SigSet::empty();
+    let all = SigSet::all();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+    let started = start(&before);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    started
 }
 
 /// Ends this process without running destructors or flushing the buffers that it shares with its

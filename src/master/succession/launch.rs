@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -86,12 +86,7 @@ impl Launch {
         ];
         let environment = environment(session.into_iter().chain(variables))?;
         let keep: Vec<_> = keep.iter().copied().chain([descriptor]).collect();
-        // As for a worker: no signal may reach the child while it still has the master's handlers,
-        // which are gone when it executes the program.
-        let mut before = SigSet::empty();
-        let all = SigSet::all();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
-        let launched = sys::program::launch(&keep, detach, || {
+        let execute = || {
             let inherited = rustix::io::fcntl_setfd(theirs.as_fd(), FdFlags::empty());
             let error = match inherited {
                 Ok(()) => sys::program::execute(&program, &arguments, &environment),
@@ -99,9 +94,9 @@ impl Launch {
             };
             log::error!("cannot execute {self}: {}", Plain(&error));
             NOT_EXECUTED
-        });
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        Ok(NewMaster::new(launched?))
+        };
+        let launch = |_: &_| sys::program::launch(&keep, detach, execute);
+        Ok(NewMaster::new(sys::process::with_signals_blocked(launch)?))
     }
 }
 

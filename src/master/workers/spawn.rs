@@ -34,24 +34,20 @@ pub fn fork_worker(
     let own = [theirs.as_fd(), board.doorbell()].map(|fd| fd.as_raw_fd());
     let keep = [&only.inherited[..], &plan.keep, &own].concat();
     let detach = || drop(only.signals.take());
-    // No signal may reach the child while it still has the master's handlers, because they write
-    // into the master's pipe.
-    let mut before = SigSet::empty();
-    let all = SigSet::all();
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
-    let pid = sys::process::spawn(&keep, detach, || match prepare(&theirs, &before) {
-        Ok(()) => (plan.main)(WorkerHandles {
-            slot,
-            inbox: theirs,
-            board: board.publisher(),
-        }),
-        Err(error) => {
-            log::error!("cannot set up the worker's signals: {}", Plain(&error));
-            1
-        }
-    });
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let child = Child::new(pid?);
+    let pid = sys::process::with_signals_blocked(|before| {
+        sys::process::spawn(&keep, detach, || match prepare(&theirs, before) {
+            Ok(()) => (plan.main)(WorkerHandles {
+                slot,
+                inbox: theirs,
+                board: board.publisher(),
+            }),
+            Err(error) => {
+                log::error!("cannot set up the worker's signals: {}", Plain(&error));
+                1
+            }
+        })
+    })?;
+    let child = Child::new(pid);
     board.keep_from_children()?;
     Ok((child, Channel::new(ours, Some(board))))
 }
