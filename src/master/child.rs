@@ -72,9 +72,13 @@ impl Child {
         self.pid
     }
 
+    fn signal(&self, signal: Signal) {
+        report(kill(self.pid, signal), signal, self.pid);
+    }
+
     /// Asks the child to end with this signal. If it does not, it is killed.
     pub fn end(&mut self, signal: Signal, now: Time) {
-        let _ = kill(self.pid, signal);
+        self.signal(signal);
         self.escalation = (signal != Signal::SIGKILL).then(|| Escalation {
             signal: Signal::SIGKILL,
             at: now.after(LAST_CHANCE),
@@ -84,7 +88,7 @@ impl Child {
     /// Kills the child at once.
     pub fn kill(&mut self) {
         self.escalation = None;
-        let _ = kill(self.pid, Signal::SIGKILL);
+        self.signal(Signal::SIGKILL);
     }
 
     /// Asks the child to end at this time, unless it is [given time](Self::give_time) before.
@@ -136,30 +140,45 @@ impl Child {
     pub fn continue_stopped(&mut self) -> bool {
         let stopped = std::mem::take(&mut self.stopped);
         if stopped {
-            let _ = kill(self.pid, Signal::SIGCONT);
+            self.signal(Signal::SIGCONT);
         }
         stopped
+    }
+}
+
+/// Says in the log why a process does not get a signal. That it has just ended is no reason to.
+fn report(sent: nix::Result<()>, signal: Signal, pid: Pid) {
+    if let Err(error) = sent
+        && error != Errno::ESRCH
+    {
+        log::error!("cannot send {signal} to process {pid}: {}", error.desc());
     }
 }
 
 /// A process that is no child of this one, by a descriptor that means no other process, ever
 /// (pidfd_open(2)).
 #[derive(Debug)]
-pub struct Descendant(OwnedFd);
+pub struct Descendant {
+    pid: Pid,
+    process: OwnedFd,
+}
 
 impl Descendant {
     /// The process which has this id now; `None` when there is none, or the kernel has no
     /// descriptor to give.
     #[must_use]
     pub fn by_pid(pid: Pid) -> Option<Self> {
-        let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
-        pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
+        let number = rustix::process::Pid::from_raw(pid.as_raw())?;
+        let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
+        Some(Self { pid, process })
     }
 
     /// Sends a signal, unless the process has ended.
     pub fn signal(&self, signal: Signal) {
-        if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
-            let _ = pidfd_send_signal(&self.0, signal);
+        if let Some(named) = rustix::process::Signal::from_named_raw(signal as i32) {
+            let sent = pidfd_send_signal(&self.process, named);
+            let sent = sent.map_err(|error| Errno::from_raw(error.raw_os_error()));
+            report(sent, signal, self.pid);
         }
     }
 }

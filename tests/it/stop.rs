@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
@@ -30,6 +31,17 @@ fn a_graceful_stop_finishes_the_turn_in_hand_and_closes_the_parked() {
         refused.map_err(|error| error.kind()),
         Err(ErrorKind::ConnectionRefused)
     );
+}
+
+#[test]
+fn a_signal_that_the_kernel_refuses_is_in_the_log() {
+    let setup = Setup::new(&["demo", "-w", "1"]).expect("cannot send SIGKILL");
+    let mut server = setup.start_without(libc::SYS_kill, Errno::EPERM);
+    let worker = server.workers(1)[0].pid;
+    assert!(server.stop_by(Signal::SIGQUIT).success());
+    let line = server.wait_for_log("cannot send SIGKILL");
+    let words = format!("to process {worker}: Operation not permitted");
+    assert!(line.ends_with(&words), "{line}");
 }
 
 #[test]
