@@ -87,7 +87,7 @@ impl Office {
             (None, _) => {}
         }
         if let Some(path) = &self.endpoints.pid_file {
-            self.pid_file = Some(PidFile::prepare(path, other.is_some())?);
+            self.pid_file = Some(PidFile::prepare(path, other)?);
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Office {
         {
             log::warn!("pid file {} is gone: making it anew", path.display());
             self.pid_file = None;
-            let prepared = PidFile::prepare(path, false);
+            let prepared = PidFile::prepare(path, None);
             report(prepared.and_then(|file| self.pid_file.insert(file).publish()));
         }
     }

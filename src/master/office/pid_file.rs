@@ -12,6 +12,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -58,19 +59,19 @@ impl PidFile {
     /// # Errors
     /// When something else than a pid file is at the path, or its directory can't be used.
     pub fn check(path: &Path) -> Result<()> {
-        let checked = find(path, true).and_then(|_| directory::check(path));
+        let checked = find(path, Holder::Anybody).and_then(|_| directory::check(path));
         checked.map_err(|error| failed(path, error))
     }
 
     /// Writes the file beside the path, because nobody is to find it before this process is in
-    /// charge. With `replace`, the file at the path may be that of the master which hands over.
+    /// charge. The file at the path may be that of the `other` master, which hands over.
     ///
     /// # Errors
     /// When it can't be written, something else than a pid file is at the path, or the pid file of
     /// another server.
-    pub fn prepare(path: &Path, replace: bool) -> Result<Self> {
+    pub fn prepare(path: &Path, other: Option<Pid>) -> Result<Self> {
         let prepared = || -> io::Result<Place> {
-            let old = find(path, replace)?;
+            let old = find(path, other.map_or(Holder::Nobody, Holder::Process))?;
             let new = write_beside(path)?;
             Ok(Place::Beside { new, old })
         };
@@ -106,12 +107,21 @@ impl PidFile {
     }
 }
 
-/// The file that is at the path, if there is one. It is locked, unless it is to be replaced in a
-/// takeover: then the old master has the lock.
+/// Who may have a pid file's lock, other than this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Nobody,
+    /// This master.
+    Process(Pid),
+    Anybody,
+}
+
+/// The file that is at the path, if there is one. It is locked, unless somebody has the lock who
+/// may.
 ///
 /// # Errors
 /// When it is not a pid file, or another server has the lock.
-fn find(path: &Path, replace: bool) -> io::Result<Option<File>> {
+fn find(path: &Path, holder: Holder) -> io::Result<Option<File>> {
     for _ in 0..ATTEMPTS {
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -132,7 +142,13 @@ fn find(path: &Path, replace: bool) -> io::Result<Option<File>> {
             Err(error) => return Err(error.into()),
         };
         let pid = content(&file)?;
-        if !replace && lock(&file) == Err(Errno::WOULDBLOCK) {
+        let may_be_locked = match holder {
+            Holder::Nobody => false,
+            // One in another namespace has no number here (pid_namespaces(7)).
+            Holder::Process(other) => other.as_raw() == 0 || pid == other.to_string(),
+            Holder::Anybody => true,
+        };
+        if !may_be_locked && lock(&file) == Err(Errno::WOULDBLOCK) {
             let reason = format!("the server with pid {pid} has it");
             return Err(io::Error::other(reason));
         }
@@ -243,14 +259,14 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn published(path: &Path) -> PidFile {
-        let mut file = PidFile::prepare(path, false).unwrap();
+        let mut file = PidFile::prepare(path, None).unwrap();
         file.publish().unwrap();
         file
     }
 
     #[track_caller]
     fn refused(path: &Path) -> String {
-        let error = PidFile::prepare(path, false).unwrap_err().to_string();
+        let error = PidFile::prepare(path, None).unwrap_err().to_string();
         let prefix = format!("cannot write pid file {}: ", path.display());
         error
             .strip_prefix(&prefix)
@@ -280,7 +296,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pid");
         let old = published(&path);
-        let mut new = PidFile::prepare(&path, true).unwrap();
+        let strange = PidFile::prepare(&path, Some(Pid::from_raw(1))).unwrap_err();
+        let has_it = format!("the server with pid {} has it", Pid::this());
+        assert!(strange.to_string().ends_with(&has_it), "{strange}");
+        let mut new = PidFile::prepare(&path, Some(Pid::this())).unwrap();
         assert!(!old.is_lost());
         new.publish().unwrap();
         assert!(old.is_lost() && !new.is_lost());
@@ -315,8 +334,8 @@ mod tests {
     fn of_two_that_start_at_the_same_time_one_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pid");
-        let mut one = PidFile::prepare(&path, false).unwrap();
-        let mut other = PidFile::prepare(&path, false).unwrap();
+        let mut one = PidFile::prepare(&path, None).unwrap();
+        let mut other = PidFile::prepare(&path, None).unwrap();
         one.publish().unwrap();
         assert!(other.publish().is_err());
         drop(other);

@@ -117,7 +117,7 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[test]
-fn a_control_socket_that_cannot_be_had_is_an_error_before_the_takeover() {
+fn what_another_server_has_is_an_error_before_the_takeover() {
     let mut other = start(&[]);
     let place = other.directory().join("control");
     let place = place.to_str().expect("it is text");
@@ -136,6 +136,17 @@ fn a_control_socket_that_cannot_be_had_is_an_error_before_the_takeover() {
         assert_eq!(finished.stderr.lines().last(), Some(&*line));
         undisturbed.failed("the new master is gone");
     }
+    let pid_file = other.directory().join("pid");
+    let pid_file = pid_file.to_str().expect("it is text");
+    let arguments = ["demo", "-l", "127.0.0.1:0", "--takeover", "control"];
+    let arguments = [&arguments[..], &["--pid-file", pid_file]].concat();
+    let finished = finish(serve(&undisturbed.server, &arguments));
+    assert_eq!(finished.status.code(), Some(1));
+    let master = other.master();
+    let line =
+        format!("batond: cannot write pid file {pid_file}: the server with pid {master} has it");
+    assert_eq!(finished.stderr.lines().last(), Some(&*line));
+    undisturbed.failed("the new master is gone");
     undisturbed.upgrade();
     take_over(&mut other, &[&["-l", "127.0.0.1:0"], &PLACES[..]].concat());
 }
