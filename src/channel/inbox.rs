@@ -61,6 +61,12 @@ impl MessageBuffer {
         self.bytes[..self.length].fill(0);
         self.length = 0;
     }
+
+    /// Whether nothing of what was received is left.
+    #[cfg(test)]
+    pub fn is_wiped(&self) -> bool {
+        self.bytes.iter().all(|byte| *byte == 0)
+    }
 }
 
 impl Default for MessageBuffer {

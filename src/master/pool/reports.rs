@@ -71,6 +71,12 @@ impl Pool<'_> {
 
     /// Takes the messages that a worker has sent.
     pub(super) fn receive(&mut self, worker: WorkerId, now: Time) {
+        self.receive_into_buffer(worker, now);
+        // Carries are the clients', also those that came with a message that was refused.
+        self.buffers.message.wipe();
+    }
+
+    fn receive_into_buffer(&mut self, worker: WorkerId, now: Time) {
         // No honest worker has more to say at a time than fits on its board.
         for _ in 0..=RING {
             let Some(process) = self.workers.get_mut(worker) else {
@@ -85,9 +91,6 @@ impl Pool<'_> {
                     if end_turn(&mut self.dispatcher, worker, said, whole, now).is_err() {
                         let what = stray(report.id);
                         return self.condemn(worker, &what, now);
-                    }
-                    if !report.carry.is_empty() {
-                        self.buffers.message.wipe();
                     }
                     if process.count_turns(1) {
                         self.workers.schedule_check();

@@ -152,6 +152,13 @@ impl World {
         }
     }
 
+    /// Whether the worker was killed because it broke the protocol.
+    fn is_condemned(&self, pid: Pid) -> bool {
+        let worker = self.pool.workers.by_pid(pid).unwrap();
+        let process = self.pool.workers.get(worker).unwrap();
+        process.stage() == crate::master::workers::process::Stage::Dead
+    }
+
     /// The worker's process has been killed.
     fn kill(&mut self, mut worker: Played) {
         worker.program.kill().unwrap();
@@ -240,12 +247,7 @@ fn a_worker_without_a_scoreboard_is_served_and_settled_like_the_others() {
     // What breaks the protocol costs the worker its life.
     let pid = Pid::from_raw(other.program.id().cast_signed());
     other.report(7, Outcome::Park, (0, 0), b"");
-    let dead = |world: &World| {
-        let worker = world.pool.workers.by_pid(pid).unwrap();
-        let process = world.pool.workers.get(worker).unwrap();
-        process.stage() == crate::master::workers::process::Stage::Dead
-    };
-    world.until("the rogue is dead", dead);
+    world.until("the rogue is dead", |world| world.is_condemned(pid));
     drop(socket);
     world.kill(other);
     assert_eq!(world.pool.workers.all().count(), 0);
@@ -257,11 +259,20 @@ fn a_worker_that_is_ready_twice_breaks_the_protocol() {
     let rogue = world.hire(0);
     rogue.end.send(&FromWorker::Ready).unwrap();
     let pid = Pid::from_raw(rogue.program.id().cast_signed());
-    world.until("the rogue is dead", |world| {
-        let worker = world.pool.workers.by_pid(pid).unwrap();
-        let process = world.pool.workers.get(worker).unwrap();
-        process.stage() == crate::master::workers::process::Stage::Dead
-    });
+    world.until("the rogue is dead", |world| world.is_condemned(pid));
     world.kill(rogue);
     assert_eq!(world.pool.workers.all().count(), 0);
+}
+
+#[test]
+fn nothing_of_a_client_is_left_of_a_message_that_is_refused() {
+    let mut world = World::new();
+    for (outcome, carry) in [(Outcome::Park, &b"secret"[..]), (Outcome::Close, b"secret")] {
+        let rogue = world.hire(0);
+        rogue.report(7, outcome, (0, 0), carry);
+        let pid = Pid::from_raw(rogue.program.id().cast_signed());
+        world.until("the rogue is dead", |world| world.is_condemned(pid));
+        assert!(world.pool.buffers.message.is_wiped(), "{outcome:?}");
+        world.kill(rogue);
+    }
 }
