@@ -124,13 +124,14 @@ impl Pool<'_> {
         }
     }
 
-    /// Kills a worker that says what no honest one does, and listens to it no more. What it has now
-    /// is settled as after any other death.
+    /// Kills a worker that says what no honest one does. It is listened to no more and lent nothing
+    /// more; what it has now is settled as after any other death.
     fn condemn(&mut self, worker: WorkerId, what: &str, now: Time) {
         if let Some(process) = self.workers.get_mut(worker)
             && process.condemn(&self.epoll, now)
         {
             log::error!("worker {process} broke the protocol: {what}; killing it");
+            self.dispatcher.worker_died(worker);
         }
     }
 

@@ -276,3 +276,34 @@ fn nothing_of_a_client_is_left_of_a_message_that_is_refused() {
         world.kill(rogue);
     }
 }
+
+#[test]
+fn a_worker_that_broke_the_protocol_is_lent_nothing_more_and_not_listened_to() {
+    let mut world = World::new();
+    let mut rogue = world.hire(0);
+    let mut client = TcpStream::connect(world.address).unwrap();
+    client.write_all(b"first").unwrap();
+    let (id, _socket) = world.lent(&mut rogue);
+    rogue.report(id, Outcome::Park, (0, 0), b"");
+    rogue.report(7, Outcome::Park, (0, 0), b"");
+    rogue.report(7, Outcome::Park, (0, 0), b"");
+    let pid = Pid::from_raw(rogue.program.id().cast_signed());
+    world.until("the rogue is dead", |world| world.is_condemned(pid));
+    // The input that it left unread makes the connection ready again.
+    let mut other = world.hire(1);
+    let (again, _socket) = world.lent(&mut other);
+    assert_eq!(again, id);
+    assert!(!rogue.has_mail(), "it is lent a connection");
+    let worker = world.pool.workers.by_pid(pid).unwrap();
+    let now = world.now();
+    world.pool.receive(worker, now);
+    let process = world.pool.workers.get(worker).unwrap();
+    assert!(
+        process
+            .channel
+            .next_message(&mut MessageBuffer::default())
+            .unwrap()
+            .is_none()
+    );
+    world.kill(rogue);
+}

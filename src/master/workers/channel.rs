@@ -23,6 +23,8 @@ pub struct Channel {
     board: Option<Scoreboard>,
     /// How many connections were sent into the inbox, without those that were taken back.
     sent: u64,
+    /// Whatever the worker still says is ignored.
+    deaf: bool,
 }
 
 /// What a worker reports.
@@ -51,6 +53,7 @@ impl Channel {
             end,
             board,
             sent: 0,
+            deaf: false,
         }
     }
 
@@ -67,8 +70,9 @@ impl Channel {
         }
     }
 
-    /// Stops listening, because a rogue worker may ring without end.
-    pub fn unwatch(&self, epoll: &PoolEpoll) {
+    /// Stops listening for good, because a rogue worker may ring and report without end.
+    pub fn unwatch(&mut self, epoll: &PoolEpoll) {
+        self.deaf = true;
         match &self.board {
             Some(board) => epoll.remove(board.doorbell()),
             None => epoll.remove(&self.end),
@@ -135,7 +139,8 @@ impl Channel {
     #[must_use]
     pub fn sleep(&self, sleep: Sleep) -> bool {
         // A worker without a board wakes the master with each message.
-        self.board.as_ref().is_none_or(|board| board.sleep(sleep))
+        let board = self.board.as_ref().filter(|_| !self.deaf);
+        board.is_none_or(|board| board.sleep(sleep))
     }
 
     /// Says that the master is awake, and looks by itself.
@@ -152,7 +157,8 @@ impl Channel {
     /// # Errors
     /// [`Fault::Protocol`] for a report that no honest worker writes.
     pub fn next_published(&self) -> Result<Option<Said<'static>>, Fault> {
-        let Some(entry) = self.board.as_ref().and_then(Scoreboard::collect) else {
+        let board = self.board.as_ref().filter(|_| !self.deaf);
+        let Some(entry) = board.and_then(Scoreboard::collect) else {
             return Ok(None);
         };
         let entry = entry.map_err(|_| Fault::Protocol("a malformed report".to_owned()))?;
@@ -174,6 +180,9 @@ impl Channel {
         &self,
         buffer: &'b mut MessageBuffer,
     ) -> Result<Option<Said<'b>>, Fault> {
+        if self.deaf {
+            return Ok(None);
+        }
         match self.end.receive(buffer) {
             Ok(None) => Ok(None),
             Ok(Some(FromWorker::Ready)) => Ok(Some(Said::Ready)),
