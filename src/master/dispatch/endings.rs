@@ -16,10 +16,15 @@ impl<C> Dispatcher<C> {
         self.close(id.index());
     }
 
-    /// The client of a connection that was to be lent has gone: the worker never gets it.
+    /// The client of a connection that was to be lent has gone: the worker never gets it. That is
+    /// no progress of a worker which has others, and may hang in the turn of one.
     pub fn withdraw(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         if self.is_lent(worker, id) {
-            self.return_from(worker.index(), id.index(), now);
+            if self.lent(worker) == 1 {
+                self.return_from(worker.index(), id.index(), now);
+            } else {
+                self.unlend(worker.index(), id.index());
+            }
             self.close(id.index());
             self.schedule(now);
         }

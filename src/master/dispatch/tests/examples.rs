@@ -113,6 +113,39 @@ fn what_waits_behind_a_slow_turn_is_taken_back_in_order_and_lent_elsewhere() {
 }
 
 #[test]
+fn a_client_that_has_gone_is_no_progress_of_a_worker_that_hangs() {
+    let (mut world, workers) = pool(1);
+    make_quick(&mut world);
+    world.accept(0);
+    world.accept(0);
+    world.settle();
+    world.pick_up_by(workers[0]);
+    for _ in 0..4 {
+        world.now = world.now.after(PATIENCE / 4);
+        let id = world.dispatcher.accepted(0, true, world.now);
+        let actions = world.dispatcher.take_actions();
+        assert_eq!(actions, [Action::Lend(workers[0], id)]);
+        world.dispatcher.withdraw(workers[0], id, world.now);
+        assert_eq!(world.dispatcher.take_actions(), [Action::Close(id, 0)]);
+    }
+    world.dispatcher.tick(world.now);
+    let actions = world.dispatcher.take_actions();
+    assert_eq!(actions, [Action::TakeBack(workers[0])]);
+}
+
+#[test]
+fn a_worker_whose_only_client_has_gone_is_idle_again() {
+    let (mut world, workers) = pool(1);
+    let id = world.dispatcher.accepted(0, true, world.now);
+    world.dispatcher.withdraw(workers[0], id, world.now);
+    assert_eq!(world.dispatcher.idle(), 1);
+    world.pass(PATIENCE);
+    let id = world.dispatcher.accepted(0, true, world.now);
+    let lent = Action::Lend(workers[0], id);
+    assert!(world.dispatcher.take_actions().contains(&lent));
+}
+
+#[test]
 fn a_worker_that_takes_nothing_up_loses_it_and_is_tried_again_later() {
     let (mut world, _) = pool(2);
     world.accept(0);
