@@ -9,7 +9,8 @@ impl<C> Dispatcher<C> {
     /// The client of a connection that is not lent has gone, and wants no answer.
     pub fn hung_up(&mut self, id: ConnectionId) {
         match self.table.get(id).map(|connection| connection.state) {
-            Some(State::Parked | State::Lingering) => self.unpark(id.index()),
+            Some(State::Parked) => self.unpark(id.index()),
+            Some(State::Lingering) => self.end_lingering(id.index()),
             Some(State::Ready) => self.chains.remove(&mut self.ready, id.index()),
             Some(State::Lent(_) | State::Examined) | None => return,
         }
@@ -50,14 +51,17 @@ impl<C> Dispatcher<C> {
         let owes = connection.incomplete_since.is_some();
         match connection.state {
             State::Lingering if unsent => return self.linger_on(id.index(), now),
-            State::Parked | State::Lingering => {}
+            State::Lingering => {
+                self.end_lingering(id.index());
+                return self.close(id.index());
+            }
+            State::Parked => {}
             State::Ready | State::Lent(_) | State::Examined => return,
         }
-        let parked = connection.state == State::Parked;
         self.unpark(id.index());
-        if parked && owes {
+        if owes {
             self.linger(id.index(), Some(Canned::RequestTimeout), now);
-        } else if parked && unsent {
+        } else if unsent {
             self.linger(id.index(), None, now);
         } else {
             self.close(id.index());
@@ -72,7 +76,7 @@ impl<C> Dispatcher<C> {
             .is_some_and(|connection| connection.state == State::Lingering)
         {
             if ended {
-                self.unpark(id.index());
+                self.end_lingering(id.index());
                 self.close(id.index());
             } else {
                 self.linger_on(id.index(), now);
@@ -94,7 +98,7 @@ impl<C> Dispatcher<C> {
     pub(super) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
         self.wait(index, State::Lingering, now.after(self.limits.linger), now);
         self.table.at_mut(index).linger_end = now.after(self.limits.linger_total);
-        self.ages.push_back(&mut self.lingering, index);
+        self.chains.push_back(&mut self.lingering, index);
         self.actions
             .push(Action::Linger(self.table.id(index), reply));
         self.trim_lingering();
@@ -122,16 +126,15 @@ impl<C> Dispatcher<C> {
         let Some(index) = self.lingering.first() else {
             return false;
         };
-        self.unpark(index);
+        self.end_lingering(index);
         self.close(index);
         true
     }
 
-    /// Takes a connection that leaves its state out of the lists above.
-    pub(super) fn leave_ages(&mut self, index: u32) {
-        if self.table.at(index).state == State::Lingering {
-            self.ages.remove(&mut self.lingering, index);
-        }
-        self.end_idleness(index);
+    /// Takes a lingering connection out of the lists that it is in.
+    pub(super) fn end_lingering(&mut self, index: u32) {
+        let deadline = self.table.at(index).deadline;
+        self.wheel.remove(&mut self.chains, index, deadline);
+        self.chains.remove(&mut self.lingering, index);
     }
 }

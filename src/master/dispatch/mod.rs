@@ -49,15 +49,14 @@ const RELAXED: u32 = 8;
 pub struct Dispatcher<C> {
     limits: Limits,
     table: Table<C>,
-    /// Links of connections: each is in the ready queue, in a worker's `lent` or in a slot of the
-    /// wheel.
+    /// Links of connections. On the first track, each is in the ready queue, in a worker's `lent`
+    /// or in a slot of the wheel; on the second, those that are idle or linger are in the order in
+    /// which they came to be so.
     chains: Chains,
     ready: List,
     wheel: Wheel,
-    /// Links of connections that are idle or linger, in the order in which they came to be so.
-    ages: Chains,
-    idle: List,
-    lingering: List,
+    idle: List<1>,
+    lingering: List<1>,
     workers: Workers,
     turn: Average,
     /// How many connections are lent.
@@ -84,7 +83,6 @@ impl<C> Dispatcher<C> {
             chains: Chains::default(),
             ready: List::default(),
             wheel: Wheel::default(),
-            ages: Chains::default(),
             idle: List::default(),
             lingering: List::default(),
             workers: Workers::default(),
@@ -251,7 +249,6 @@ impl<C> Dispatcher<C> {
     fn admit(&mut self, payload: C) -> ConnectionId {
         let id = self.table.insert(payload);
         self.chains.admit(id.index());
-        self.ages.admit(id.index());
         id
     }
 

@@ -25,8 +25,8 @@ impl<C> Dispatcher<C> {
 
     /// The names of the connections that linger, the one that has done so for longest first.
     pub fn lingering(&self) -> impl Iterator<Item = ConnectionId> + '_ {
-        std::iter::successors(self.lingering.first(), |index| self.ages.after(*index))
-            .map(|index| self.table.id(index))
+        let lingering = self.chains.iter(&self.lingering);
+        lingering.map(|index| self.table.id(index))
     }
 
     /// Whether there is no room for a further connection unless another one gives way.
@@ -81,14 +81,11 @@ impl<C> Dispatcher<C> {
     }
 
     pub(super) fn begin_idleness(&mut self, index: u32) {
-        self.table.at_mut(index).idle = true;
-        self.ages.push_back(&mut self.idle, index);
+        self.chains.push_back(&mut self.idle, index);
         self.resume_if_room();
     }
 
     pub(super) fn end_idleness(&mut self, index: u32) {
-        if std::mem::take(&mut self.table.at_mut(index).idle) {
-            self.ages.remove(&mut self.idle, index);
-        }
+        self.chains.remove_if_linked(&mut self.idle, index);
     }
 }

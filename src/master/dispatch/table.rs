@@ -85,8 +85,6 @@ pub struct Connection<C> {
     pub incomplete_since: Option<Time>,
     /// Lingering: when it ends, however much its client still sends. Else meaningless.
     pub linger_end: Time,
-    /// Parked, and in the list of those that give way to newcomers.
-    pub idle: bool,
     /// Its worker was taken for hung in this turn.
     pub hung: bool,
     /// It was given to a second worker after the first died under it. That happens once a turn.
@@ -150,7 +148,6 @@ impl<C> Table<C> {
             deadline: Time::default(),
             incomplete_since: None,
             linger_end: Time::default(),
-            idle: false,
             hung: false,
             replayed: false,
             serial,

@@ -61,7 +61,8 @@ impl<C> Dispatcher<C> {
             self.wait(index, state, now.after(TICK), now);
             self.actions.push(Action::Expire(self.table.id(index)));
         } else {
-            self.leave_ages(index);
+            // The wheel has let it go already.
+            self.chains.remove(&mut self.lingering, index);
             self.close(index);
         }
     }
@@ -93,9 +94,9 @@ impl<C> Dispatcher<C> {
     }
 
     pub(in crate::master) fn unpark(&mut self, index: u32) {
-        self.wheel
-            .remove(&mut self.chains, index, self.table.at(index).deadline);
-        self.leave_ages(index);
+        let deadline = self.table.at(index).deadline;
+        self.wheel.remove(&mut self.chains, index, deadline);
+        self.end_idleness(index);
     }
 
     /// Puts the connection at the end of the ready queue, or turns it away if that is full.

@@ -123,13 +123,13 @@ impl Worker {
 pub struct Workers {
     places: Vec<Option<Worker>>,
     serials: Vec<u32>,
-    idle: Chains,
+    idle: Chains<1>,
     idle_list: List,
     /// Moving workers, the one without progress for longest first.
-    age: Chains,
+    age: Chains<1>,
     age_list: List,
     /// Moving workers by [`Worker::key`].
-    room: Chains,
+    room: Chains<1>,
     room_lists: [List; MAX_DEPTH + 1],
     /// Workers put aside, in the order of that.
     on_probation: List,

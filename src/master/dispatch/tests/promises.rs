@@ -45,7 +45,7 @@ impl World {
         assert!(self.lingering.len() <= d.limits.lingering);
         let lingering: Vec<u64> = d.lingering().map(u64::from).collect();
         assert_eq!(lingering, self.lingering);
-        let idle = std::iter::successors(d.idle.first(), |index| d.ages.after(*index));
+        let idle = d.chains.iter(&d.idle);
         let idle: Vec<u64> = idle.map(|index| d.table.id(index).into()).collect();
         let waits_for_a_request = |(id, interest): &&(u64, Interest)| {
             *interest != Interest::Output && !self.owing.contains(id)
