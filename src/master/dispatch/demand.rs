@@ -1,9 +1,6 @@
 //! What the size of a pool depends on: how many workers have nothing to do, and how many
 //! connections wait for one. Pure.
 
-use std::time::Duration;
-
-use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Dispatcher, WorkerId};
 use crate::master::time::Time;
 
@@ -38,13 +35,6 @@ impl<C> Dispatcher<C> {
         let lent =
             firsts.flat_map(|first| std::iter::successors(first, |at| self.chains.after(*at)));
         lent.map(|index| &self.table.at(index).payload)
-    }
-
-    /// How long a connection has waited for a worker in this turn.
-    #[must_use]
-    pub fn waited(&self, id: ConnectionId, now: Time) -> Duration {
-        let connection = self.table.get(id);
-        connection.map_or(Duration::ZERO, |one| now.since(one.ready_at))
     }
 
     /// The worker that has had nothing to do for longest. Its caches are the coldest, so it is

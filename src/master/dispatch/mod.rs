@@ -139,6 +139,14 @@ impl<C> Dispatcher<C> {
         ids.map(|id| &self.table.at(id.index()).payload)
     }
 
+    /// What a lend of the connection takes, found in one look: which turn it is in, since when it
+    /// has been ready for that, and what the master holds for it.
+    pub fn lendable(&mut self, id: ConnectionId) -> Option<(u64, Time, &mut C)> {
+        let connection = self.table.get_mut(id)?;
+        let (turn, ready_at) = (connection.turns, connection.ready_at);
+        Some((turn, ready_at, &mut connection.payload))
+    }
+
     /// Which turn a connection is in, from 1.
     #[must_use]
     pub fn turn_number(&self, id: ConnectionId) -> u64 {

@@ -19,15 +19,14 @@ const LONG_WAIT: Duration = Duration::from_millis(200);
 
 impl Pool<'_> {
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
-        let turn = self.dispatcher.turn_number(id);
-        let waited = self.dispatcher.waited(id, now);
         let uncontended = self.dispatcher.is_uncontended();
-        let held = self.dispatcher.payload(id);
-        let (Some(process), Some(held)) = (self.workers.get_mut(worker), held) else {
+        let process = self.workers.get_mut(worker);
+        let lendable = self.dispatcher.lendable(id);
+        let (Some(process), Some((turn, ready_at, held))) = (process, lendable) else {
             return self.dispatcher.lend_refused(worker, id, now);
         };
         // One that has waited for so long may have lost its client meanwhile.
-        if waited > LONG_WAIT && held.is_gone() {
+        if ready_at.after(LONG_WAIT) < now && held.is_gone() {
             return self.dispatcher.withdraw(worker, id, now);
         }
         let lend = Lend {
