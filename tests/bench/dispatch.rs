@@ -86,7 +86,7 @@ impl World {
                 took: None,
             };
             self.dispatcher
-                .report(worker, id, end, self.now)
+                .report(worker, id, self.now, |()| end)
                 .expect("it was lent to this worker");
             self.carry_out();
         }

@@ -292,7 +292,8 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// A worker reports the end of a turn.
+    /// A worker reports the end of a turn. What that means is for `end` to say, which is shown what
+    /// the master holds for the connection.
     ///
     /// # Errors
     /// [`Stray`] when that connection is not lent to that worker.
@@ -300,13 +301,16 @@ impl<C> Dispatcher<C> {
         &mut self,
         worker: WorkerId,
         id: ConnectionId,
-        end: TurnEnd,
         now: Time,
+        end: impl FnOnce(&mut C) -> TurnEnd,
     ) -> Result<(), Stray> {
-        if !self.is_lent(worker, id) {
-            return Err(Stray);
-        }
-        let connection = self.table.at_mut(id.index());
+        let connection = self
+            .table
+            .get_mut(id)
+            .filter(|connection| connection.state == State::Lent(worker.index()))
+            .filter(|_| self.workers.get(worker).is_some())
+            .ok_or(Stray)?;
+        let end = end(&mut connection.payload);
         let took = end.took.unwrap_or(now.since(connection.started));
         self.turn.add(took);
         if !end.carries || end.answered {

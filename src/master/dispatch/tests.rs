@@ -256,10 +256,13 @@ impl World {
         if end.carries {
             self.owing.insert(id.into());
         }
-        assert_eq!(self.dispatcher.report(worker, id, end, self.now), Ok(()));
+        assert_eq!(
+            self.dispatcher.report(worker, id, self.now, |_| end),
+            Ok(())
+        );
         if outcome != Outcome::Again {
             assert_eq!(
-                self.dispatcher.report(worker, id, end, self.now),
+                self.dispatcher.report(worker, id, self.now, |_| end),
                 Err(Stray),
                 "a turn ends once"
             );

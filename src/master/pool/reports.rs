@@ -212,16 +212,13 @@ fn end_turn(
         answered: report.traffic.is_some_and(|traffic| traffic.written > 0),
         took: entry.map(|entry| entry.took),
     };
-    if !dispatcher.is_lent(worker, id) {
-        return Err(Stray);
-    }
-    if let Some(held) = dispatcher.payload(id) {
+    dispatcher.report(worker, id, now, |held| {
         if report.outcome == Outcome::Close && held.would_lose(report, entry.is_some()) {
             end.outcome = Outcome::Linger;
         }
         held.count(report, whole);
-    }
-    dispatcher.report(worker, id, end, now)?;
+        end
+    })?;
     if report.outcome == Outcome::Again {
         store_ready(dispatcher, id, now);
     }

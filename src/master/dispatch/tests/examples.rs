@@ -47,7 +47,7 @@ fn make_quick(world: &mut World) {
         world.now = world.now.after(Duration::from_micros(10));
         world
             .dispatcher
-            .report(worker, id, done(), world.now)
+            .report(worker, id, world.now, |_| done())
             .unwrap();
         world.settle();
     }
@@ -190,7 +190,10 @@ fn a_worker_may_claim_any_number_of_turns() {
             ..done()
         };
         world.fellows.get_mut(&worker.into()).unwrap().inbox.clear();
-        world.dispatcher.report(worker, id, end, world.now).unwrap();
+        world
+            .dispatcher
+            .report(worker, id, world.now, |_| end)
+            .unwrap();
         world.settle();
     }
 }
@@ -271,14 +274,14 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
         let _ = world.dispatcher.take_actions();
         world
             .dispatcher
-            .report(worker, id, part, world.now)
+            .report(worker, id, world.now, |_| part)
             .unwrap();
         world.pass(Duration::from_secs(1));
         world.dispatcher.readable(id, world.now);
     }
     world
         .dispatcher
-        .report(worker, id, part, world.now)
+        .report(worker, id, world.now, |_| part)
         .unwrap();
     let _ = world.dispatcher.take_actions();
     world.pass(Duration::from_millis(1200));
@@ -371,7 +374,7 @@ fn the_one_that_has_been_idle_for_longest_gives_way_and_no_other() {
             carries,
             ..done()
         };
-        d.report(worker, id, end, now).unwrap();
+        d.report(worker, id, now, |_| end).unwrap();
     }
     let silent = d.accepted(3, false, now);
     let lent = d.accepted(4, true, now);
@@ -392,16 +395,11 @@ fn the_one_that_has_been_idle_for_longest_gives_way_and_no_other() {
     d.pause_if_full();
     let paused = d.take_actions();
     assert!(paused.contains(&Action::PauseAccepting), "{paused:?}");
-    d.report(
-        worker,
-        lent,
-        TurnEnd {
-            outcome: Outcome::Park,
-            ..done()
-        },
-        now,
-    )
-    .unwrap();
+    let parks = TurnEnd {
+        outcome: Outcome::Park,
+        ..done()
+    };
+    d.report(worker, lent, now, |_| parks).unwrap();
     assert!(d.take_actions().contains(&Action::ResumeAccepting));
 }
 

@@ -128,7 +128,7 @@ fn turns_and_what_is_owed_come_along() {
         answered: false,
         took: None,
     };
-    let report = world.dispatcher.report(worker, id, half, world.now);
+    let report = world.dispatcher.report(worker, id, world.now, |_| half);
     assert_eq!(report, Ok(()));
     world.pass(ticks(4_000));
     let progress = world.dispatcher.progress(id, world.now).expect("parked");
@@ -143,7 +143,7 @@ fn turns_and_what_is_owed_come_along() {
     new.worker_ready(worker, world.now);
     new.readable(id, world.now);
     let again = TurnEnd { turns: 1, ..half };
-    assert_eq!(new.report(worker, id, again, world.now), Ok(()));
+    assert_eq!(new.report(worker, id, world.now, |_| again), Ok(()));
     assert_eq!(
         new.progress(id, world.now).expect("parked").remaining,
         Some(ticks(6_000))
@@ -167,7 +167,7 @@ fn what_is_lent_stays_until_its_turn_ends() {
         answered: true,
         took: None,
     };
-    let report = world.dispatcher.report(worker, id, end, world.now);
+    let report = world.dispatcher.report(worker, id, world.now, |_| end);
     assert_eq!(report, Ok(()));
     let lends = |action: &Action<u64>| matches!(action, Action::Lend(..));
     let actions = world.dispatcher.take_actions();
