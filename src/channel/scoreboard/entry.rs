@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::wire::{Outcome, Traffic};
+use crate::wire::{Outcome, Report, Traffic};
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,19 @@ pub struct Entry {
     pub traffic: Traffic,
     /// How long the last of these turns took.
     pub took: Duration,
+}
+
+impl Entry {
+    /// The entry as the message would be that says the same.
+    #[must_use]
+    pub fn report(&self) -> Report<'static> {
+        Report {
+            id: self.id,
+            outcome: self.outcome,
+            traffic: Some(self.traffic),
+            carry: &[],
+        }
+    }
 }
 
 /// An [`Entry`] in shared memory. A cell whose `turns` is 0 is empty.

@@ -1,7 +1,7 @@
 //! Hearing what workers say: messages, and reports on their boards. Asking them to ring before the
 //! master sleeps.
 
-use crate::channel::scoreboard::{Entry, RING, Sleep};
+use crate::channel::scoreboard::{Entry, Malformed, RING, Sleep};
 use crate::error::Plain;
 use crate::master::connection::held::Held;
 use crate::master::dispatch::table::{ConnectionId, State};
@@ -49,22 +49,19 @@ impl Pool<'_> {
                 return;
             };
             match process.channel.next_published() {
-                Ok(None) => return,
-                Ok(Some(Said::Turn(report, Some(entry)))) => {
+                None => return,
+                Some(Ok(entry)) => {
                     let dispatcher = &mut self.dispatcher;
                     let whole = self.plan.profile.whole_responses;
-                    if end_turn(dispatcher, worker, (&report, Some(&entry)), whole, now).is_err() {
-                        return self.condemn(worker, &stray(report.id), now);
+                    let said = (&entry.report(), Some(&entry));
+                    if end_turn(dispatcher, worker, said, whole, now).is_err() {
+                        return self.condemn(worker, &stray(entry.id), now);
                     }
                     if process.count_turns(entry.turns) {
                         self.workers.schedule_check();
                     }
                 }
-                Ok(Some(_)) => {}
-                Err(Fault::Protocol(what)) => return self.condemn(worker, &what, now),
-                Err(Fault::System(error)) => {
-                    return log::error!("cannot hear worker {process}: {}", Plain(&error));
-                }
+                Some(Err(Malformed)) => return self.condemn(worker, "a malformed report", now),
             }
         }
     }
@@ -85,7 +82,7 @@ impl Pool<'_> {
             match process.channel.next_message(&mut self.buffers.message) {
                 Ok(None) => return,
                 Ok(Some(Said::Ready)) => self.on_ready(worker, now),
-                Ok(Some(Said::Turn(report, _))) => {
+                Ok(Some(Said::Turn(report))) => {
                     let whole = self.plan.profile.whole_responses;
                     let said = (&report, None);
                     if end_turn(&mut self.dispatcher, worker, said, whole, now).is_err() {

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::channel::inbox::{Lent, MasterEnd, MessageBuffer};
-use crate::channel::scoreboard::{Entry, Scoreboard, Sleep};
+use crate::channel::scoreboard::{Entry, Malformed, Scoreboard, Sleep};
 use crate::master::dispatch::WorkerId;
 use crate::master::events::epoll::{EventFlags, PoolEpoll};
 use crate::master::events::token::PoolEvent;
@@ -27,16 +27,16 @@ pub struct Channel {
     deaf: bool,
 }
 
-/// What a worker reports.
+/// What a worker says in a message.
 #[derive(Debug)]
 pub enum Said<'a> {
     /// The worker can serve.
     Ready,
-    /// A turn is over. What stood on the board says more than a message does.
-    Turn(Report<'a>, Option<Entry>),
+    /// A turn is over.
+    Turn(Report<'a>),
 }
 
-/// Why a worker's report or message cannot be used.
+/// Why a worker's message cannot be used.
 #[derive(Debug)]
 pub enum Fault {
     /// The worker has sent what no honest worker sends.
@@ -152,23 +152,14 @@ impl Channel {
 
     // ---- from the worker ------------------------------------------------------------------------
 
-    /// The next report on the board. This costs no system call.
+    /// The next report on the board. This costs no system call. It is the entry itself, because
+    /// every request has one, and whatever is put around it is moved with it.
     ///
     /// # Errors
-    /// [`Fault::Protocol`] for a report that no honest worker writes.
-    pub fn next_published(&self) -> Result<Option<Said<'static>>, Fault> {
+    /// [`Malformed`] for a report that no honest worker writes.
+    pub fn next_published(&self) -> Option<Result<Entry, Malformed>> {
         let board = self.board.as_ref().filter(|_| !self.deaf);
-        let Some(entry) = board.and_then(Scoreboard::collect) else {
-            return Ok(None);
-        };
-        let entry = entry.map_err(|_| Fault::Protocol("a malformed report".to_owned()))?;
-        let report = Report {
-            id: entry.id,
-            outcome: entry.outcome,
-            traffic: Some(entry.traffic),
-            carry: &[],
-        };
-        Ok(Some(Said::Turn(report, Some(entry))))
+        board.and_then(Scoreboard::collect)
     }
 
     /// The next message.
@@ -186,7 +177,7 @@ impl Channel {
         match self.end.receive(buffer) {
             Ok(None) => Ok(None),
             Ok(Some(FromWorker::Ready)) => Ok(Some(Said::Ready)),
-            Ok(Some(FromWorker::Report(report))) => Ok(Some(Said::Turn(report, None))),
+            Ok(Some(FromWorker::Report(report))) => Ok(Some(Said::Turn(report))),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(Fault::Protocol(format!("bad message: {error}")))
             }
