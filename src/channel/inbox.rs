@@ -51,6 +51,8 @@ const MOST_UNREAD: usize = 4096;
 #[derive(Debug)]
 pub struct MessageBuffer {
     bytes: Unforked,
+    /// The descriptors of the message, until they are taken.
+    descriptors: Vec<OwnedFd>,
     /// How long the longest message was that may still be there.
     length: usize,
 }
@@ -73,6 +75,7 @@ impl Default for MessageBuffer {
     fn default() -> Self {
         Self {
             bytes: Unforked::zeroed(MAX_MESSAGE),
+            descriptors: Vec::new(),
             length: 0,
         }
     }
@@ -184,20 +187,17 @@ impl MasterEnd {
     /// # Errors
     /// Any error of recvmsg(2); `InvalidData` for a malformed message.
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Option<FromWorker<'a>>> {
-        let mut unasked = Vec::new();
-        let refused = |descriptors| unasked = descriptors;
-        let received = fdpass::receive_or(
+        let received = fdpass::receive_into(
             &self.ours,
             &mut buffer.bytes,
             self.room(),
             Wait::Dont,
-            refused,
+            &mut buffer.descriptors,
         );
         let length = match received {
-            Ok(message) => {
-                unasked.extend(message.descriptors);
-                buffer.length = buffer.length.max(message.length);
-                Ok(Some(message.length))
+            Ok(length) => {
+                buffer.length = buffer.length.max(length);
+                Ok(Some(length))
             }
             Err(error) if error.would_block() => Ok(None),
             Err(error) => {
@@ -206,8 +206,8 @@ impl MasterEnd {
                 Err(io::Error::from(error))
             }
         };
-        if !unasked.is_empty() {
-            dispose(unasked);
+        if !buffer.descriptors.is_empty() {
+            dispose(std::mem::take(&mut buffer.descriptors));
             return Err(invalid_data("unexpected descriptors"));
         }
         let Some(length) = length? else {
@@ -264,15 +264,11 @@ impl Drop for MasterEnd {
         // What lies unread in a socket is closed with it.
         let mut unread = Vec::new();
         for _ in 0..MOST_UNREAD {
-            let mut refused = Vec::new();
-            let keep = |descriptors| refused = descriptors;
+            let (mut data, wanted) = ([0; 1], MAX_DESCRIPTORS);
             let received =
-                fdpass::receive_or(&self.ours, &mut [0; 1], MAX_DESCRIPTORS, Wait::Dont, keep);
-            unread.extend(refused);
-            match received {
-                Ok(message) => unread.extend(message.descriptors),
-                Err(fdpass::Error::Os(_)) => break,
-                Err(_) => {}
+                fdpass::receive_into(&self.ours, &mut data, wanted, Wait::Dont, &mut unread);
+            if let Err(fdpass::Error::Os(_)) = received {
+                break;
             }
         }
         if !unread.is_empty() {
@@ -300,14 +296,18 @@ impl WorkerEnd {
     /// # Errors
     /// Any error of recvmsg(2); `InvalidData` for a malformed message.
     pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Assignment<'a>> {
-        let Some(mut message) = receive(&self.socket, buffer, 1, Wait::Block)? else {
-            return Err(invalid_data("the inbox is non-blocking"));
-        };
-        if message.length == 0 {
+        let length = fdpass::receive_into(
+            &self.socket,
+            &mut buffer.bytes,
+            1,
+            Wait::Block,
+            &mut buffer.descriptors,
+        )?;
+        if length == 0 {
             return Ok(Assignment::Retire);
         }
-        match ToWorker::parse(&buffer.bytes[..message.length]) {
-            Ok(ToWorker::Lend(lend)) => match message.descriptors.pop() {
+        match ToWorker::parse(&buffer.bytes[..length]) {
+            Ok(ToWorker::Lend(lend)) => match buffer.descriptors.pop() {
                 Some(connection) => Ok(Assignment::Serve(lend, connection)),
                 None => Err(invalid_data(
                     "a LEND message came without its descriptor (is RLIMIT_NOFILE reached?)",
@@ -337,24 +337,6 @@ impl WorkerEnd {
 impl AsFd for WorkerEnd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// Receives one message with up to `wanted` descriptors; `None` when a call with [`Wait::Dont`]
-/// finds none.
-fn receive(
-    socket: &OwnedFd,
-    buffer: &mut MessageBuffer,
-    wanted: usize,
-    wait: Wait,
-) -> io::Result<Option<fdpass::Message>> {
-    match fdpass::receive(socket, &mut buffer.bytes, wanted, wait).map_err(io::Error::from) {
-        Ok(message) => {
-            buffer.length = buffer.length.max(message.length);
-            Ok(Some(message))
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

@@ -95,18 +95,24 @@ pub fn receive(
     wanted: usize,
     wait: Wait,
 ) -> Result<Message, Error> {
-    receive_or(socket, buffer, wanted, wait, drop)
+    let mut descriptors = Vec::new();
+    let length = receive_into(socket, buffer, wanted, wait, &mut descriptors)?;
+    Ok(Message {
+        length,
+        descriptors,
+    })
 }
 
-/// The same, for a receiver which must not close what it knows nothing of: with
-/// [`Error::Unwanted`], [`Error::Lost`] and [`Error::TooLong`], the descriptors go to `refused`.
-pub(crate) fn receive_or(
+/// The same, for a receiver that has room for the descriptors already, or must not close what it
+/// knows nothing of: they are added to `descriptors`, also those that came with
+/// [`Error::Unwanted`], [`Error::Lost`] and [`Error::TooLong`]. Returns the bytes of data.
+pub(crate) fn receive_into(
     socket: impl AsFd,
     buffer: &mut [u8],
     wanted: usize,
     wait: Wait,
-    refused: impl FnOnce(Vec<OwnedFd>),
-) -> Result<Message, Error> {
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<usize, Error> {
     if buffer.is_empty() {
         return Err(Error::Empty);
     }
@@ -126,14 +132,14 @@ pub(crate) fn receive_or(
     let received =
         retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags))?;
 
-    // Own them before anything is decided: every way out closes what it does not return.
-    let mut descriptors = Vec::new();
+    // Own them before anything is decided.
+    let before = descriptors.len();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
     }
-    let got = descriptors.len();
+    let got = descriptors.len() - before;
     let cut = received.flags.contains(ReturnFlags::CTRUNC);
     let error = if got > wanted {
         Some(Error::Unwanted { wanted, got })
@@ -150,12 +156,5 @@ pub(crate) fn receive_or(
     } else {
         None
     };
-    if let Some(error) = error {
-        refused(descriptors);
-        return Err(error);
-    }
-    Ok(Message {
-        length: received.bytes,
-        descriptors,
-    })
+    error.map_or(Ok(received.bytes), Err)
 }

@@ -39,5 +39,5 @@ mod message;
 mod tests;
 
 pub use error::{Error, MAX_DESCRIPTORS};
-pub(crate) use message::receive_or;
+pub(crate) use message::receive_into;
 pub use message::{Message, Wait, receive, send};
