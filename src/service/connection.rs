@@ -2,7 +2,6 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::writev;
@@ -28,7 +27,7 @@ pub enum Fill {
 
 /// Stores the report of a turn before the call that completes the turn, in case the worker dies
 /// before it can send the report.
-pub(crate) trait WriteAhead: Send + Sync + std::fmt::Debug {
+pub(crate) trait WriteAhead: Sync + std::fmt::Debug {
     /// Stores the report that would be right if the next call completed in full.
     fn write_ahead(&self, id: u64, outcome: Outcome, traffic: Traffic);
 }
@@ -51,7 +50,7 @@ pub struct Connection {
     slot: u32,
     buffer: Buffer,
     traffic: Traffic,
-    pending_report: Option<Arc<dyn WriteAhead>>,
+    pending_report: Option<&'static dyn WriteAhead>,
     /// Whether the last read got fewer bytes than it asked for, and so emptied the socket
     /// (epoll(7), question 9).
     drained: bool,
@@ -203,7 +202,7 @@ impl Connection {
     /// # Errors
     /// Any error of send(2), and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn write_last(&mut self, bytes: &[u8], then: Turn) -> io::Result<()> {
-        if let Some(pending_report) = &self.pending_report
+        if let Some(pending_report) = self.pending_report
             && self.buffer().is_empty()
         {
             let mut traffic = self.traffic;
@@ -218,15 +217,14 @@ impl Connection {
 
     /// Writes the report of the turn ahead, as the connection stands now.
     pub(crate) fn write_ahead(&self, outcome: Outcome) {
-        if let Some(pending_report) = &self.pending_report {
+        if let Some(pending_report) = self.pending_report {
             pending_report.write_ahead(self.id, outcome, self.traffic);
         }
     }
 
     /// Sets where reports are written ahead of the last call of a turn.
-    pub(crate) fn with_write_ahead(mut self, pending_report: Option<Arc<dyn WriteAhead>>) -> Self {
-        self.pending_report = pending_report;
-        self
+    pub(crate) fn set_write_ahead(&mut self, pending_report: &'static dyn WriteAhead) {
+        self.pending_report = Some(pending_report);
     }
 
     /// Sends all of `bytes`, but lets the kernel hold back the last packet if it is short (send(2),

@@ -1,12 +1,11 @@
 //! The loop of a worker that serves one turn at a time: receive a connection, serve, report.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::inbox::{Assignment, MessageBuffer};
 use crate::channel::start::WorkerHandles;
-use crate::service::{Buffer, Connection, Service, WriteAhead};
+use crate::service::{Buffer, Connection, Service};
 use crate::wire::FromWorker;
 use crate::worker::report::{Reporter, Served, turn};
 
@@ -21,7 +20,8 @@ const KEEP: Duration = Duration::from_millis(20);
 pub fn serve(handles: WorkerHandles<'_>, service: &mut dyn Service) -> io::Result<()> {
     let WorkerHandles { slot, inbox, board } = handles;
     let mut reporter = Reporter::new(&inbox, board);
-    let pending_report: Arc<dyn WriteAhead> = Arc::new(reporter.board.pending_report());
+    // It lasts as long as this process, so that no connection need count who has it.
+    let pending_report = &*Box::leak(Box::new(reporter.board.pending_report()));
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
     reporter.send(&FromWorker::Ready)?;
@@ -29,8 +29,8 @@ pub fn serve(handles: WorkerHandles<'_>, service: &mut dyn Service) -> io::Resul
         match inbox.receive(&mut messages)? {
             Assignment::Serve(lend, socket) => {
                 reporter.board.count_taken();
-                let mut connection = Connection::lent(socket, &lend, slot, buffer)
-                    .with_write_ahead(Some(Arc::clone(&pending_report)));
+                let mut connection = Connection::lent(socket, &lend, slot, buffer);
+                connection.set_write_ahead(pending_report);
                 let mut turns = 1;
                 let lent = Instant::now();
                 let mut begin = lent;
