@@ -21,8 +21,9 @@ const CHUNK: usize = 1 << 20;
 /// The size of the smallest array.
 const SMALLEST: usize = 128;
 
-/// From this size on, memory that is not used goes back to the kernel.
-const RETURNED: usize = 64 * 1024;
+/// From this size on, memory that is not used goes back to the kernel. A smaller array may have no
+/// page to itself.
+const RETURNED: usize = 8 * 1024;
 
 /// The largest array.
 const LARGEST: usize = 128 * 1024;
@@ -148,16 +149,14 @@ impl DerefMut for Unforked {
 
 impl Drop for Unforked {
     fn drop(&mut self) {
+        // Behind its length, nobody has written to the block. The compiler can't leave this out,
+        // because the next owner reads the zeros.
+        self.fill(0);
         let Some(block) = self.block.take() else {
             return;
         };
         let size = size_of_length(self.length);
         let length = SMALLEST << size;
-        for word in 0..length / size_of::<u64>() {
-            // SAFETY: the block is as large as its size says, aligned to more than a word, and
-            // nobody else uses it. The compiler can't leave out a volatile write.
-            unsafe { block.0.cast::<u64>().add(word).write_volatile(0) };
-        }
         if length >= RETURNED {
             // The pages that lie within the block.
             let page = rustix::param::page_size();

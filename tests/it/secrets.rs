@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::harness::process::status_number;
 use crate::harness::{Server, eventually, open_descriptors};
 
 const CLIENTS: usize = 100;
@@ -70,4 +71,22 @@ fn a_fresh_worker_knows_nothing_of_what_clients_have_sent() {
         client.send("Host: test\r\n\r\n");
         assert_eq!(client.reply().status, 200);
     }
+}
+
+#[test]
+fn what_was_kept_of_requests_takes_no_memory_when_the_clients_have_gone() {
+    const LENGTH: usize = 12 * 1024;
+    let server = Server::start(&["demo", "-w", "1"]);
+    server.workers(1);
+    let resident = || status_number(server.master(), "VmRSS");
+    let before = resident();
+    let mut clients = server.connect_all(5 * CLIENTS);
+    for client in &mut clients {
+        let filler = "x".repeat(LENGTH);
+        client.send(format!("GET / HTTP/1.1\r\nCookie: {filler}"));
+    }
+    let all = (clients.len() * LENGTH / 1024) as u64;
+    eventually("the master has all of it", || resident() >= before + all);
+    drop(clients);
+    eventually("most of it is given back", || resident() < before + all / 4);
 }
