@@ -325,7 +325,8 @@ impl Connection {
         self.watched
     }
 
-    /// Whether the last read took everything that the client had sent until then.
+    /// Whether the last read took everything that the client had sent until then, so that another
+    /// one would be a wasted system call.
     pub(crate) fn is_drained(&self) -> bool {
         self.drained
     }

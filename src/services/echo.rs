@@ -8,10 +8,6 @@ use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 /// waiting.
 const MAX_READS: usize = 16;
 
-/// The bytes that a [`Connection::fill`] asks for. One that brings fewer has emptied the socket as
-/// a rule, and a further one would be a wasted system call.
-const FULL_FILL: usize = 16 * 1024;
-
 /// Returns every byte to its sender.
 ///
 /// Neither a client that sends nothing nor one that reads nothing occupies a worker: what cannot be
@@ -60,9 +56,8 @@ impl Service for Echo {
                 return Ok(Turn::ParkForWriting);
             }
             match connection.fill()? {
-                // The socket may hold more.
-                Fill::Bytes(FULL_FILL..) => {}
-                Fill::Bytes(_) => break,
+                Fill::Bytes(_) if connection.is_drained() => break,
+                Fill::Bytes(_) => {}
                 Fill::Empty => return Ok(Turn::Park),
                 Fill::End => return Ok(Turn::Close),
             }

@@ -75,10 +75,6 @@ const MAX_WAIT: usize = 48 * 1024;
 /// request was complete before; this is for clients that are just sending a larger one.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A fill that brought less than this left nothing behind, so that another one would be a wasted
-/// system call.
-const FULL_FILL: usize = 16 * 1024;
-
 /// The longest body that [`Request::read_body`] takes, in bytes, if not set.
 const DEFAULT_BODY_LIMIT: u64 = 1024 * 1024;
 
@@ -247,7 +243,7 @@ fn skip_line_ends(connection: &mut Connection) {
 impl<H: Handler> Service for Http<H> {
     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
         let mut served = 0;
-        let (mut fills, mut drained) = (0, false);
+        let mut fills = 0;
         loop {
             skip_line_ends(connection);
             match self.next_request(connection.buffer()) {
@@ -261,14 +257,12 @@ impl<H: Handler> Service for Http<H> {
                         return Ok(Turn::Park);
                     }
                 }
-                Ok(None) if drained => return Ok(Turn::Park),
+                // What was so after a turn before may have changed since.
+                Ok(None) if fills > 0 && connection.is_drained() => return Ok(Turn::Park),
                 // It can send line ends for as long as it likes; others are to have their turn.
                 Ok(None) if fills == MAX_FILLS => return Ok(Turn::Again),
                 Ok(None) => match connection.fill()? {
-                    Fill::Bytes(count) => {
-                        fills += 1;
-                        drained = count < FULL_FILL;
-                    }
+                    Fill::Bytes(_) => fills += 1,
                     Fill::Empty => return Ok(Turn::Park),
                     Fill::End => return self.end(connection),
                 },
