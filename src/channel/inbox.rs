@@ -136,6 +136,7 @@ fn ensure_send_buffer(end: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+#[cold]
 fn invalid_data(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }

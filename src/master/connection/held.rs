@@ -158,10 +158,16 @@ impl Held {
     }
 
     /// Writes into the ledger how the connection stands, if it is stored.
+    #[inline]
     pub fn store(&self, place: Place, progress: &Progress, now: Time) {
         if let Some(kept) = &self.kept {
-            kept.store(&self.snapshot(kept.pool(), place, progress), now);
+            self.store_as(kept, place, progress, now);
         }
+    }
+
+    /// This is a function of its own so that a connection that is not stored costs a look.
+    fn store_as(&self, kept: &Kept, place: Place, progress: &Progress, now: Time) {
+        kept.store(&self.snapshot(kept.pool(), place, progress), now);
     }
 
     /// Writes into the ledger where the connection is now, if it is stored.

@@ -58,9 +58,10 @@ impl Pool<'_> {
     }
 
     /// A lend did not go out.
+    #[cold]
     fn refused(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
         self.dispatcher.lend_refused(worker, id, now);
-        store_ready(&mut self.dispatcher, id, now);
+        store_ready(&self.dispatcher, id, now);
     }
 
     /// A worker has made no progress within the patience: others get what lies in its inbox.
@@ -84,12 +85,13 @@ impl Pool<'_> {
     }
 
     /// Receives back whatever lies in a worker's inbox.
+    #[cold]
     pub(super) fn take_back(&mut self, worker: WorkerId, now: Time) {
         while let Some(process) = self.workers.get_mut(worker) {
             match process.channel.take_back(&mut self.buffers.message) {
                 Ok(Some(id)) => {
                     self.dispatcher.taken_back(worker, id.into());
-                    store_ready(&mut self.dispatcher, id.into(), now);
+                    store_ready(&self.dispatcher, id.into(), now);
                 }
                 Ok(None) => break,
                 Err(error) => {

@@ -123,6 +123,7 @@ impl Pool<'_> {
 
     /// Kills a worker that says what no honest one does. It is listened to no more and lent nothing
     /// more; what it has now is settled as after any other death.
+    #[cold]
     fn condemn(&mut self, worker: WorkerId, what: &str, now: Time) {
         if let Some(process) = self.workers.get_mut(worker)
             && process.condemn(&self.epoll, now)
@@ -189,6 +190,7 @@ impl Pool<'_> {
     }
 }
 
+#[cold]
 fn stray(id: u64) -> String {
     format!("a report of connection {id}, which it does not have")
 }
@@ -223,10 +225,11 @@ fn end_turn(
 }
 
 /// Writes down that a connection waits for a worker, if it does and is stored.
-pub(super) fn store_ready(dispatcher: &mut Dispatcher<Held>, id: ConnectionId, now: Time) {
-    let progress = dispatcher.progress(id, now);
-    if let Some(progress) = progress.filter(|progress| progress.ready)
-        && let Some(held) = dispatcher.payload(id)
+pub(super) fn store_ready(dispatcher: &Dispatcher<Held>, id: ConnectionId, now: Time) {
+    if let Some(held) = dispatcher.payload_of(id)
+        && held.kept().is_some()
+        && let Some(progress) = dispatcher.progress(id, now)
+        && progress.ready
     {
         held.store(Place::Ready, &progress, now);
     }
