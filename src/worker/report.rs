@@ -10,8 +10,8 @@ use rustix::net::{Shutdown, shutdown};
 
 use crate::channel::inbox::WorkerEnd;
 use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
-use crate::service::{Buffer, Connection, Service, Turn, WriteAhead};
-use crate::wire::{FromWorker, Outcome, Report, Traffic};
+use crate::service::{Buffer, Connection, Service, WriteAhead};
+use crate::wire::{FromWorker, Outcome, Traffic};
 
 /// How long a worker that has nothing else to do waits at its connection for the client's next
 /// request before it gives the connection back.
@@ -27,7 +27,7 @@ pub(super) fn turn(service: &mut dyn Service, connection: &mut Connection) -> Ou
         Err(error) => {
             let (peer, number) = (connection.peer(), connection.turn());
             log::debug!("closing {peer}: its turn {number} failed: {error}");
-            Turn::Close.outcome()
+            Outcome::Close
         }
     }
 }
@@ -108,7 +108,6 @@ impl<'a> Reporter<'a> {
         connection: Connection,
         served: &Served,
     ) -> io::Result<Buffer> {
-        let (id, traffic) = (connection.id(), connection.traffic());
         let outcome = match served.outcome {
             Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
             // Closing would reset the connection, and could destroy what was sent.
@@ -127,32 +126,24 @@ impl<'a> Reporter<'a> {
         if connection.buffer().is_empty() {
             connection.write_ahead(outcome);
         }
+        let entry = Entry {
+            id: connection.id(),
+            outcome,
+            turns: served.turns,
+            traffic: connection.traffic(),
+            took: served.took,
+        };
         let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
+        let mut report = entry.report();
         let over = if outcome.keeps() {
+            report.carry = buffer.bytes();
             drop(socket);
             None
         } else {
             Some(socket)
         };
-        let carry = match over {
-            None => buffer.bytes(),
-            Some(_) => &[],
-        };
-        let entry = Entry {
-            id,
-            outcome,
-            turns: served.turns,
-            traffic,
-            took: served.took,
-        };
-        if !carry.is_empty() || !self.board.publish(&entry, urgency) {
-            let traffic = Some(traffic);
-            self.send(&FromWorker::Report(Report {
-                id,
-                outcome,
-                traffic,
-                carry,
-            }))?;
+        if !report.carry.is_empty() || !self.board.publish(&entry, urgency) {
+            self.send(&FromWorker::Report(report))?;
         }
         self.board.clear_unreported();
         if let Some(socket) = over {
