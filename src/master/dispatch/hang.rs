@@ -24,14 +24,14 @@ impl<C> Dispatcher<C> {
     }
 
     /// When to look next.
-    pub(in crate::master) fn next_look(&self) -> Option<Time> {
+    pub(super) fn next_look(&self) -> Option<Time> {
         let interval = self.interval()?;
         self.workers.busy().next()?;
         Some(self.hang_checked.after(interval))
     }
 
     /// Ends workers whose turn takes too long.
-    pub(in crate::master) fn end_hung(&mut self, now: Time) {
+    pub(super) fn end_hung(&mut self, now: Time) {
         let (Some(limit), Some(interval)) = (self.limits.turn, self.interval()) else {
             return;
         };

@@ -168,7 +168,7 @@ impl<C> Dispatcher<C> {
 
     /// Whether the connection is lent to the worker.
     #[must_use]
-    pub fn is_lent(&self, worker: WorkerId, id: ConnectionId) -> bool {
+    fn is_lent(&self, worker: WorkerId, id: ConnectionId) -> bool {
         let lent_to = State::Lent(worker.index());
         self.workers.get(worker).is_some()
             && self

@@ -14,7 +14,7 @@ use crate::master::time::Time;
 use crate::wire::Outcome;
 
 impl<C> Dispatcher<C> {
-    pub(in crate::master) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
+    pub(super) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkDrained => {
@@ -38,7 +38,7 @@ impl<C> Dispatcher<C> {
     /// How much longer the client may take for the rest of the request that it has begun. What came
     /// along with a request that was answered in this turn is counted from the end of the turn on,
     /// for the client could not know that it is awaited.
-    pub(in crate::master) fn time_to_complete(
+    pub(super) fn time_to_complete(
         &mut self,
         index: u32,
         answered: bool,
@@ -52,7 +52,7 @@ impl<C> Dispatcher<C> {
             .map(|limit| limit.saturating_sub(now.since(since)))
     }
 
-    pub(in crate::master) fn deadline_passed(&mut self, index: u32, now: Time) {
+    pub(super) fn deadline_passed(&mut self, index: u32, now: Time) {
         let connection = self.table.at(index);
         let state = connection.state;
         let has_time = connection.linger_end > now && !self.stopping;
@@ -67,7 +67,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(in crate::master) fn park(
+    pub(super) fn park(
         &mut self,
         index: u32,
         interest: Interest,
@@ -85,7 +85,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(in crate::master) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
+    pub(super) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
         let deadline = deadline.max(self.wheel.earliest(now));
         let connection = self.table.at_mut(index);
         connection.state = state;
@@ -93,14 +93,14 @@ impl<C> Dispatcher<C> {
         self.wheel.add(&mut self.chains, index, deadline);
     }
 
-    pub(in crate::master) fn unpark(&mut self, index: u32) {
+    pub(super) fn unpark(&mut self, index: u32) {
         let deadline = self.table.at(index).deadline;
         self.wheel.remove(&mut self.chains, index, deadline);
         self.end_idleness(index);
     }
 
     /// Puts the connection at the end of the ready queue, or turns it away if that is full.
-    pub(in crate::master) fn make_ready(&mut self, index: u32, now: Time) {
+    pub(super) fn make_ready(&mut self, index: u32, now: Time) {
         if self.ready.len() >= self.limits.queue && self.workers.next(self.depth()).is_none() {
             self.linger(index, Some(Canned::Overloaded(Excess::Queue)), now);
             return;
@@ -116,7 +116,7 @@ impl<C> Dispatcher<C> {
 
     /// Puts the connection back to its place in the ready queue: before all that came after it.
     /// Only others that were put back can be before it, so the search is short.
-    pub(in crate::master) fn requeue(&mut self, index: u32) {
+    pub(super) fn requeue(&mut self, index: u32) {
         let order = self.table.at(index).order;
         self.table.at_mut(index).state = State::Ready;
         let mut next = self.ready.first();
@@ -130,7 +130,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Turns away what has waited for too long.
-    pub(in crate::master) fn shed(&mut self, now: Time) {
+    pub(super) fn shed(&mut self, now: Time) {
         let Some(bound) = self.limits.queue_wait else {
             return;
         };
@@ -145,7 +145,7 @@ impl<C> Dispatcher<C> {
 
     /// When the first ready connection has waited for so long that a worker on probation is tried
     /// all the same, or another one because the last was tried in vain.
-    pub(in crate::master) fn overdue(&self) -> Option<Time> {
+    pub(super) fn overdue(&self) -> Option<Time> {
         let first = self.ready.first()?;
         let since = self.table.at(first).ready_at.max(self.tried);
         Some(since.after(self.limits.patience * RELAXED))
@@ -153,11 +153,11 @@ impl<C> Dispatcher<C> {
 
     /// How many connections a worker may have before it is passed over: as many average turns as
     /// fit into the patience.
-    pub(in crate::master) fn depth(&self) -> usize {
+    pub(super) fn depth(&self) -> usize {
         self.turn.fit_into(self.limits.patience).clamp(1, MAX_DEPTH)
     }
 
-    pub(in crate::master) fn schedule(&mut self, now: Time) {
+    pub(super) fn schedule(&mut self, now: Time) {
         if self.lending != Lending::Yes {
             return;
         }
@@ -170,7 +170,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(in crate::master) fn lend(&mut self, worker: u32, index: u32, now: Time) {
+    pub(super) fn lend(&mut self, worker: u32, index: u32, now: Time) {
         let connection = self.table.at_mut(index);
         connection.state = State::Lent(worker);
         self.lent += 1;
@@ -194,7 +194,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Takes a connection out of what is lent to a worker, because the worker has reported it.
-    pub(in crate::master) fn return_from(&mut self, worker: u32, index: u32, now: Time) {
+    pub(super) fn return_from(&mut self, worker: u32, index: u32, now: Time) {
         self.lent -= 1;
         let (chains, table) = (&mut self.chains, &mut self.table);
         self.workers.moved(worker, now, |worker| {
@@ -206,7 +206,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Takes a connection out of what is lent to a worker, which has not reported it.
-    pub(in crate::master) fn unlend(&mut self, worker: u32, index: u32) {
+    pub(super) fn unlend(&mut self, worker: u32, index: u32) {
         self.lent -= 1;
         let chains = &mut self.chains;
         self.workers.changed(worker, |worker| {
@@ -216,7 +216,7 @@ impl<C> Dispatcher<C> {
 
     /// A worker from which connections were taken: if it has none left, it did not take up a single
     /// one.
-    pub(in crate::master) fn settle_untouched(&mut self, worker: u32, now: Time) {
+    pub(super) fn settle_untouched(&mut self, worker: u32, now: Time) {
         let state = self.workers.at(worker);
         if state.lent.is_empty() && matches!(state.pace, Pace::Moving | Pace::Slow) {
             self.workers.put_on_probation(worker, now);
@@ -224,14 +224,14 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(in crate::master) fn retire_if_done(&mut self, worker: u32) {
+    pub(super) fn retire_if_done(&mut self, worker: u32) {
         let state = self.workers.at(worker);
         if state.tenure == Tenure::Retiring && state.lent.is_empty() {
             self.actions.push(Action::Retire(self.workers.id(worker)));
         }
     }
 
-    pub(in crate::master) fn close(&mut self, index: u32) {
+    pub(super) fn close(&mut self, index: u32) {
         let id = self.table.id(index);
         let payload = self.table.remove(index);
         self.actions.push(Action::Close(id, payload));
