@@ -139,6 +139,12 @@ impl<C> Dispatcher<C> {
         ids.map(|id| &self.table.at(id.index()).payload)
     }
 
+    /// Where a connection is, and what the master holds for it, found in one look.
+    pub fn state_and_payload(&mut self, id: ConnectionId) -> Option<(State, &mut C)> {
+        let connection = self.table.get_mut(id)?;
+        Some((connection.state, &mut connection.payload))
+    }
+
     /// What a lend of the connection takes, found in one look: which turn it is in, since when it
     /// has been ready for that, and what the master holds for it.
     pub fn lendable(&mut self, id: ConnectionId) -> Option<(u64, Time, &mut C)> {

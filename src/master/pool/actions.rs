@@ -18,8 +18,7 @@ const GONE: EventFlags = EventFlags::ERR.union(EventFlags::HUP);
 
 impl Pool<'_> {
     pub(super) fn on_connection(&mut self, id: ConnectionId, flags: EventFlags, now: Time) {
-        let state = self.dispatcher.state(id);
-        let (Some(state), Some(held)) = (state, self.dispatcher.payload(id)) else {
+        let Some((state, held)) = self.dispatcher.state_and_payload(id) else {
             return;
         };
         if !matches!(state, State::Parked | State::Lingering) {
@@ -115,13 +114,12 @@ impl Pool<'_> {
     }
 
     fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
-        let state = self.dispatcher.state(id);
         let uncontended = self.dispatcher.is_uncontended();
-        let Some(held) = self.dispatcher.payload(id) else {
+        let Some((state, held)) = self.dispatcher.state_and_payload(id) else {
             return;
         };
         let stopping = matches!(self.phase, Phase::Stopping { .. });
-        if stopping && interest != Interest::Output && state == Some(State::Parked) {
+        if stopping && interest != Interest::Output && state == State::Parked {
             // The server goes, and takes only what had come before it said so.
             if held.has_unread() {
                 self.dispatcher.readable(id, now);
@@ -131,7 +129,7 @@ impl Pool<'_> {
             return;
         }
         let watched = held.watch(&self.epoll, id, interest, uncontended);
-        if self.store.is_some() && state == Some(State::Parked) {
+        if self.store.is_some() && state == State::Parked {
             self.keep(id, now);
         }
         match watched {
