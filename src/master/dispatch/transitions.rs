@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::master::dispatch::chains::Chains;
-use crate::master::dispatch::table::State;
+use crate::master::dispatch::table::{Connection, State};
 use crate::master::dispatch::wheel::TICK;
 use crate::master::dispatch::workers::{self, Pace, Tenure};
 use crate::master::dispatch::{
@@ -76,21 +76,27 @@ impl<C> Dispatcher<C> {
     ) {
         // Without a limit the deadline is never: the wheel sees it once a round.
         let deadline = limit.map_or(Time(u64::MAX / 2), |limit| now.after(limit));
-        self.wait(index, State::Parked, deadline, now);
+        let parked = self.wait(index, State::Parked, deadline, now);
+        let owes = parked.incomplete_since.is_some();
         self.actions
             .push(Action::Arm(self.table.id(index), interest));
-        let owes = self.table.at(index).incomplete_since.is_some();
         if interest != Interest::Output && !owes {
             self.begin_idleness(index);
         }
     }
 
-    pub(super) fn wait(&mut self, index: u32, state: State, deadline: Time, now: Time) {
+    pub(super) fn wait(
+        &mut self,
+        index: u32,
+        state: State,
+        deadline: Time,
+        now: Time,
+    ) -> &Connection<C> {
         let deadline = deadline.max(self.wheel.earliest(now));
-        let connection = self.table.at_mut(index);
-        connection.state = state;
-        connection.deadline = deadline;
         self.wheel.add(&mut self.chains, index, deadline);
+        let connection = self.table.at_mut(index);
+        (connection.state, connection.deadline) = (state, deadline);
+        connection
     }
 
     pub(super) fn unpark(&mut self, index: u32) {

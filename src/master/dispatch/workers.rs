@@ -116,6 +116,12 @@ impl Worker {
     fn key(&self) -> usize {
         (self.lent.len() + 1).saturating_sub(self.capacity)
     }
+
+    /// Its key while it is moving, if it may be lent more.
+    fn room(&self) -> Option<usize> {
+        let key = self.key();
+        (self.tenure == Tenure::Serving && !self.full && key <= MAX_DEPTH).then_some(key)
+    }
 }
 
 /// All workers of a pool.
@@ -352,10 +358,8 @@ impl Workers {
     }
 
     fn link(&mut self, index: u32) {
-        let (pace, serving) = (
-            self.at(index).pace,
-            self.at(index).tenure == Tenure::Serving,
-        );
+        let worker = self.at(index);
+        let (pace, serving) = (worker.pace, worker.tenure == Tenure::Serving);
         match pace {
             Pace::Idle if serving => self.idle.push_front(&mut self.idle_list, index),
             Pace::Moving => {
@@ -369,10 +373,8 @@ impl Workers {
     }
 
     fn unlink(&mut self, index: u32) {
-        let (pace, serving) = (
-            self.at(index).pace,
-            self.at(index).tenure == Tenure::Serving,
-        );
+        let worker = self.at(index);
+        let (pace, serving) = (worker.pace, worker.tenure == Tenure::Serving);
         match pace {
             Pace::Idle | Pace::Staying if serving => {
                 self.idle.remove(&mut self.idle_list, index);
@@ -386,38 +388,31 @@ impl Workers {
         }
     }
 
-    fn is_crowded(&self, index: u32) -> bool {
-        let worker = self.at(index);
-        worker.pace == Pace::Moving && worker.waiting.is_some()
-    }
-
     /// Whether something waits behind the turn of a moving worker.
     #[must_use]
     pub fn any_waiting(&self) -> bool {
         self.crowded > 0
     }
 
-    /// The list of moving workers that this one belongs to, if it may be lent more.
-    fn room_list(&self, index: u32) -> Option<usize> {
-        let worker = self.at(index);
-        let lendable =
-            worker.pace == Pace::Moving && worker.tenure == Tenure::Serving && !worker.full;
-        lendable
-            .then(|| worker.key())
-            .filter(|key| *key < self.room_lists.len())
-    }
-
     fn link_room(&mut self, index: u32) {
-        self.crowded += usize::from(self.is_crowded(index));
-        if let Some(key) = self.room_list(index) {
-            self.room.push_back(&mut self.room_lists[key], index);
+        let worker = self.at(index);
+        if worker.pace == Pace::Moving {
+            let (crowded, room) = (worker.waiting.is_some(), worker.room());
+            self.crowded += usize::from(crowded);
+            if let Some(key) = room {
+                self.room.push_back(&mut self.room_lists[key], index);
+            }
         }
     }
 
     fn unlink_room(&mut self, index: u32) {
-        self.crowded -= usize::from(self.is_crowded(index));
-        if let Some(key) = self.room_list(index) {
-            self.room.remove(&mut self.room_lists[key], index);
+        let worker = self.at(index);
+        if worker.pace == Pace::Moving {
+            let (crowded, room) = (worker.waiting.is_some(), worker.room());
+            self.crowded -= usize::from(crowded);
+            if let Some(key) = room {
+                self.room.remove(&mut self.room_lists[key], index);
+            }
         }
     }
 }
