@@ -69,7 +69,7 @@ struct Master<'a> {
     source: &'a PlanSource<'a>,
     only: MasterOnly,
     office: Office,
-    transition: Transition,
+    transition: Transition<'a>,
     /// What a master that was killed had lent.
     unsettled: Option<UnsettledTurns>,
     upgrades: Upgrades,
@@ -220,9 +220,9 @@ impl<'a> Master<'a> {
             }
             MasterEvent::LifeLine => self.settle_recovered(now),
             MasterEvent::Planner => {
-                if let Transition::Reload(reload) = &self.transition {
-                    let step = reload.on_message();
-                    self.go_on_reloading(step, now);
+                if let Transition::Reload(reload) = &mut self.transition {
+                    let step = reload.on_message(&mut self.pools, now);
+                    self.go_on_reloading(step);
                 }
             }
         }
@@ -238,8 +238,8 @@ impl<'a> Master<'a> {
         match &mut self.transition {
             Transition::None => {}
             Transition::Reload(reload) => {
-                let step = reload.step(&self.pools, now);
-                self.go_on_reloading(step, now);
+                let step = reload.step(&mut self.pools, now);
+                self.go_on_reloading(step);
             }
             Transition::HandOver(server) => {
                 let step = server.advance(&mut self.pools, &mut self.office, now);
@@ -318,8 +318,8 @@ impl<'a> Master<'a> {
     fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
         self.upgrades.forget(pid);
         if let Transition::Reload(reload) = &mut self.transition {
-            let step = reload.on_exit(pid, how);
-            self.go_on_reloading(step, now);
+            let step = reload.on_exit(pid, how, &mut self.pools, now);
+            self.go_on_reloading(step);
         }
         if let Transition::HandOver(server) = &mut self.transition {
             let step = server.on_exit(pid, how);
@@ -396,51 +396,20 @@ impl<'a> Master<'a> {
         self.office.mend(self.pools.epoll());
         match Reload::begin(self.source, &mut self.only, &self.pools, now) {
             Ok(reload) => self.transition = Transition::Reload(reload),
-            Err(error) => self.refuse_reload(&error),
+            Err(error) => reload::refuse(&error),
         }
     }
 
-    fn refuse_reload(&mut self, why: &dyn std::fmt::Display) {
-        log::error!("reload refused: {why}; nothing has changed");
-        self.transition = Transition::None;
-    }
-
-    fn go_on_reloading(&mut self, step: reload::Step, now: Time) {
-        match step {
-            reload::Step::Wait => {}
-            reload::Step::Refuse(why) => self.refuse_reload(&why),
-            reload::Step::Plan(record) => {
-                let (open, pools) = (self.only.inherited.len(), &mut self.pools);
-                match Reload::prepare(record, self.source, open, pools, now) {
-                    Ok(reload) => {
-                        log::info!("reloading");
-                        self.transition = Transition::Reload(reload);
-                    }
-                    Err(error) => self.refuse_reload(&error),
-                }
-            }
-            reload::Step::Fail(why) => {
-                log::error!("reload failed: {why}; the old workers serve on");
-                self.transition = Transition::None;
-                reload::give_up(&mut self.pools, now);
-            }
-            reload::Step::Commit => {
-                if let Transition::Reload(reload) = self.transition.take() {
-                    reload.commit(&mut self.pools, now);
-                    log::info!("reloaded");
-                }
-            }
+    fn go_on_reloading(&mut self, step: reload::Step) {
+        if step == reload::Step::Over {
+            self.transition = Transition::None;
         }
     }
 
-    /// Gives up a reload that is under way, if one is, for something that comes before it.
+    /// Gives up a reload that is under way, if one is.
     fn give_up_reload(&mut self, why: &str, now: Time) {
         match self.transition.take() {
-            Transition::Reload(reload) => {
-                log::info!("giving up the reload under way: {why}");
-                self.pools.add_killed(reload.end());
-                reload::give_up(&mut self.pools, now);
-            }
+            Transition::Reload(reload) => reload.give_up(why, &mut self.pools, now),
             other => self.transition = other,
         }
     }

@@ -3,11 +3,11 @@
 //! First a [`Planner`] makes all look-ups that the plans take, while this process serves. Then the
 //! plans are made, and the pools start their next generations.
 
+use std::fmt::Display;
 use std::rc::Rc;
 
 use nix::unistd::Pid;
 
-use super::child::Child;
 use super::listen::listener::Listener;
 use super::listen::matching::{bind_missing, take_wanted};
 use super::master_only::MasterOnly;
@@ -21,8 +21,15 @@ use crate::error::{Error, Result};
 use crate::lookup::{self, Record};
 
 /// A reload that is under way.
+pub struct Reload<'a> {
+    source: &'a PlanSource<'a>,
+    /// How many descriptors are open that are nobody's.
+    open: usize,
+    stage: Stage,
+}
+
 #[derive(Debug)]
-pub enum Reload {
+enum Stage {
     /// What the plans depend on is being looked up.
     Planning(Planner),
     /// The new generations are getting ready.
@@ -31,7 +38,7 @@ pub enum Reload {
 
 /// What there is to be when the new generations are ready.
 #[derive(Debug)]
-pub struct Next {
+struct Next {
     /// The pools that there are to be.
     names: Vec<Rc<str>>,
     /// Listeners that are new, and accept nothing yet.
@@ -40,124 +47,118 @@ pub struct Next {
     room: usize,
 }
 
-/// What is to become of a reload.
-#[derive(Debug)]
+/// Whether a reload goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The plans can't be made yet, or the new generations are not ready.
+    /// The look-ups or the new generations take their time.
     Wait,
-    /// The plans can be made from this record.
-    Plan(Record),
-    /// There are no plans, and this is why.
-    Refuse(String),
-    /// All of them are: the pools can go over.
-    Commit,
-    /// One of them never will be, and this is why.
-    Fail(String),
+    /// It is done, or has failed; the log has it.
+    Over,
 }
 
-impl Reload {
+impl<'a> Reload<'a> {
     /// Begins to make the look-ups that new plans take.
     ///
     /// # Errors
     /// When no process can be started for that.
     pub fn begin(
-        source: &PlanSource<'_>,
+        source: &'a PlanSource<'a>,
         only: &mut MasterOnly,
-        pools: &Pools<'_>,
+        pools: &Pools<'a>,
         now: Time,
     ) -> Result<Self> {
         // What the pools keep, the source may be using.
         let keep = pools.iter().flat_map(|pool| pool.plan().keep.clone());
         let planner = Planner::start(source, keep, only, pools.epoll(), now);
         let planner = planner.map_err(|error| Error::new("read the configuration", error))?;
-        Ok(Self::Planning(planner))
+        Ok(Self {
+            source,
+            open: only.inherited.len(),
+            stage: Stage::Planning(planner),
+        })
     }
 
-    /// Makes the plans, all of whose look-ups are in the record, and has all pools prepare for
-    /// them. So many descriptors are `open` that are nobody's. On a failure, what was begun is
-    /// taken back.
-    ///
-    /// # Errors
-    /// What the source says; when an address can't be bound, or there are too many pools.
-    pub fn prepare<'a>(
-        record: Record,
-        source: &PlanSource<'a>,
-        open: usize,
-        pools: &mut Pools<'a>,
-        now: Time,
-    ) -> Result<Self> {
-        let next = lookup::replay(record, || {
-            let plans = source()?;
-            let room = Pools::room(&plans, open)?;
-            Next::begin(plans, room, pools, now)
-        });
-        next.map(Self::Preparing)
-    }
-
-    /// What is to be done next.
-    #[must_use]
-    pub fn step(&self, pools: &Pools<'_>, now: Time) -> Step {
-        match self {
-            Self::Planning(planner) => planner.expire(now).map_or(Step::Wait, Step::from),
-            Self::Preparing(_) => Next::step(pools, now),
+    /// Does what is due.
+    pub fn step(&mut self, pools: &mut Pools<'a>, now: Time) -> Step {
+        match &mut self.stage {
+            Stage::Planning(planner) => {
+                let answer = planner.expire(now);
+                self.on_answer(answer, pools, now)
+            }
+            Stage::Preparing(next) => next.step(pools, now),
         }
     }
 
     /// The child that makes the look-ups has said something, or ended.
-    #[must_use]
-    pub fn on_message(&self) -> Step {
-        match self {
-            Self::Planning(planner) => planner.on_message().map_or(Step::Wait, Step::from),
-            Self::Preparing(_) => Step::Wait,
-        }
+    pub fn on_message(&mut self, pools: &mut Pools<'a>, now: Time) -> Step {
+        let answer = match &self.stage {
+            Stage::Planning(planner) => planner.on_message(),
+            Stage::Preparing(_) => None,
+        };
+        self.on_answer(answer, pools, now)
     }
 
     /// A child of the master has ended, which may be the one that makes the look-ups.
-    #[must_use]
-    pub fn on_exit(&mut self, pid: Pid, how: &str) -> Step {
-        match self {
-            Self::Planning(planner) => {
-                let answer = planner.on_exit(pid, how);
-                answer.map_or(Step::Wait, Step::from)
+    pub fn on_exit(&mut self, pid: Pid, how: &str, pools: &mut Pools<'a>, now: Time) -> Step {
+        let answer = match &mut self.stage {
+            Stage::Planning(planner) => planner.on_exit(pid, how),
+            Stage::Preparing(_) => None,
+        };
+        self.on_answer(answer, pools, now)
+    }
+
+    fn on_answer(&mut self, answer: Option<Answer>, pools: &mut Pools<'a>, now: Time) -> Step {
+        let prepared = match answer {
+            None => return Step::Wait,
+            Some(Answer::Refused(why)) => Err(why),
+            Some(Answer::Planned(record)) => {
+                let next = self.prepare(record, pools, now);
+                next.map_err(|error| error.to_string())
             }
-            Self::Preparing(_) => Step::Wait,
+        };
+        match prepared {
+            Ok(next) => {
+                log::info!("reloading");
+                self.stage = Stage::Preparing(next);
+                Step::Wait
+            }
+            Err(why) => {
+                refuse(&why);
+                Step::Over
+            }
         }
+    }
+
+    /// Makes the plans, all of whose look-ups are in the record, and has all pools prepare for
+    /// them. On a failure, what was begun is taken back.
+    ///
+    /// # Errors
+    /// What the source says; when an address can't be bound, or there are too many pools.
+    fn prepare(&self, record: Record, pools: &mut Pools<'a>, now: Time) -> Result<Next> {
+        lookup::replay(record, || {
+            let plans = (self.source)()?;
+            let room = Pools::room(&plans, self.open)?;
+            Next::begin(plans, room, pools, now)
+        })
     }
 
     /// When something is to be done if nothing happens. The pools know when their new generations
     /// are given up.
     #[must_use]
     pub fn due(&self) -> Option<Time> {
-        match self {
-            Self::Planning(planner) => Some(planner.due()),
-            Self::Preparing(_) => None,
+        match &self.stage {
+            Stage::Planning(planner) => Some(planner.due()),
+            Stage::Preparing(_) => None,
         }
     }
 
-    /// Ends the look-ups, if they are being made. The process that makes them is the caller's to
-    /// reap.
-    #[must_use]
-    pub fn end(self) -> Option<Child> {
-        match self {
-            Self::Planning(planner) => planner.end(),
-            Self::Preparing(_) => None,
+    /// Gives the reload up, for something that comes before it.
+    pub fn give_up(self, why: &str, pools: &mut Pools<'_>, now: Time) {
+        log::info!("giving up the reload under way: {why}");
+        if let Stage::Planning(planner) = self.stage {
+            pools.add_killed(planner.end());
         }
-    }
-
-    /// Goes over to the new generations, if they are ready.
-    pub fn commit(self, pools: &mut Pools<'_>, now: Time) {
-        if let Self::Preparing(next) = self {
-            next.commit(pools, now);
-        }
-    }
-}
-
-impl From<Answer> for Step {
-    fn from(answer: Answer) -> Self {
-        match answer {
-            Answer::Planned(record) => Self::Plan(record),
-            Answer::Refused(why) => Self::Refuse(why),
-        }
+        abandon(pools, now);
     }
 }
 
@@ -175,28 +176,36 @@ impl Next {
         let names = plans.iter().map(|plan| Rc::clone(&plan.name)).collect();
         for plan in plans {
             if let Err(error) = prepare(plan, room, pools, now) {
-                give_up(pools, now);
+                abandon(pools, now);
                 return Err(error);
             }
         }
         Ok(Self { names, bound, room })
     }
 
-    /// Whether all new generations are ready.
-    fn step(pools: &Pools<'_>, now: Time) -> Step {
-        let mut ready = true;
-        for pool in pools.iter() {
-            match pool.workers().is_prepared(now) {
-                Ok(prepared) => ready &= prepared,
-                Err(why) => return Step::Fail(why),
+    /// Goes over to the new generations, if all are ready.
+    fn step(&mut self, pools: &mut Pools<'_>, now: Time) -> Step {
+        let each = |pool: &Pool<'_>| pool.workers().is_prepared(now);
+        let all: std::result::Result<Vec<_>, _> = pools.iter().map(each).collect();
+        match all.map(|all| all.iter().all(|ready| *ready)) {
+            Ok(false) => Step::Wait,
+            Ok(true) => {
+                self.commit(pools, now);
+                log::info!("reloaded");
+                Step::Over
+            }
+            Err(why) => {
+                log::error!("reload failed: {why}; the old workers serve on");
+                abandon(pools, now);
+                Step::Over
             }
         }
-        if ready { Step::Commit } else { Step::Wait }
     }
 
     /// Goes over to the new generations; pools that are wanted no more stop.
-    fn commit(self, pools: &mut Pools<'_>, now: Time) {
-        let Self { names, bound, room } = self;
+    fn commit(&mut self, pools: &mut Pools<'_>, now: Time) {
+        let (names, room) = (&self.names, self.room);
+        let bound = std::mem::take(&mut self.bound);
         // An address of a Unix socket that was bound anew is one whose file was gone: the socket
         // that nobody can reach makes way.
         let unix = |one: &&Listener| matches!(one.asked(), Address::Unix(_));
@@ -253,6 +262,11 @@ fn prepare<'a>(plan: Plan<'a>, room: usize, pools: &mut Pools<'a>, now: Time) ->
 }
 
 /// Gives up what the pools have begun for a reload.
-pub fn give_up(pools: &mut Pools<'_>, now: Time) {
+fn abandon(pools: &mut Pools<'_>, now: Time) {
     pools.iter_mut().for_each(|pool| pool.abandon(now));
+}
+
+/// Says that a reload has come to nothing before anything was changed.
+pub fn refuse(why: &dyn Display) {
+    log::error!("reload refused: {why}; nothing has changed");
 }

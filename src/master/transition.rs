@@ -39,19 +39,18 @@ impl Run {
 }
 
 /// See the module.
-#[derive(Debug)]
-pub enum Transition {
+pub enum Transition<'a> {
     /// Nothing changes.
     None,
     /// All pools go over to another configuration.
-    Reload(Reload),
+    Reload(Reload<'a>),
     /// Another master takes over from this one.
     HandOver(TakeoverServer),
     /// This master takes over from another one.
     TakeOver(TakeoverClient),
 }
 
-impl Transition {
+impl Transition<'_> {
     /// Takes what is under way, so that nothing is.
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::None)
