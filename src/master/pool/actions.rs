@@ -121,12 +121,7 @@ impl Pool<'_> {
         let stopping = matches!(self.phase, Phase::Stopping { .. });
         if stopping && interest != Interest::Output && state == State::Parked {
             // The server goes, and takes only what had come before it said so.
-            if held.has_unread() {
-                self.dispatcher.readable(id, now);
-            } else {
-                self.dispatcher.hung_up(id);
-            }
-            return;
+            return self.end_parked(id, Held::has_unread, now);
         }
         let watched = held.watch(&self.epoll, id, interest, uncontended);
         if self.store.is_some() && state == State::Parked {

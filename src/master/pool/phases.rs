@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::master::child::Child;
 use crate::master::connection::held::Held;
 use crate::master::dispatch::Lending;
+use crate::master::dispatch::table::ConnectionId;
 use crate::master::plan::Plan;
 use crate::master::time::Time;
 
@@ -149,13 +150,21 @@ impl<'a> Pool<'a> {
     fn answer_what_has_come(&mut self, now: Time) {
         let parked: Vec<_> = self.dispatcher.parked().collect();
         for id in parked {
-            let held = self.dispatcher.payload(id);
-            let Some(held) = held else { continue };
-            if held.has_input() {
-                self.dispatcher.readable(id, now);
-            } else if held.has_unsent() {
-                self.dispatcher.finish(id, now);
-            }
+            self.end_parked(id, Held::has_input, now);
+        }
+    }
+
+    /// A parked connection is over because the pool stops, unless there is input for a last turn.
+    /// What the kernel has yet to deliver would be lost if the client sent something to a closed
+    /// connection: then it lingers.
+    pub(super) fn end_parked(&mut self, id: ConnectionId, input: fn(&Held) -> bool, now: Time) {
+        let Some(held) = self.held(id) else { return };
+        if input(held) {
+            self.dispatcher.readable(id, now);
+        } else if held.has_unsent() {
+            self.dispatcher.finish(id, now);
+        } else {
+            self.dispatcher.hung_up(id);
         }
     }
 

@@ -178,6 +178,25 @@ fn a_connection_that_waits_for_its_worker_in_vain_gets_no_reply_into_its_respons
     }
 }
 
+/// The client has not read the response yet when it sends its next request, which comes too late.
+#[test]
+fn a_request_that_comes_after_the_stop_destroys_no_output() {
+    let (mut world, worker, mut client, id, mut socket) = begin_turn(World::new());
+    let now = world.now();
+    world.pool.stop(now);
+    let sent = fill(&mut socket);
+    drop(socket);
+    worker.report(id, Outcome::Park, (7, sent), b"");
+    world.until("it is over", |world| {
+        world.pool.dispatcher.connections() == 0
+    });
+    for _ in 0..5 {
+        let _ = client.write_all(b"request");
+        rounds(&mut world);
+    }
+    assert_eq!(read_all(&mut world, &mut client).len() as u64, sent);
+}
+
 #[test]
 fn a_client_that_is_gone_for_good_does_not_wait_for_a_worker() {
     let mut world = World::new();
