@@ -89,11 +89,10 @@ impl Pool<'_> {
         for one in std::mem::take(&mut self.aside) {
             let peer = one.held.peer();
             let last = at_once || self.has_waited(&one, now);
-            let admitted = self.listeners.clients().enter(peer);
-            if admitted {
+            if self.listeners.clients().enter(peer) {
                 self.make_room(1, now);
-            }
-            if admitted && !self.dispatcher.is_full() {
+                // If nobody gives way it stays all the same: it has its descriptor already, and is
+                // not one too many for its client.
                 let ready = self.is_ready(&one.held, one.deferred);
                 self.dispatcher.accepted(one.held, ready, now);
             } else if last {

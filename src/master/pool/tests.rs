@@ -24,6 +24,7 @@ use crate::service::ServiceProfile;
 use crate::wire::{FromWorker, Outcome, Report, Traffic};
 
 mod endings;
+mod newcomers;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
