@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::clients::Clients;
 use super::listener::{Accepted, Listener};
 use crate::config::Address;
@@ -14,7 +16,7 @@ use crate::master::time::Time;
 use crate::service::Peer;
 
 /// How many connections are accepted before other events get their turn.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// How long accepting pauses when no descriptor or no memory is left, unless a connection ends
 /// before.
@@ -129,7 +131,7 @@ impl Listeners {
                     });
                     // In the middle of a batch: the next one would be one too many.
                     if room == Room::Taken {
-                        return false;
+                        return true;
                     }
                 }
                 Ok(Accepted::Lost) => {}
@@ -158,6 +160,15 @@ impl Listeners {
     #[must_use]
     pub fn waiting(&self, index: usize) -> usize {
         self.batch(index).unwrap_or(1)
+    }
+
+    /// Whether somebody waits in a backlog, also where the kernel does not say how many.
+    #[must_use]
+    pub fn somebody_waits(&self, index: usize) -> bool {
+        self.all.get(index).is_some_and(|listener| {
+            let mut wait = [PollFd::new(listener, PollFlags::IN)];
+            poll(&mut wait, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        })
     }
 
     fn batch(&self, index: usize) -> Option<usize> {
@@ -281,30 +292,6 @@ impl Listeners {
         // The others may have moved to other places, which their tokens name.
         self.watch();
         gone
-    }
-
-    /// Closes the listeners whose addresses are `unwanted`, after accepting what waits in their
-    /// backlogs: the kernel resets a connection that waits there when its listener is closed, and
-    /// its client may have sent a request already.
-    pub fn close(
-        &mut self,
-        unwanted: impl Fn(&Address) -> bool,
-        plan: &Plan<'_>,
-        now: Time,
-        mut welcome: impl FnMut(Newcomer) -> Room,
-    ) {
-        let rounds = plan.settings.backlog.unsigned_abs() as usize / BATCH + 1;
-        for index in 0..self.all.len() {
-            if unwanted(self.all[index].asked()) {
-                // The number of rounds is limited, because clients may come as fast as they are
-                // accepted.
-                let mut rounds = 0..rounds;
-                while rounds.next().is_some() && self.accept(index, now, &mut welcome) {}
-            }
-        }
-        for listener in self.give_away(unwanted) {
-            log::debug!("no longer listening on {listener}");
-        }
     }
 
     /// Closes all listeners, and with them what waits in their backlogs.

@@ -6,7 +6,7 @@ use super::{Phase, Pool};
 use crate::config::Address;
 use crate::master::connection::held::Held;
 use crate::master::listen::clients::is_same_client;
-use crate::master::listen::listeners::{Listeners, Newcomer, Room};
+use crate::master::listen::listeners::{BATCH, Listeners, Newcomer, Room};
 use crate::master::time::Time;
 
 impl Pool<'_> {
@@ -24,21 +24,30 @@ impl Pool<'_> {
         }
         let mut knocking = std::mem::take(&mut self.attention.knocking);
         for index in knocking.drain(..) {
-            if self.dispatcher.is_full() {
-                // To ask how many wait is a call of its own.
-                self.make_room(self.listeners.waiting(index), now);
-            }
+            self.accept_from(index, now);
             if self.dispatcher.is_full() {
                 self.dispatcher.pause_if_full();
                 self.carry_out(now);
-            } else {
-                let before = self.aside.len();
-                let (listeners, welcome) = self.accepting(now);
-                listeners.accept(index, now, welcome);
-                self.uncount_aside(before);
             }
         }
         self.attention.knocking = knocking;
+    }
+
+    /// Accepts some of the connections that wait at a listener, after others have given way to
+    /// them. True when more may wait, and there may be room for them.
+    fn accept_from(&mut self, index: usize, now: Time) -> bool {
+        if self.dispatcher.is_full() {
+            // To ask how many wait is a call of its own.
+            self.make_room(self.listeners.waiting(index), now);
+        }
+        if self.dispatcher.is_full() {
+            return false;
+        }
+        let before = self.aside.len();
+        let (listeners, welcome) = self.accepting(now);
+        let more = listeners.accept(index, now, welcome);
+        self.uncount_aside(before);
+        more
     }
 
     /// Lets others give way to so many newcomers, if there is no room for them.
@@ -150,13 +159,27 @@ impl Pool<'_> {
         }
     }
 
-    /// Closes listeners, after taking what waits in their backlogs.
+    /// Closes listeners, after taking what waits in their backlogs, as far as there is room: the
+    /// kernel resets a connection that waits there when its listener is closed, and its client may
+    /// have sent a request already.
     pub fn close_listeners(&mut self, unwanted: impl Fn(&Address) -> bool, now: Time) {
-        let plan = self.plan.clone();
-        let before = self.aside.len();
-        let (listeners, welcome) = self.accepting(now);
-        listeners.close(unwanted, &plan, now, welcome);
-        self.uncount_aside(before);
+        // The number of rounds is limited, because clients may come as fast as they are accepted.
+        let rounds = self.plan.settings.backlog.unsigned_abs() as usize / BATCH + 1;
+        for index in 0..self.listeners.all().len() {
+            if !unwanted(self.listeners.all()[index].asked()) {
+                continue;
+            }
+            for _ in 0..rounds {
+                // Nobody gives way to nobody.
+                let over = !self.listeners.somebody_waits(index);
+                if over || !self.accept_from(index, now) {
+                    break;
+                }
+            }
+        }
+        for listener in self.listeners.give_away(unwanted) {
+            log::debug!("no longer listening on {listener}");
+        }
     }
 
     /// Accepts again after a descriptor was missing, if there are some.

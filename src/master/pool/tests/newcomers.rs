@@ -47,3 +47,46 @@ fn who_has_waited_for_a_place_of_its_client_is_not_turned_away_for_another_reaso
     assert_eq!(read(&mut socket, 7), b"request");
     assert_eq!(world.pool.dispatcher.connections(), 2);
 }
+
+/// Waits until so many connections lie in the backlog.
+fn until_waiting(world: &World, count: usize) {
+    let end = Instant::now() + DEADLINE;
+    while world.pool.listeners.all()[0].backlog() < Some(count) {
+        assert!(Instant::now() < end, "they do not come");
+        std::thread::yield_now();
+    }
+}
+
+/// Connections that are idle, because their request is answered.
+fn idle(world: &mut World, worker: &mut Played, count: usize) -> Vec<TcpStream> {
+    let mut idle = Vec::new();
+    for before in 0..count {
+        idle.push(client(world));
+        let (id, mut socket) = world.lent(worker);
+        assert_eq!(read(&mut socket, 7), b"request");
+        drop(socket);
+        worker.report(id, Outcome::Park, (7, 0), b"");
+        world.until("it is parked", |world| {
+            world.pool.dispatcher.parked().count() == before + 1
+        });
+    }
+    idle
+}
+
+#[test]
+fn what_waits_in_the_backlog_of_a_full_pool_is_taken_when_its_listener_is_closed() {
+    let mut world = narrow(3, None);
+    let mut worker = world.hire(0);
+    let _idle = idle(&mut world, &mut worker, 3);
+    let waiting: Vec<_> = (0..3).map(|_| client(&world)).collect();
+    until_waiting(&world, 3);
+    let now = world.now();
+    world.pool.close_listeners(|_| true, now);
+    assert_eq!(world.pool.dispatcher.parked().count(), 0);
+    for _ in &waiting {
+        let (id, mut socket) = world.lent(&mut worker);
+        assert_eq!(read(&mut socket, 7), b"request");
+        drop(socket);
+        worker.report(id, Outcome::Park, (7, 0), b"");
+    }
+}
