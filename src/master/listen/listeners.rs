@@ -1,5 +1,6 @@
 //! The listeners of one pool: taking new connections, and pausing while there is no room for more.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Listeners {
     accepting: Accepting,
     /// Another master accepts from the same sockets, so this one does not.
     held_back: bool,
+    /// Where newcomers wait, by what was heard in this round.
+    knocking: VecDeque<usize>,
     /// The log has said that no descriptor is left, and none has been since.
     warned: bool,
     /// The log has said that clients of Unix sockets are not counted.
@@ -79,6 +82,7 @@ impl Listeners {
             clients: Clients::new(per_client),
             accepting: Accepting::Yes,
             held_back,
+            knocking: VecDeque::new(),
             warned: false,
             warned_of_uncounted: false,
         }
@@ -101,7 +105,32 @@ impl Listeners {
         self.accepting == Accepting::Yes
     }
 
+    /// Whether new connections are taken now: there is room, and no other master takes them.
+    #[must_use]
+    pub fn takes(&self) -> bool {
+        self.accepts() && !self.held_back
+    }
+
     // ---- accepting ------------------------------------------------------------------------------
+
+    /// Newcomers wait at a listener, which says so again as long as they do.
+    pub fn knock(&mut self, index: usize) {
+        self.knocking.push_back(index);
+    }
+
+    /// Whether newcomers wait somewhere.
+    #[must_use]
+    pub fn is_knocked(&self) -> bool {
+        !self.knocking.is_empty()
+    }
+
+    /// A listener where newcomers wait who may be let in.
+    pub fn next_knocking(&mut self) -> Option<usize> {
+        if !self.takes() {
+            self.knocking.clear();
+        }
+        self.knocking.pop_front()
+    }
 
     /// Takes connections out of a backlog, and gives each to `welcome`, which says whether there is
     /// room for more. True when more may wait in the backlog.
@@ -118,7 +147,7 @@ impl Listeners {
             let Some(listener) = self.all.get(index) else {
                 return false;
             };
-            if !self.accepts() || self.held_back {
+            if !self.takes() {
                 return false;
             }
             match listener.accept() {
@@ -290,6 +319,7 @@ impl Listeners {
             self.epoll.remove(listener);
         }
         // The others may have moved to other places, which their tokens name.
+        self.knocking.clear();
         self.watch();
         gone
     }

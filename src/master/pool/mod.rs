@@ -91,8 +91,6 @@ struct Attention {
     /// Lent connections whose clients have sent more: the master must not sleep through the end of
     /// their turns.
     awaited: Vec<ConnectionId>,
-    /// Listeners where newcomers wait.
-    knocking: Vec<usize>,
     /// Some worker was told that it may stay with its connection.
     may_stay: bool,
 }
@@ -207,7 +205,7 @@ impl<'a> Pool<'a> {
             PoolEvent::Connection(id) => self.on_connection(id, flags, now),
             PoolEvent::Worker(worker) => self.on_worker(worker, now),
             // Newcomers come last in each round: what else has happened may make room for them.
-            PoolEvent::Listener(index) => self.attention.knocking.push(index),
+            PoolEvent::Listener(index) => self.listeners.knock(index),
         }
     }
 

@@ -13,7 +13,7 @@ impl Pool<'_> {
     /// Accepts connections where some wait.
     pub(super) fn welcome_newcomers(&mut self, now: Time) {
         self.look_again(now);
-        if self.attention.knocking.is_empty() {
+        if !self.listeners.is_knocked() {
             return;
         }
         if self.plan.settings.per_client.is_some() || self.dispatcher.is_full() {
@@ -22,25 +22,25 @@ impl Pool<'_> {
             self.collect_from_all(now);
             self.carry_out(now);
         }
-        let mut knocking = std::mem::take(&mut self.attention.knocking);
-        for index in knocking.drain(..) {
+        while let Some(index) = self.listeners.next_knocking() {
             self.accept_from(index, now);
-            if self.dispatcher.is_full() {
-                self.dispatcher.pause_if_full();
-                self.carry_out(now);
-            }
         }
-        self.attention.knocking = knocking;
     }
 
     /// Accepts some of the connections that wait at a listener, after others have given way to
     /// them. True when more may wait, and there may be room for them.
     fn accept_from(&mut self, index: usize, now: Time) -> bool {
+        // Else others would give way to somebody who does not come.
+        if !self.listeners.takes() {
+            return false;
+        }
         if self.dispatcher.is_full() {
             // To ask how many wait is a call of its own.
             self.make_room(self.listeners.waiting(index), now);
         }
         if self.dispatcher.is_full() {
+            self.dispatcher.pause_if_full();
+            self.carry_out(now);
             return false;
         }
         let before = self.aside.len();

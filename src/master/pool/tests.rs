@@ -196,6 +196,12 @@ impl Drop for Played {
     }
 }
 
+fn rounds(world: &mut World) {
+    for _ in 0..5 {
+        world.round();
+    }
+}
+
 fn read(stream: &mut TcpStream, count: usize) -> Vec<u8> {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut bytes = vec![0; count];

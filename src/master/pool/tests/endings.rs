@@ -52,12 +52,6 @@ fn begin_turn(mut world: World) -> (World, Played, TcpStream, u64, TcpStream) {
     (world, worker, client, id, socket)
 }
 
-fn rounds(world: &mut World) {
-    for _ in 0..5 {
-        world.round();
-    }
-}
-
 #[test]
 fn input_that_nobody_has_read_destroys_no_output() {
     let mut world = World::new();

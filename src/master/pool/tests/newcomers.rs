@@ -90,3 +90,22 @@ fn what_waits_in_the_backlog_of_a_full_pool_is_taken_when_its_listener_is_closed
         worker.report(id, Outcome::Park, (7, 0), b"");
     }
 }
+
+#[test]
+fn nobody_gives_way_to_a_newcomer_whom_another_master_accepts() {
+    let mut world = narrow(2, None);
+    let mut worker = world.hire(0);
+    let _idle = idle(&mut world, &mut worker, 2);
+    let _waiting = client(&world);
+    until_waiting(&world, 1);
+    let now = world.now();
+    world
+        .pool
+        .on_event(PoolEvent::Listener(0), EventFlags::IN, now);
+    world.pool.freeze(now);
+    rounds(&mut world);
+    assert_eq!(world.pool.dispatcher.parked().count(), 2);
+    world.pool.thaw(now);
+    let (_, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+}
