@@ -118,17 +118,8 @@ impl Listeners {
         self.knocking.push_back(index);
     }
 
-    /// Whether newcomers wait somewhere.
-    #[must_use]
-    pub fn is_knocked(&self) -> bool {
-        !self.knocking.is_empty()
-    }
-
-    /// A listener where newcomers wait who may be let in.
+    /// The next listener where newcomers wait.
     pub fn next_knocking(&mut self) -> Option<usize> {
-        if !self.takes() {
-            self.knocking.clear();
-        }
         self.knocking.pop_front()
     }
 

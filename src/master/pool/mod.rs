@@ -215,6 +215,8 @@ impl<'a> Pool<'a> {
         // report.
         self.collect_all(now);
         self.dispatcher.tick(now);
+        // What is over for a client must not count when it comes again.
+        self.carry_out(now);
         self.welcome_newcomers(now);
     }
 

@@ -12,16 +12,7 @@ use crate::master::time::Time;
 impl Pool<'_> {
     /// Accepts connections where some wait.
     pub(super) fn welcome_newcomers(&mut self, now: Time) {
-        self.look_again(now);
-        if !self.listeners.is_knocked() {
-            return;
-        }
-        if self.plan.settings.per_client.is_some() || self.dispatcher.is_full() {
-            // What is over for a client must not count when it comes again, however late the master
-            // is with the report.
-            self.collect_from_all(now);
-            self.carry_out(now);
-        }
+        self.settle_aside(now, false);
         while let Some(index) = self.listeners.next_knocking() {
             self.accept_from(index, now);
         }
@@ -70,17 +61,6 @@ impl Pool<'_> {
         looks.min()
     }
 
-    /// Admits those that were put aside and whose clients have room now, and turns those away whose
-    /// time is over.
-    fn look_again(&mut self, now: Time) {
-        if self.aside.is_empty() {
-            return;
-        }
-        self.collect_from_all(now);
-        self.carry_out(now);
-        self.settle_aside(now, false);
-    }
-
     /// Puts nobody aside any more: the pool stops, or another master accepts.
     pub(super) fn end_aside(&mut self, now: Time) {
         self.settle_aside(now, true);
@@ -94,6 +74,8 @@ impl Pool<'_> {
         one.has_waited(now, || lent.any(|held| is_same_client(held.peer(), peer)))
     }
 
+    /// Admits those that were put aside and whose clients have room now, and turns those away whose
+    /// time is over: all others if that is to be settled at once.
     fn settle_aside(&mut self, now: Time, at_once: bool) {
         for one in std::mem::take(&mut self.aside) {
             let peer = one.held.peer();

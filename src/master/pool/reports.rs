@@ -23,7 +23,7 @@ impl Pool<'_> {
         self.ask_to_ring(worker, now);
     }
 
-    /// Takes the reports that the moving workers have published.
+    /// Takes the reports that the moving workers have published. All others ring for each.
     pub(super) fn collect_all(&mut self, now: Time) {
         let mut moving = std::mem::take(&mut self.attention.moving);
         self.dispatcher.moving(&mut moving);
@@ -31,14 +31,6 @@ impl Pool<'_> {
             self.collect(*worker, now);
         }
         self.attention.moving = moving;
-    }
-
-    /// Takes the reports that all workers have published.
-    pub(super) fn collect_from_all(&mut self, now: Time) {
-        let all: Vec<_> = self.workers.all().map(|one| one.worker()).collect();
-        for worker in all {
-            self.collect(worker, now);
-        }
     }
 
     /// Takes the reports that a worker has published.
