@@ -76,13 +76,13 @@ impl Child {
         report(kill(self.pid, signal), signal, self.pid);
     }
 
-    /// Asks the child to end with this signal. If it does not, it is killed.
+    /// Asks the child to end with this signal. If it does not, it is killed, no later than was
+    /// decided before.
     pub fn end(&mut self, signal: Signal, now: Time) {
         self.signal(signal);
-        self.escalation = (signal != Signal::SIGKILL).then(|| Escalation {
-            signal: Signal::SIGKILL,
-            at: now.after(LAST_CHANCE),
-        });
+        self.escalation
+            .take_if(|next| next.signal != Signal::SIGKILL);
+        self.kill_at(now.after(LAST_CHANCE));
     }
 
     /// Kills the child at once.
@@ -228,5 +228,38 @@ pub fn next_event() -> Option<(Pid, ChildEvent)> {
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_is_asked_to_end_is_killed_no_later_than_was_decided_before() {
+        let mut program = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = Child::new(Pid::from_raw(program.id().cast_signed()));
+        let now = Time::default();
+        // A signal that it survives.
+        let signal = Signal::SIGCONT;
+        let soon = now.after(LAST_CHANCE / 2);
+        child.kill_at(soon);
+        child.end(signal, now);
+        assert_eq!(child.due(), Some(soon));
+        // A later time is brought forward, and so is the kill if the next signal was another one.
+        child.give_time();
+        child.kill_at(now.after(2 * LAST_CHANCE));
+        child.end(signal, now);
+        assert_eq!(child.due(), Some(now.after(LAST_CHANCE)));
+        child.end_at(soon);
+        child.end(signal, now);
+        assert_eq!(child.due(), Some(now.after(LAST_CHANCE)));
+        assert_eq!(
+            child.due_signal(now.after(LAST_CHANCE)),
+            Some(Signal::SIGKILL)
+        );
+        child.kill();
+        program.wait().unwrap();
     }
 }
