@@ -159,9 +159,9 @@ impl Pool<'_> {
         held.store(Place::Parked, &progress, now);
     }
 
-    /// Counts a client that is turned away or kept out, while there are so many connections, and
-    /// says so if it is the first.
-    fn turned_away(&mut self, cause: Cause, connections: usize, now: Time) {
+    /// Counts a client that is turned away or kept waiting, while there are so many connections.
+    /// Says so if it is the first.
+    pub(super) fn suffer(&mut self, cause: Cause, connections: usize, now: Time) {
         let settings = &self.plan.settings;
         if let Some(warning) = self.overload.count(cause, settings, connections, now) {
             log::warn!("{warning}");
@@ -174,12 +174,12 @@ impl Pool<'_> {
             true => Cause::OpenFiles,
             false => Cause::MaxConnections,
         };
-        self.turned_away(cause, connections, now);
+        self.suffer(cause, connections, now);
     }
 
     fn linger(&mut self, id: ConnectionId, reply: Option<Canned>, now: Time) {
         if let Some(cause) = reply.and_then(Cause::of) {
-            self.turned_away(cause, self.dispatcher.connections(), now);
+            self.suffer(cause, self.dispatcher.connections(), now);
         }
         let profile = &self.plan.profile;
         let last_words = match reply {

@@ -11,6 +11,7 @@ use crate::master::time::Time;
 use crate::wire::Lend;
 
 use super::Pool;
+use super::overload::Cause;
 use super::reports::store_ready;
 
 /// When a connection has waited for this long, the master makes sure before it lends it that its
@@ -39,10 +40,14 @@ impl Pool<'_> {
         self.attention.may_stay |= uncontended;
         held.store(Place::Lent, &Progress::before(turn), now);
         match process.channel.lend(lend, held.descriptor(), uncontended) {
-            Ok(Lent::Sent) => self.shortage.sent(&self.plan.name, now),
+            Ok(Lent::Sent) => {}
             Ok(Lent::Full) => self.refused(worker, id, now),
             Ok(Lent::Refused(errno)) => {
-                self.shortage.refused(&self.plan.name, errno.into(), now);
+                self.suffer(
+                    Cause::Lends(errno.raw_os_error()),
+                    self.dispatcher.connections(),
+                    now,
+                );
                 self.refused(worker, id, now);
             }
             Ok(Lent::Gone) => {

@@ -13,7 +13,6 @@ mod newcomers;
 mod overload;
 mod phases;
 mod reports;
-mod shortage;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +34,6 @@ use crate::config::Address;
 use crate::sys::unforked::Unforked;
 use aside::Aside;
 use overload::Overload;
-use shortage::Shortage;
 
 /// How far a pool has come on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +73,6 @@ pub struct Pool<'a> {
     /// Where connections are kept beside this process, if there is a manager for that.
     store: Option<Store>,
     attention: Attention,
-    shortage: Shortage,
     aside: Vec<Aside>,
     /// When the connections that linger were last looked at, to end them before a stop.
     looked_at_lingering: Time,
@@ -133,10 +130,9 @@ impl<'a> Pool<'a> {
             listeners: Listeners::new(epoll.clone(), plan.settings.per_client, held_back),
             store,
             attention: Attention::default(),
-            shortage: Shortage::default(),
             aside: Vec::new(),
             looked_at_lingering: Time::default(),
-            overload: Overload::default(),
+            overload: Overload::new(&plan.name),
             buffers: Buffers::default(),
             epoll,
             plan,

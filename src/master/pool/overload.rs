@@ -1,20 +1,24 @@
-//! What is said of clients that are turned away: one warning when it begins, and one when it has
-//! ended, with the count. Pure.
+//! What is said of clients that are turned away or kept waiting for want of something: one warning
+//! when it begins, and one when it has ended, with the count. Pure.
 
-use std::fmt;
+use std::io;
+use std::mem::discriminant;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::Settings;
+use crate::error::Plain;
 use crate::master::dispatch::{Canned, Excess};
+use crate::master::plan::MAIN;
 use crate::master::time::Time;
 
-/// How long nobody must have been turned away before that counts as the end.
+/// How long it must not have happened before that counts as the end.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// What happens when there is no room for a further connection.
 const CONSEQUENCE: &str = "idle ones are closed, or new ones wait";
 
-/// Why clients are turned away, or kept out.
+/// Why clients are turned away, or kept waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// A client has too many connections.
@@ -29,16 +33,11 @@ pub enum Cause {
     MaxConnections,
     /// There are as many as the limit of open files allows; likewise.
     OpenFiles,
+    /// The kernel does not pass descriptors on, for want of something that no worker has:
+    /// connections wait, and are turned away when they have waited for too long. With the error's
+    /// number.
+    Lends(i32),
 }
-
-const CAUSES: [Cause; 6] = [
-    Cause::PerClient,
-    Cause::Queue,
-    Cause::QueueWait,
-    Cause::HeadTimeout,
-    Cause::MaxConnections,
-    Cause::OpenFiles,
-];
 
 impl Cause {
     /// The cause of a reply; none for one that tells of a worker's fault, which has its own
@@ -54,8 +53,8 @@ impl Cause {
         }
     }
 
-    /// The name of the setting.
-    fn setting(self) -> &'static str {
+    /// The name of the setting, or of what the kernel limits.
+    fn name(self) -> &'static str {
         match self {
             Self::PerClient => "per-client",
             Self::Queue => "queue",
@@ -63,6 +62,7 @@ impl Cause {
             Self::HeadTimeout => "head-timeout",
             Self::MaxConnections => "max-connections",
             Self::OpenFiles => "limit of open files",
+            Self::Lends(_) => "lending",
         }
     }
 
@@ -91,6 +91,24 @@ impl Cause {
             Self::OpenFiles => {
                 format!("cannot accept more than {connections} connections: {CONSEQUENCE}")
             }
+            Self::Lends(errno) => {
+                let why = io::Error::from_raw_os_error(errno);
+                format!(
+                    "cannot lend connections to workers: {}; they wait",
+                    Plain(&why)
+                )
+            }
+        }
+    }
+
+    /// What happens again and again.
+    fn events(self) -> &'static str {
+        match self {
+            Self::PerClient | Self::Queue | Self::QueueWait | Self::HeadTimeout => {
+                "clients were turned away"
+            }
+            Self::MaxConnections | Self::OpenFiles => "times no connection was free",
+            Self::Lends(_) => "lends were refused",
         }
     }
 }
@@ -98,42 +116,29 @@ impl Cause {
 /// Since when, until when, and how many.
 #[derive(Debug, Clone, Copy)]
 struct Episode {
+    cause: Cause,
     begin: Time,
     last: Time,
     count: u64,
 }
 
-/// The clients of a pool that are being turned away.
-#[derive(Debug, Default)]
+/// What is scarce in a pool.
+#[derive(Debug)]
 pub struct Overload {
-    episodes: [Option<Episode>; CAUSES.len()],
-}
-
-/// An episode that has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
-    cause: Cause,
-    count: u64,
-    lasted: Duration,
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { count, .. } = self;
-        let (setting, lasted) = (self.cause.setting(), self.lasted.as_secs_f64());
-        let quiet = QUIET.as_secs();
-        let what = match self.cause {
-            Cause::MaxConnections | Cause::OpenFiles => "times no connection was free",
-            _ => "clients were turned away",
-        };
-        write!(
-            f,
-            "{setting}: {count} {what} in {lasted:.1} s, none in the {quiet} s since"
-        )
-    }
+    pool: Rc<str>,
+    episodes: Vec<Episode>,
 }
 
 impl Overload {
+    /// Nothing is, in the pool of this name.
+    #[must_use]
+    pub fn new(pool: &Rc<str>) -> Self {
+        Self {
+            pool: Rc::clone(pool),
+            episodes: Vec::new(),
+        }
+    }
+
     /// Counts a client, while there are so many connections. Returns what is to be said if it is
     /// the first.
     #[must_use]
@@ -144,46 +149,55 @@ impl Overload {
         connections: usize,
         now: Time,
     ) -> Option<String> {
-        let episode = &mut self.episodes[cause as usize];
-        match episode {
-            Some(episode) => {
-                episode.last = now;
-                episode.count += 1;
-                None
-            }
-            None => {
-                *episode = Some(Episode {
-                    begin: now,
-                    last: now,
-                    count: 1,
-                });
-                Some(format!(
-                    "{}: {}",
-                    cause.setting(),
-                    cause.begin(settings, connections)
-                ))
-            }
+        let same = |episode: &&mut Episode| discriminant(&episode.cause) == discriminant(&cause);
+        if let Some(episode) = self.episodes.iter_mut().find(same) {
+            episode.last = now;
+            episode.count += 1;
+            return None;
         }
+        self.episodes.push(Episode {
+            cause,
+            begin: now,
+            last: now,
+            count: 1,
+        });
+        Some(self.line(cause, &cause.begin(settings, connections)))
     }
 
-    /// When the next episode ends, if nobody else is turned away.
+    /// When the next episode ends, if nothing else happens.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
-        let ends = self.episodes.iter().flatten();
+        let ends = self.episodes.iter();
         ends.map(|episode| episode.last.after(QUIET)).min()
     }
 
-    /// The episodes that have ended.
-    pub fn ended(&mut self, now: Time) -> impl Iterator<Item = Ended> {
-        let all = self.episodes.iter_mut().zip(CAUSES);
-        all.filter_map(move |(episode, cause)| {
-            let ended = episode.take_if(|episode| episode.last.after(QUIET) <= now)?;
-            Some(Ended {
-                cause,
-                count: ended.count,
-                lasted: ended.last.since(ended.begin),
-            })
-        })
+    /// What is to be said of the episodes that have ended.
+    pub fn ended(&mut self, now: Time) -> Vec<String> {
+        let ended = |episode: &mut Episode| episode.last.after(QUIET) <= now;
+        let ended: Vec<_> = self.episodes.extract_if(.., ended).collect();
+        let lines = ended.iter().map(
+            |Episode {
+                 cause,
+                 begin,
+                 last,
+                 count,
+             }| {
+                let (events, quiet) = (cause.events(), QUIET.as_secs());
+                let lasted = last.since(*begin).as_secs_f64();
+                let what =
+                    format!("{count} {events} in {lasted:.1} s, none in the {quiet} s since");
+                self.line(*cause, &what)
+            },
+        );
+        lines.collect()
+    }
+
+    /// The pool is named if it has a name of its own.
+    fn line(&self, cause: Cause, what: &str) -> String {
+        match &*self.pool {
+            MAIN => format!("{}: {what}", cause.name()),
+            pool => format!("{} pool={pool}: {what}", cause.name()),
+        }
     }
 }
 
@@ -196,7 +210,7 @@ mod tests {
         let settings = Settings::for_processors(1);
         let second = Duration::from_secs(1);
         let mut now = Time(1_000_000_000);
-        let mut overload = Overload::default();
+        let mut overload = Overload::new(&MAIN.into());
         assert_eq!(overload.next_due(), None);
         let first = overload.count(Cause::Queue, &settings, 0, now);
         let said = "queue: turning requests away because 10000 wait for a worker";
@@ -204,7 +218,7 @@ mod tests {
         for _ in 0..4 {
             now = now.after(9 * second);
             assert_eq!(overload.count(Cause::Queue, &settings, 0, now), None);
-            assert_eq!(overload.ended(now).count(), 0);
+            assert!(overload.ended(now).is_empty());
         }
         // Another cause is another episode.
         assert!(
@@ -214,10 +228,23 @@ mod tests {
         );
         assert_eq!(overload.next_due(), Some(now.after(QUIET)));
         now = now.after(QUIET);
-        let ended: Vec<_> = overload.ended(now).map(|ended| ended.to_string()).collect();
         let said = "queue: 5 clients were turned away in 36.0 s, none in the 10 s since";
-        assert_eq!(ended, [said]);
+        assert_eq!(overload.ended(now), [said]);
         assert_eq!(overload.next_due(), Some(now.after(second)));
         assert!(overload.count(Cause::Queue, &settings, 0, now).is_some());
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_for_several_reasons_is_one_episode_of_its_pool() {
+        let settings = Settings::for_processors(1);
+        let mut overload = Overload::new(&"api".into());
+        let now = Time::default();
+        let mut refused = |errno| overload.count(Cause::Lends(errno), &settings, 0, now);
+        let said = "lending pool=api: cannot lend connections to workers: \
+                    The kernel has no memory for it; they wait";
+        assert_eq!(refused(libc::ENOMEM).as_deref(), Some(said));
+        assert_eq!(refused(libc::ETOOMANYREFS), None);
+        let said = "lending pool=api: 2 lends were refused in 0.0 s, none in the 10 s since";
+        assert_eq!(overload.ended(now.after(QUIET)), [said]);
     }
 }

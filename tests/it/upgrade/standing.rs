@@ -148,7 +148,7 @@ fn pool(name: &str, service: &str, sockets: &[&str]) -> String {
 }
 
 fn start(text: &str, addresses: usize) -> Server {
-    let setup = Setup::new(&[]).expect("max-connections: ");
+    let setup = Setup::new(&[]).expect("max-connections pool=web: ");
     setup.file(text, addresses).start()
 }
 
