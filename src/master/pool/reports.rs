@@ -143,9 +143,10 @@ impl Pool<'_> {
     /// Asks all moving workers to ring for their next report. False when one has reported in the
     /// meantime: then the master must not sleep.
     pub fn fall_asleep(&mut self) -> bool {
+        let wanted = self.wants_reports();
         let (dispatcher, attention) = (&self.dispatcher, &mut self.attention);
         dispatcher.moving(&mut attention.moving);
-        if dispatcher.wants_reports() && std::mem::take(&mut attention.may_stay) {
+        if wanted && std::mem::take(&mut attention.may_stay) {
             // Others wait.
             for process in self.workers.all() {
                 process.channel.set_may_stay(false);
@@ -156,9 +157,6 @@ impl Pool<'_> {
             _ => None,
         };
         attention.awaited.retain(|id| holder(*id).is_some());
-        // A client that waits in the backlog needs the descriptor of a connection that has ended.
-        let wanted =
-            dispatcher.wants_reports() || !self.listeners.accepts() || !self.aside.is_empty();
         attention.moving.iter().all(|worker| {
             // With nobody waiting, a parked connection is no news: the client's next bytes wake the
             // master, and then it looks at the boards. But they may have come already.
@@ -171,6 +169,12 @@ impl Pool<'_> {
             let process = self.workers.get(*worker);
             process.is_none_or(|process| process.channel.sleep(sleep))
         })
+    }
+
+    /// Whether something waits for the end of any turn: in the dispatcher, in the backlog for a
+    /// place that nobody gives up, or aside for one of its client.
+    fn wants_reports(&self) -> bool {
+        self.dispatcher.wants_reports() || !self.listeners.accepts() || !self.aside.is_empty()
     }
 
     /// Wants no ringing any more.
