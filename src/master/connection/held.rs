@@ -306,11 +306,38 @@ impl Held {
             Interest::Input | Interest::NewInput => (Watch::Input, INPUT | EventFlags::ET),
             Interest::Output => (Watch::Once, EventFlags::OUT | EventFlags::ONESHOT),
         };
+        if self.watch == mode && mode == Watch::Input && interest == Interest::NewInput {
+            return Ok(noticed);
+        }
+        self.set_watch(epoll, id, mode, flags)
+    }
+
+    /// Watches a connection of which the sending side has ended for input, and for the moment when
+    /// the client has all that was sent: [`EventFlags::OUT`] comes once now, and once when the
+    /// client's side has acknowledged the end (the kernel wakes those who wait in close(2) then).
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn watch_delivery(
+        &mut self,
+        epoll: &PoolEpoll,
+        id: ConnectionId,
+    ) -> io::Result<EventFlags> {
+        let flags = INPUT | EventFlags::OUT | EventFlags::ET;
+        self.set_watch(epoll, id, Watch::Input, flags)
+    }
+
+    fn set_watch(
+        &mut self,
+        epoll: &PoolEpoll,
+        id: ConnectionId,
+        mode: Watch,
+        flags: EventFlags,
+    ) -> io::Result<EventFlags> {
         let event = PoolEvent::Connection(id);
-        match (self.watch, mode) {
-            (Watch::Input, Watch::Input) if interest == Interest::NewInput => return Ok(noticed),
-            (Watch::No, _) => epoll.add(&self.socket, event, flags)?,
-            (Watch::Once | Watch::Input, _) => epoll.modify(&self.socket, event, flags)?,
+        match self.watch {
+            Watch::No => epoll.add(&self.socket, event, flags)?,
+            Watch::Once | Watch::Input => epoll.modify(&self.socket, event, flags)?,
         }
         self.watch = mode;
         // The call itself looks at the connection, and makes an event of what is there.

@@ -34,6 +34,13 @@ impl Pool<'_> {
             }
             return;
         }
+        if state == State::Lingering && flags == EventFlags::OUT {
+            let loses_nothing = !held.has_unread() && !held.has_unsent();
+            if loses_nothing && self.hurries() {
+                self.dispatcher.hung_up(id);
+            }
+            return;
+        }
         let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP);
         // A client that has only gone needs no worker to say good-bye to it; and the event may be
         // about bytes that were read in the turn before.
@@ -113,8 +120,8 @@ impl Pool<'_> {
         }
     }
 
-    fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
-        let uncontended = self.dispatcher.is_uncontended();
+    pub(super) fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
+        let (uncontended, hurries) = (self.dispatcher.is_uncontended(), self.hurries());
         let Some((state, held)) = self.dispatcher.state_and_payload(id) else {
             return;
         };
@@ -123,7 +130,10 @@ impl Pool<'_> {
             // The server goes, and takes only what had come before it said so.
             return self.end_parked(id, Held::has_unread, now);
         }
-        let watched = held.watch(&self.epoll, id, interest, uncontended);
+        let watched = match state {
+            State::Lingering if hurries => held.watch_delivery(&self.epoll, id),
+            _ => held.watch(&self.epoll, id, interest, uncontended),
+        };
         if self.store.is_some() && state == State::Parked {
             self.keep(id, now);
         }
@@ -202,11 +212,10 @@ impl Pool<'_> {
         };
         // Without a reply there is nothing to wait for, unless something is still under way.
         let wordless = reply.is_some() && last_words.is_empty() && !held.has_unsent();
-        let ended = held
-            .finish(&last_words)
-            .and_then(|()| held.watch(&self.epoll, id, Interest::Input, true));
-        if wordless || ended.is_err() {
+        if held.finish(&last_words).is_err() || wordless {
             self.dispatcher.broken(id);
+        } else {
+            self.arm(id, Interest::Input, now);
         }
     }
 }

@@ -74,8 +74,6 @@ pub struct Pool<'a> {
     store: Option<Store>,
     attention: Attention,
     aside: Vec<Aside>,
-    /// When the connections that linger were last looked at, to end them before a stop.
-    looked_at_lingering: Time,
     overload: Overload,
     buffers: Buffers,
 }
@@ -131,7 +129,6 @@ impl<'a> Pool<'a> {
             store,
             attention: Attention::default(),
             aside: Vec::new(),
-            looked_at_lingering: Time::default(),
             overload: Overload::new(&plan.name),
             buffers: Buffers::default(),
             epoll,
@@ -233,8 +230,6 @@ impl<'a> Pool<'a> {
         for ended in self.overload.ended(now) {
             log::warn!("{ended}");
         }
-        self.end_lingering(now);
-        self.carry_out(now);
         self.advance_phase(now);
     }
 
@@ -245,7 +240,6 @@ impl<'a> Pool<'a> {
             self.dispatcher.next_tick(),
             self.listeners.next_due(),
             self.next_aside(),
-            self.next_look_at_lingering(),
             self.overload.next_due(),
             self.phase_due(),
             self.workers.next_due(self.wants(), &self.dispatcher),

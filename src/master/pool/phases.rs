@@ -1,19 +1,14 @@
 //! How a pool comes into service, and to its end: stop accepting, finish what is in hand, close the
 //! parked, let the workers go; all of it bounded by the grace period.
 
-use std::time::Duration;
-
 use crate::master::child::Child;
 use crate::master::connection::held::Held;
-use crate::master::dispatch::Lending;
 use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::{Interest, Lending};
 use crate::master::plan::Plan;
 use crate::master::time::Time;
 
 use super::{Phase, Pool};
-
-/// Between two looks at the connections that linger.
-const LINGERING_LOOK: Duration = Duration::from_millis(50);
 
 impl<'a> Pool<'a> {
     /// How far the pool has come.
@@ -136,6 +131,7 @@ impl<'a> Pool<'a> {
         self.answer_what_has_come(now);
         self.drop_what_nobody_awaits();
         self.dispatcher.stop();
+        self.hurry(now);
         self.continue_stopped();
     }
 
@@ -177,26 +173,18 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// When connections that linger are to be looked at, so that those which lose nothing by it are
-    /// closed: the pool is on its way to its end.
-    pub(super) fn next_look_at_lingering(&self) -> Option<Time> {
-        let ends = self.is_ending() || self.is_leaving();
-        self.dispatcher.lingering().next().filter(|_| ends)?;
-        Some(self.looked_at_lingering.after(LINGERING_LOOK))
+    /// Whether connections that linger are closed as soon as they lose nothing by it, so that they
+    /// do not hold up the pool's end.
+    pub(super) fn hurries(&self) -> bool {
+        self.is_ending() || self.is_leaving()
     }
 
-    /// Closes connections that linger and whose clients have all that was sent.
-    pub(super) fn end_lingering(&mut self, now: Time) {
-        if self.next_look_at_lingering().is_none_or(|due| due > now) {
-            return;
-        }
-        self.looked_at_lingering = now;
+    /// Watches the connections that linger for the moment when their clients have all that was
+    /// sent.
+    fn hurry(&mut self, now: Time) {
         let lingering: Vec<_> = self.dispatcher.lingering().collect();
         for id in lingering {
-            let held = self.held(id);
-            if held.is_some_and(|held| !held.has_unread() && !held.has_unsent()) {
-                self.dispatcher.hung_up(id);
-            }
+            self.arm(id, Interest::Input, now);
         }
     }
 
@@ -283,6 +271,7 @@ impl<'a> Pool<'a> {
         self.listeners.begin();
         self.close_listeners(|address| !is_kept(address), now);
         self.listeners.hold_back();
+        self.hurry(now);
         self.continue_stopped();
     }
 

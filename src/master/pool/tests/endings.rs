@@ -172,6 +172,35 @@ fn a_connection_that_waits_for_its_worker_in_vain_gets_no_reply_into_its_respons
     }
 }
 
+/// Such a client need not end the connection, and no time needs to pass.
+#[test]
+fn a_connection_whose_client_has_all_that_was_sent_holds_up_no_stop() {
+    // It lingers before the stop, or since then.
+    for before in [true, false] {
+        let (mut world, worker, mut client, id, mut socket) = begin_turn(World::new());
+        let mut limits = world.pool.plan.limits(100);
+        limits.linger = 10 * DEADLINE;
+        world.pool.dispatcher.set_limits(limits);
+        let sent = fill(&mut socket);
+        drop(socket);
+        let now = world.now();
+        if !before {
+            world.pool.stop(now);
+        }
+        worker.report(id, Outcome::Close, (7, sent), b"");
+        world.until("it lingers", |world| {
+            world.pool.dispatcher.lingering().count() == 1
+        });
+        if before {
+            world.pool.stop(now);
+        }
+        rounds(&mut world);
+        assert!(!world.pool.is_done(), "the client has read nothing");
+        assert_eq!(read_all(&mut world, &mut client).len() as u64, sent);
+        world.until("it is closed", |world| world.pool.is_done());
+    }
+}
+
 /// The client has not read the response yet when it sends its next request, which comes too late.
 #[test]
 fn a_request_that_comes_after_the_stop_destroys_no_output() {
