@@ -66,6 +66,7 @@ fn beyond_the_limit_a_connection_waits_in_the_backlog_and_none_is_refused() {
     for client in &mut inside {
         go_on(client);
     }
+    server.wait_for_log("max-connections: there are 5");
     assert_eq!(server.log_lines("max-connections: there are 5").len(), 1);
 }
 
@@ -335,6 +336,7 @@ fn what_the_queue_can_t_take_is_turned_away() {
         assert_turned_away(client);
     }
     // One line says when it began; the next one comes when it is over.
+    server.wait_for_log("queue: ");
     assert_eq!(server.log_lines("queue: ").len(), 1);
     assert!(slow.is_silent(), "nobody was turned away for lack of time");
     assert!(within.iter_mut().all(Client::is_silent));
