@@ -68,7 +68,7 @@ impl Pool<'_> {
     }
 
     /// Whether it is certain by now that all connections of the client still count.
-    fn has_waited(&self, one: &Aside, now: Time) -> bool {
+    fn has_waited(&self, one: &mut Aside, now: Time) -> bool {
         let peer = one.held.peer();
         let mut lent = self.dispatcher.lent_payloads();
         one.has_waited(now, || lent.any(|held| is_same_client(held.peer(), peer)))
@@ -77,9 +77,9 @@ impl Pool<'_> {
     /// Admits those that were put aside and whose clients have room now, and turns those away whose
     /// time is over: all others if that is to be settled at once.
     fn settle_aside(&mut self, now: Time, at_once: bool) {
-        for one in std::mem::take(&mut self.aside) {
+        for mut one in std::mem::take(&mut self.aside) {
             let peer = one.held.peer();
-            let last = at_once || self.has_waited(&one, now);
+            let last = at_once || self.has_waited(&mut one, now);
             if self.listeners.clients().enter(peer) {
                 self.make_room(1, now);
                 // If nobody gives way it stays all the same: it has its descriptor already, and is
@@ -91,7 +91,7 @@ impl Pool<'_> {
                 self.dispatcher.turned_away(one.held, now);
             } else {
                 self.listeners.clients().leave(peer);
-                self.aside.push(one.until_next_look(now));
+                self.aside.push(one);
             }
         }
     }

@@ -109,3 +109,23 @@ fn nobody_gives_way_to_a_newcomer_whom_another_master_accepts() {
     let (_, mut socket) = world.lent(&mut worker);
     assert_eq!(read(&mut socket, 7), b"request");
 }
+
+#[test]
+fn who_comes_again_is_not_turned_away_when_its_last_connection_comes_back_late() {
+    let mut world = narrow(3, Some(1));
+    let mut worker = world.hire(0);
+    let first = client(&world);
+    let (id, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+    drop(socket);
+    drop(first);
+    let _again = client(&world);
+    world.until("it is put aside", |world| !world.pool.aside.is_empty());
+    let long_enough = world.now().after(Duration::from_millis(20));
+    world.until("it has waited", |world| world.now() >= long_enough);
+    // That the first one is gone is an event of its own, which the master hears when it watches
+    // that connection again.
+    worker.report(id, Outcome::Park, (7, 0), b"");
+    let (_, mut socket) = world.lent(&mut worker);
+    assert_eq!(read(&mut socket, 7), b"request");
+}
