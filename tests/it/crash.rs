@@ -8,7 +8,7 @@ use crate::harness::client::Served;
 use crate::harness::process;
 use crate::harness::skip::{lacks, skip};
 use crate::harness::{
-    Client, Clients, Server, Setup, Worker, begin_sleep, wait_until_asleep, wait_until_idle,
+    Client, Clients, Habit, Server, Setup, Worker, begin_sleep, wait_until_asleep, wait_until_idle,
 };
 
 /// Has every client served by each of two workers, and returns how many turns each has had.
@@ -231,6 +231,21 @@ fn a_worker_that_keeps_dying_young_is_replaced_ever_later() {
         "{delays:?}"
     );
     assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn who_crashes_workers_all_the_time_holds_up_nobody_else() {
+    let setup = Setup::new(&["demo", "-w", "2"]).expect(" died ");
+    let server = setup.start();
+    let crashing = Clients::with(server.endpoint(), 4, Habit::OneRequestEach, "/crash");
+    let mut witness = server.connect();
+    // If the successor of each of them waited, this would take minutes.
+    server.wait_for_lines("worker died", 60);
+    for turn in 1..=20 {
+        assert_eq!(Served::of(&witness.get("/")).turn, turn);
+    }
+    let tally = crashing.stop();
+    assert!(tally.statuses.keys().eq(&[502]), "{tally:?}");
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub enum Departure {
     Sudden,
     /// The worker died at its start: another one follows after a delay.
     Early,
+    /// The worker died soon after its start, with the first connection that it had taken up. That
+    /// may be the fault of either: another one follows after a delay, or when somebody needs it.
+    FirstTurn,
 }
 
 /// A worker has reported a second time that it is ready, which no honest one does.
@@ -285,6 +288,7 @@ impl Process {
     pub fn mark_dead(&mut self, now: Time) -> Stage {
         let departure = match self.has_outlived_its_start(now) {
             true => Departure::Sudden,
+            false if self.was_ready && self.channel.taken() > 0 => Departure::FirstTurn,
             false => Departure::Early,
         };
         self.departure.get_or_insert(departure);

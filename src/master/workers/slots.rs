@@ -35,6 +35,8 @@ struct Slot {
     state: SlotState,
     /// How long the last successor waited; zero after a worker that did not die early.
     delay: Duration,
+    /// The successor waits only for as long as nobody needs it.
+    patient: bool,
 }
 
 /// See the module.
@@ -76,6 +78,7 @@ impl Slots {
                     from: Time::default(),
                 },
                 delay: Duration::ZERO,
+                patient: false,
             };
             match self.slots.iter_mut().find(|slot| !slot.is_wanted()) {
                 Some(slot) => *slot = vacant,
@@ -122,6 +125,7 @@ impl Slots {
     pub fn fill(&mut self, slot: u32) {
         if let Some(slot) = self.wanted(slot) {
             slot.state = SlotState::Taken;
+            slot.patient = false;
         }
     }
 
@@ -142,6 +146,23 @@ impl Slots {
             false => Duration::ZERO,
         };
         Some(now.after(slot.delay))
+    }
+
+    /// The successor of the process that has left the slot waits only until somebody needs it.
+    pub fn be_patient(&mut self, slot: u32) {
+        if let Some(slot) = self.wanted(slot) {
+            slot.patient = true;
+        }
+    }
+
+    /// Somebody needs a process: those that would wait only for that wait no more.
+    pub fn need(&mut self, now: Time) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.patient) {
+            slot.patient = false;
+            if let SlotState::Vacant { from } = &mut slot.state {
+                *from = now.min(*from);
+            }
+        }
     }
 
     fn wanted(&mut self, slot: u32) -> Option<&mut Slot> {
@@ -185,6 +206,21 @@ mod tests {
         );
         slots.resize(5);
         assert_eq!(slots_due(&mut slots, START), [1, 3, 4]);
+    }
+
+    #[test]
+    fn a_successor_that_waits_only_until_it_is_needed() {
+        let mut slots = Slots::new(0, 2);
+        slots_due(&mut slots, START);
+        let from = slots.vacate(0, true, START);
+        let later = slots.vacate(1, true, START);
+        slots.be_patient(0);
+        assert_eq!(slots.due(START), None);
+        slots.need(START);
+        assert_eq!(slots_due(&mut slots, START), [0]);
+        // The other one waits whatever happens, and delays grow all the same.
+        assert_eq!(slots.next_due(), later);
+        assert!(slots.vacate(0, true, START) > from);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct Workers<'a> {
     pub(super) check_at: Option<Time>,
     /// Missing workers were started at the last round of the loop, if there were any.
     pub(super) starts: bool,
+    /// A slot may be vacant for only as long as nobody needs its next worker.
+    pub(super) patient: bool,
     /// The time at which the workers' memory was last looked up.
     pub(super) measured: Time,
     /// How many workers are wanted without any demand.
@@ -87,6 +89,7 @@ impl<'a> Workers<'a> {
             reserve: Vec::new(),
             check_at: Some(Time::default()),
             starts: false,
+            patient: false,
             measured: Time::default(),
             base: size,
             scaling: Scaling {
@@ -364,7 +367,12 @@ impl<'a> Workers<'a> {
             return false;
         }
         let early = departure == Departure::Early;
-        self.vacated(slot, early, now);
+        let first_turn = departure == Departure::FirstTurn;
+        self.vacated(slot, early || first_turn, now);
+        if first_turn && let Some(slots) = self.slots_of(slot.generation) {
+            slots.be_patient(slot.slot);
+            self.patient = true;
+        }
         early && slot.generation == self.current.generation
     }
 

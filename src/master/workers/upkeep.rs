@@ -43,6 +43,12 @@ impl<'a> Workers<'a> {
         if std::mem::replace(&mut self.starts, wants.start) != wants.start {
             self.schedule_check();
         }
+        // Whoever sends requests that kill workers must not hold up the others.
+        if self.patient && dispatcher.waiting() > 0 {
+            self.patient = false;
+            self.current.need(now);
+            self.schedule_check();
+        }
         if self.check_at.is_some_and(|at| at <= now) {
             self.check(wants, plan, dispatcher, only, now);
         }
