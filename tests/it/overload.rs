@@ -477,3 +477,25 @@ fn an_ipv4_address_is_the_same_client_through_an_ipv6_listener() {
     // Over the other family it is another client.
     assert_eq!(other.connect().get("/").status, 200);
 }
+
+#[test]
+fn who_waits_no_more_makes_room_for_who_does() {
+    let server = Server::start(&["demo", "-w", "1", "--queue", "2", "--grace", "60"]);
+    let workers = server.workers(1);
+    let mut busy = server.connect();
+    begin_sleep(&mut busy, 1500, &workers);
+    let before = open_descriptors(server.master()).len();
+    let mut gone = server.connect_all(2);
+    for client in &mut gone {
+        client.send_get("/sleep/10000");
+    }
+    eventually("they wait", || {
+        open_descriptors(server.master()).len() == before + 2
+    });
+    gone.into_iter().for_each(Client::reset);
+    // The queue has room for two.
+    for mut client in server.connect_all(2) {
+        assert_eq!(client.get("/").status, 200);
+    }
+    assert_eq!(busy.reply().status, 200);
+}

@@ -203,3 +203,21 @@ fn a_worker_that_a_signal_has_stopped_does_not_cost_the_grace_period() {
     assert!(took < Duration::from_secs(15), "{took:?}");
     assert_eq!(server.log_lines("worker retired").len(), 2);
 }
+
+/// They have closed their connections, which the server can't tell from clients that have only
+/// ended their side.
+#[test]
+fn clients_that_have_given_up_do_not_hold_up_a_stop() {
+    let mut server = Server::start(&["demo", "-w", "1", "--grace", "60"]);
+    let workers = server.workers(1);
+    let mut client = server.connect();
+    begin_sleep(&mut client, 1500, &workers);
+    for _ in 0..20 {
+        server.connect().send_get("/sleep/3000");
+    }
+    let start = Instant::now();
+    assert_eq!(server.stop_by(Signal::SIGINT).code(), Some(0));
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(client.reply().status, 200);
+}

@@ -277,9 +277,18 @@ impl Held {
     /// Whether the client has ended both sides, or has reset the connection.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        // No events are asked for: the end of both sides and errors are told anyway (poll(2)).
-        let mut wait = [PollFd::new(&self.socket, PollFlags::empty())];
-        let gone = PollFlags::HUP | PollFlags::ERR;
+        // This is told without being asked for (poll(2)).
+        self.is_told(PollFlags::empty(), PollFlags::HUP | PollFlags::ERR)
+    }
+
+    /// Whether the client has ended its side, or both.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.is_told(PollFlags::RDHUP, PollFlags::RDHUP)
+    }
+
+    fn is_told(&self, asked: PollFlags, gone: PollFlags) -> bool {
+        let mut wait = [PollFd::new(&self.socket, asked)];
         poll(&mut wait, Some(&Timespec::default())).is_ok_and(|count| count > 0)
             && wait[0].revents().intersects(gone)
     }

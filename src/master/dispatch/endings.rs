@@ -17,16 +17,35 @@ impl<C> Dispatcher<C> {
         self.close(id.index());
     }
 
-    /// The client of a connection that was to be lent has gone: the worker never gets it. That is
-    /// no progress of a worker which has others, and may hang in the turn of one.
-    pub fn withdraw(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
+    /// A connection that waits is not served any more, because its client seems to have gone and
+    /// the server stops.
+    pub fn give_up(&mut self, id: ConnectionId, now: Time) {
+        if self.state(id) == Some(State::Ready) {
+            self.chains.remove(&mut self.ready, id.index());
+            self.linger(id.index(), Some(Canned::Stopping), now);
+        }
+    }
+
+    /// The client of a connection that was to be lent has gone, or gets this reply: the worker
+    /// never gets it. That is no progress of a worker which has others, and may hang in the turn of
+    /// one.
+    pub fn withdraw(
+        &mut self,
+        worker: WorkerId,
+        id: ConnectionId,
+        reply: Option<Canned>,
+        now: Time,
+    ) {
         if self.is_lent(worker, id) {
             if self.lent(worker) == 1 {
                 self.return_from(worker.index(), id.index(), now);
             } else {
                 self.unlend(worker.index(), id.index());
             }
-            self.close(id.index());
+            match reply {
+                Some(_) => self.linger(id.index(), reply, now),
+                None => self.close(id.index()),
+            }
             self.schedule(now);
         }
     }

@@ -233,6 +233,12 @@ impl<C> Dispatcher<C> {
             && self.workers.extend_patience(worker.index(), now, alone)
     }
 
+    /// The names of all connections that wait for a worker, the first one first.
+    pub fn ready(&self) -> Vec<ConnectionId> {
+        let ready = std::iter::successors(self.ready.first(), |index| self.chains.after(*index));
+        ready.map(|index| self.table.id(index)).collect()
+    }
+
     /// The names of all parked connections.
     pub fn parked(&self) -> impl Iterator<Item = ConnectionId> + '_ {
         self.table

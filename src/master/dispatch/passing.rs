@@ -20,9 +20,9 @@ impl<C> Dispatcher<C> {
     /// What can be passed on: the ready connections in their order, then the parked ones.
     #[must_use]
     pub fn passable(&self) -> Vec<ConnectionId> {
-        let ready = std::iter::successors(self.ready.first(), |index| self.chains.after(*index));
-        let ready = ready.map(|index| self.table.id(index));
-        ready.chain(self.parked()).collect()
+        let mut passable = self.ready();
+        passable.extend(self.parked());
+        passable
     }
 
     /// How a connection stands, if it is ready or parked.

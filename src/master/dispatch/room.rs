@@ -35,6 +35,16 @@ impl<C> Dispatcher<C> {
         self.connections() >= self.limits.connections || self.table.len() >= self.limits.descriptors
     }
 
+    /// Whether a newcomer, or the next request, is kept out or turned away if nothing changes.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.is_full() || self.is_queue_full()
+    }
+
+    pub(super) fn is_queue_full(&self) -> bool {
+        self.ready.len() >= self.limits.queue && self.workers.next(self.depth()).is_none()
+    }
+
     pub(super) fn can_make_room(&self) -> bool {
         if self.connections() >= self.limits.connections {
             !self.idle.is_empty()

@@ -375,7 +375,7 @@ impl World {
                     "lends to a worker that was told to exit"
                 );
                 if self.clients_go && self.roll(32) == 0 {
-                    return self.dispatcher.withdraw(worker, id, self.now);
+                    return self.dispatcher.withdraw(worker, id, None, self.now);
                 }
                 let fellow = self.fellows.get_mut(&worker.into()).expect("as above");
                 if self.refuse_lends > 0 {

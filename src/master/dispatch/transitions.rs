@@ -107,7 +107,7 @@ impl<C> Dispatcher<C> {
 
     /// Puts the connection at the end of the ready queue, or turns it away if that is full.
     pub(super) fn make_ready(&mut self, index: u32, now: Time) {
-        if self.ready.len() >= self.limits.queue && self.workers.next(self.depth()).is_none() {
+        if self.is_queue_full() {
             self.linger(index, Some(Canned::Overloaded(Excess::Queue)), now);
             return;
         }

@@ -77,6 +77,8 @@ pub enum Canned {
     Overloaded(Excess),
     /// The client did not complete its request in time.
     RequestTimeout,
+    /// The server stops, and the client seems to have gone.
+    Stopping,
 }
 
 /// Of what there is too much when a client is turned away.

@@ -118,6 +118,12 @@ impl Listeners {
         self.knocking.push_back(index);
     }
 
+    /// Whether there was an event at a listener that was not looked at yet.
+    #[must_use]
+    pub fn is_knocked_at(&self) -> bool {
+        !self.knocking.is_empty()
+    }
+
     /// The next listener where newcomers wait.
     pub fn next_knocking(&mut self) -> Option<usize> {
         self.knocking.pop_front()

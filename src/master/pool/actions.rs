@@ -53,6 +53,7 @@ impl Pool<'_> {
             // That the client has ended its side is said once, and must be known when the turn is
             // over.
             let _ = held.keep_events(flags & EventFlags::RDHUP);
+            self.drop_the_gone_if_crowded(now);
             self.dispatcher.readable(id, now);
         }
     }
@@ -196,7 +197,7 @@ impl Pool<'_> {
             None => &[][..],
             Some(Canned::Crashed) => &profile.crashed,
             Some(Canned::TimedOut) => &profile.timed_out,
-            Some(Canned::Overloaded(_)) => &profile.overloaded,
+            Some(Canned::Overloaded(_) | Canned::Stopping) => &profile.overloaded,
             Some(Canned::RequestTimeout) => &profile.request_timeout,
         };
         let Some(held) = self.dispatcher.payload(id) else {

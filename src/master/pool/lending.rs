@@ -1,11 +1,9 @@
 //! Lending connections to workers, and taking back what a slow one has not begun.
 
-use std::time::Duration;
-
 use crate::channel::inbox::Lent;
 use crate::error::Plain;
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::dispatch::{Progress, WorkerId};
+use crate::master::dispatch::{Canned, Progress, WorkerId};
 use crate::master::snapshot::Place;
 use crate::master::time::Time;
 use crate::wire::Lend;
@@ -13,10 +11,7 @@ use crate::wire::Lend;
 use super::Pool;
 use super::overload::Cause;
 use super::reports::store_ready;
-
-/// When a connection has waited for this long, the master makes sure before it lends it that its
-/// client is still there: a call that costs next to nothing beside such a wait.
-const LONG_WAIT: Duration = Duration::from_millis(200);
+use super::unawaited::{Fate, LONG_WAIT, fate};
 
 impl Pool<'_> {
     pub(super) fn lend(&mut self, worker: WorkerId, id: ConnectionId, now: Time) {
@@ -27,8 +22,15 @@ impl Pool<'_> {
             return self.dispatcher.lend_refused(worker, id, now);
         };
         // One that has waited for so long may have lost its client meanwhile.
-        if ready_at.after(LONG_WAIT) < now && held.is_gone() {
-            return self.dispatcher.withdraw(worker, id, now);
+        if ready_at.after(LONG_WAIT) < now {
+            let reply = match fate(held, self.phase, &self.plan.profile) {
+                Fate::Serve => None,
+                Fate::Tell => Some(Some(Canned::Stopping)),
+                Fate::Close => Some(None),
+            };
+            if let Some(last_words) = reply {
+                return self.dispatcher.withdraw(worker, id, last_words, now);
+            }
         }
         let lend = Lend {
             id: id.into(),

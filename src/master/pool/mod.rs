@@ -15,6 +15,7 @@ mod phases;
 mod reports;
 #[cfg(test)]
 mod tests;
+mod unawaited;
 
 use super::connection::held::{DRAIN_SIZE, Held};
 use super::dispatch::table::ConnectionId;
@@ -76,6 +77,8 @@ pub struct Pool<'a> {
     aside: Vec<Aside>,
     overload: Overload,
     buffers: Buffers,
+    /// When it was looked for waiting connections whose clients have gone.
+    looked_for_gone: Time,
 }
 
 /// Of whom the master wants to hear before it sleeps.
@@ -131,6 +134,7 @@ impl<'a> Pool<'a> {
             aside: Vec::new(),
             overload: Overload::new(&plan.name),
             buffers: Buffers::default(),
+            looked_for_gone: Time::default(),
             epoll,
             plan,
         }
@@ -230,6 +234,7 @@ impl<'a> Pool<'a> {
         for ended in self.overload.ended(now) {
             log::warn!("{ended}");
         }
+        self.drop_the_gone_if_full(now);
         self.advance_phase(now);
     }
 
@@ -240,6 +245,7 @@ impl<'a> Pool<'a> {
             self.dispatcher.next_tick(),
             self.listeners.next_due(),
             self.next_aside(),
+            self.next_look_for_gone(),
             self.overload.next_due(),
             self.phase_due(),
             self.workers.next_due(self.wants(), &self.dispatcher),

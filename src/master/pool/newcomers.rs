@@ -13,6 +13,9 @@ impl Pool<'_> {
     /// Accepts connections where some wait.
     pub(super) fn welcome_newcomers(&mut self, now: Time) {
         self.settle_aside(now, false);
+        if self.listeners.is_knocked_at() {
+            self.drop_the_gone_if_crowded(now);
+        }
         while let Some(index) = self.listeners.next_knocking() {
             self.accept_from(index, now);
         }

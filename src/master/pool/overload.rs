@@ -49,7 +49,7 @@ impl Cause {
             Canned::Overloaded(Excess::Queue) => Some(Self::Queue),
             Canned::Overloaded(Excess::QueueWait) => Some(Self::QueueWait),
             Canned::RequestTimeout => Some(Self::HeadTimeout),
-            Canned::Crashed | Canned::TimedOut => None,
+            Canned::Crashed | Canned::TimedOut | Canned::Stopping => None,
         }
     }
 

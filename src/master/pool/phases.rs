@@ -129,7 +129,7 @@ impl<'a> Pool<'a> {
         self.close_listeners(|_| true, now);
         self.end_aside(now);
         self.answer_what_has_come(now);
-        self.drop_what_nobody_awaits();
+        self.drop_what_nobody_awaits(now);
         self.dispatcher.stop();
         self.hurry(now);
         self.continue_stopped();
@@ -161,15 +161,6 @@ impl<'a> Pool<'a> {
             self.dispatcher.finish(id, now);
         } else {
             self.dispatcher.hung_up(id);
-        }
-    }
-
-    /// Connections whose clients have gone need not hold up a stop.
-    fn drop_what_nobody_awaits(&mut self) {
-        for id in self.dispatcher.passable() {
-            if self.held(id).is_some_and(Held::is_gone) {
-                self.dispatcher.hung_up(id);
-            }
         }
     }
 

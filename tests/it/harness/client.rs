@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use super::process::DEADLINE;
@@ -309,6 +310,16 @@ impl Client {
         if let Err(error) = self.stream.shutdown(Shutdown::Write) {
             panic!("cannot end the client's side: {error}");
         }
+    }
+
+    /// Ends a TCP connection by a reset.
+    #[track_caller]
+    pub fn reset(self) {
+        match self.stream {
+            Stream::Tcp(stream) => set_socket_linger(stream, Some(Duration::ZERO)),
+            Stream::Unix(_) => panic!("a Unix connection knows no reset"),
+        }
+        .expect("a socket may linger");
     }
 
     /// Sends bytes to a server that sends them back, and returns what comes.

@@ -125,7 +125,7 @@ fn a_client_that_has_gone_is_no_progress_of_a_worker_that_hangs() {
         let id = world.dispatcher.accepted(0, true, world.now);
         let actions = world.dispatcher.take_actions();
         assert_eq!(actions, [Action::Lend(workers[0], id)]);
-        world.dispatcher.withdraw(workers[0], id, world.now);
+        world.dispatcher.withdraw(workers[0], id, None, world.now);
         assert_eq!(world.dispatcher.take_actions(), [Action::Close(id, 0)]);
     }
     world.dispatcher.tick(world.now);
@@ -137,7 +137,7 @@ fn a_client_that_has_gone_is_no_progress_of_a_worker_that_hangs() {
 fn a_worker_whose_only_client_has_gone_is_idle_again() {
     let (mut world, workers) = pool(1);
     let id = world.dispatcher.accepted(0, true, world.now);
-    world.dispatcher.withdraw(workers[0], id, world.now);
+    world.dispatcher.withdraw(workers[0], id, None, world.now);
     assert_eq!(world.dispatcher.idle(), 1);
     world.pass(PATIENCE);
     let id = world.dispatcher.accepted(0, true, world.now);

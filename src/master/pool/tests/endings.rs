@@ -238,11 +238,16 @@ fn a_client_that_is_gone_for_good_does_not_wait_for_a_worker() {
         })
         .collect();
     world.until("they wait", |world| world.pool.dispatcher.waiting() == 3);
-    for client in waiting {
-        // A reset instead of an end.
-        rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
-    }
+    let mut waiting = waiting.into_iter();
+    // A reset instead of an end, an end, and the end of one side.
+    let reset = waiting.next().unwrap();
+    rustix::net::sockopt::set_socket_linger(&reset, Some(Duration::ZERO)).unwrap();
+    drop(reset);
+    drop(waiting.next());
+    let mut half = waiting.next().unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
     let now = world.now();
     world.pool.stop(now);
+    assert_eq!(read_all(&mut world, &mut half), b"too many");
     world.until("nobody waits", |world| world.pool.dispatcher.waiting() == 0);
 }
