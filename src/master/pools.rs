@@ -251,7 +251,7 @@ impl<'a> Pools<'a> {
     /// Goes on with a connection of another master: the one way in, whether that one is being
     /// replaced or was killed. False when it is closed instead, because no pool would serve it, or
     /// its client is gone.
-    pub fn adopt(&mut self, snapshot: &Snapshot<'_>, socket: OwnedFd, now: Time) -> bool {
+    pub fn adopt(&mut self, snapshot: &Snapshot, socket: OwnedFd, now: Time) -> bool {
         let peer = snapshot.peer.or_else(|| peer_of(&socket));
         let serves = |pool: &&mut Pool<'_>| pool.key() == snapshot.pool && pool.serves_adopted();
         match (self.iter_mut().find(serves), peer) {

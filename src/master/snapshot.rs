@@ -20,6 +20,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 
 use super::dispatch::{Interest, Progress};
 use crate::service::Peer;
+use crate::sys::unforked::Unforked;
 use crate::wire::Traffic;
 
 /// The version of both forms that names its fields.
@@ -44,7 +45,7 @@ pub struct PoolKey(pub u64);
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot<'a> {
+pub struct Snapshot {
     /// The pool to which the connection belongs.
     pub pool: PoolKey,
     /// The client; `None` in a ledger of version 1, which does not say.
@@ -64,7 +65,7 @@ pub struct Snapshot<'a> {
     /// A service manager has a copy of its descriptor.
     pub stored: bool,
     /// What was read from the client and not consumed.
-    pub carry: Cow<'a, [u8]>,
+    pub carry: Unforked,
 }
 
 /// A line, or a ledger's entry, that no master has written, or one that asks for more than this
@@ -82,7 +83,7 @@ impl PoolKey {
     }
 }
 
-impl Snapshot<'_> {
+impl Snapshot {
     /// What the dispatcher must know of it.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -139,18 +140,16 @@ impl Snapshot<'_> {
             (_, Interest::Input | Interest::NewInput) => "input",
         }
     }
-}
 
-impl<'a> Snapshot<'a> {
     /// Reads the words of a [line](Self::line) in this version; `carry` is what followed it.
     /// Returns the name of the pool with it.
     ///
     /// # Errors
     /// [`Malformed`] when a word makes no sense, is missing, or must be known and is not.
-    pub fn parse(
+    pub fn parse<'a>(
         words: impl Iterator<Item = &'a str>,
         version: u32,
-        carry: &'a [u8],
+        carry: &[u8],
     ) -> Result<(String, Self), Malformed> {
         let mut name = None;
         let mut snapshot = Self {
@@ -197,13 +196,6 @@ impl<'a> Snapshot<'a> {
         let name = name.ok_or(Malformed)?;
         snapshot.pool = PoolKey::of(&name);
         Ok((name, snapshot))
-    }
-
-    /// The same, with a carry of its own.
-    #[must_use]
-    pub fn into_owned(self) -> Snapshot<'static> {
-        let carry = Cow::Owned(self.carry.into_owned());
-        Snapshot { carry, ..self }
     }
 }
 

@@ -124,6 +124,20 @@ impl From<&[u8]> for Unforked {
     }
 }
 
+impl Clone for Unforked {
+    fn clone(&self) -> Self {
+        (&**self).into()
+    }
+}
+
+impl PartialEq for Unforked {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Unforked {}
+
 impl Deref for Unforked {
     type Target = [u8];
 

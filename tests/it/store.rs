@@ -93,7 +93,7 @@ fn start(manager: &Manager, arguments: &[&str]) -> Server {
 }
 
 /// Kills the master, and the workers with it as systemd does.
-fn kill_all(server: &mut Server, workers: &[Worker]) {
+pub fn kill_all(server: &mut Server, workers: &[Worker]) {
     let watched: Vec<_> = workers.iter().map(|one| Watched::new(one.pid)).collect();
     server.signal(Signal::SIGKILL);
     for worker in workers {

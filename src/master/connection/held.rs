@@ -83,9 +83,9 @@ impl Held {
 
     /// A connection that another master has had.
     #[must_use]
-    pub fn adopted(socket: OwnedFd, peer: Peer, snapshot: &Snapshot<'_>) -> Self {
+    pub fn adopted(socket: OwnedFd, peer: Peer, snapshot: &Snapshot) -> Self {
         let mut held = Self::new(socket, peer);
-        held.carry = Unforked::from(&*snapshot.carry);
+        held.carry = snapshot.carry.clone();
         held.total = snapshot.total;
         held.unfinished = snapshot.interest == Interest::Output;
         held
@@ -139,7 +139,7 @@ impl Held {
 
     /// The connection as another master must know it.
     #[must_use]
-    pub fn snapshot(&self, pool: PoolKey, place: Place, progress: &Progress) -> Snapshot<'_> {
+    pub fn snapshot(&self, pool: PoolKey, place: Place, progress: &Progress) -> Snapshot {
         Snapshot {
             pool,
             peer: Some(self.peer),
@@ -153,7 +153,7 @@ impl Held {
             incomplete_for: progress.incomplete_for,
             total: self.total,
             stored: self.kept.as_ref().is_some_and(Kept::is_stored),
-            carry: (&*self.carry).into(),
+            carry: self.carry.clone(),
         }
     }
 

@@ -21,7 +21,7 @@ impl Pool<'_> {
 
     /// A connection that is ready or parked, as another master must know it.
     #[must_use]
-    pub fn snapshot(&self, id: ConnectionId, now: Time) -> Option<(Snapshot<'_>, &Held)> {
+    pub fn snapshot(&self, id: ConnectionId, now: Time) -> Option<(Snapshot, &Held)> {
         let progress = self.dispatcher.progress(id, now)?;
         let held = self.dispatcher.payload_of(id)?;
         let place = match progress.ready {
@@ -48,13 +48,7 @@ impl Pool<'_> {
 
     /// Goes on with a connection of another master. False when it is closed instead. What became of
     /// one that was lent is asked of the kernel, so nobody may be serving it any more.
-    pub fn adopt(
-        &mut self,
-        snapshot: &Snapshot<'_>,
-        peer: Peer,
-        socket: OwnedFd,
-        now: Time,
-    ) -> bool {
+    pub fn adopt(&mut self, snapshot: &Snapshot, peer: Peer, socket: OwnedFd, now: Time) -> bool {
         let mut held = Held::adopted(socket, peer, snapshot);
         if snapshot.stored {
             let store = self.store.as_ref();

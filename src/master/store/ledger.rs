@@ -24,6 +24,7 @@ use std::time::Duration;
 use crate::master::dispatch::Interest;
 use crate::master::snapshot::{Malformed, Place, PoolKey, Snapshot};
 use crate::service::Peer;
+use crate::sys::unforked::Unforked;
 use crate::wire::{MAX_CARRY, Traffic};
 
 /// To be counted up when a reader of the version before could not read it by its names.
@@ -285,7 +286,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
 
     /// Writes the entry of the connection whose socket has this cookie (socket(7), SO_COOKIE), at a
     /// time of the system's monotonic clock.
-    pub fn write(&self, place: u32, cookie: u64, snapshot: &Snapshot<'_>, clock: Duration) {
+    pub fn write(&self, place: u32, cookie: u64, snapshot: &Snapshot, clock: Duration) {
         let entry = self.begin_of(place);
         self.set(entry + STATE, BEING_WRITTEN);
         fence(Release);
@@ -348,11 +349,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
     ///
     /// # Errors
     /// [`Malformed`] when it makes no sense.
-    pub fn entry(
-        &self,
-        place: u32,
-        clock: Duration,
-    ) -> Result<Option<(u64, Snapshot<'static>)>, Malformed> {
+    pub fn entry(&self, place: u32, clock: Duration) -> Result<Option<(u64, Snapshot)>, Malformed> {
         let state = self.field(place, STATE);
         if state == FREE {
             return Ok(None);
@@ -362,8 +359,11 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             return Err(Malformed);
         }
         let field = |field| self.field(place, field);
-        let words = self.words[self.carry_of(place)].iter();
-        let bytes = words.flat_map(|word| word.load(Relaxed).to_ne_bytes());
+        let words = &self.words[self.carry_of(place)];
+        let mut carry = Unforked::zeroed(carry_length);
+        for (bytes, word) in carry.chunks_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes()[..bytes.len()]);
+        }
         let snapshot = Snapshot {
             pool: PoolKey(field(POOL)),
             peer: peer_of(field(PEER), ADDRESS.map(field))?,
@@ -377,7 +377,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
                 written: field(WRITTEN),
             },
             stored: true,
-            carry: bytes.take(carry_length).collect(),
+            carry,
         };
         Ok(Some((field(COOKIE), snapshot)))
     }

@@ -298,7 +298,7 @@ impl Kept {
     }
 
     /// Writes down how the connection stands.
-    pub fn store(&self, snapshot: &Snapshot<'_>, now: Time) {
+    pub fn store(&self, snapshot: &Snapshot, now: Time) {
         let clock = self.store.clock(now);
         let inner = self.store.0.borrow();
         let carried = inner.ledger.carry_length(self.place) > 0;

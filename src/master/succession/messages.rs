@@ -53,7 +53,7 @@ pub enum FromNew {
 
 /// What the old master says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FromOld<'a> {
+pub enum FromOld {
     /// It hands nothing over, and this is why.
     Refused(String),
     /// The listener of an address, as the configuration has it. Its descriptor comes along.
@@ -66,7 +66,7 @@ pub enum FromOld<'a> {
     /// All listeners were sent.
     Offer,
     /// A connection of the pool of this name. Its descriptor comes along.
-    Connection(String, Snapshot<'a>),
+    Connection(String, Snapshot),
     /// So many connections were sent: all that are not lent.
     All(u64),
     /// The new master is in charge, when it has said so.
@@ -132,7 +132,7 @@ impl FromNew {
     }
 }
 
-impl<'a> FromOld<'a> {
+impl FromOld {
     /// The message as it is sent, without the carry.
     #[must_use]
     pub fn header(&self, version: u32) -> String {
@@ -157,11 +157,10 @@ impl<'a> FromOld<'a> {
     ///
     /// # Errors
     /// [`Malformed`] for anything else.
-    pub fn parse(bytes: &'a [u8], version: u32) -> Result<Self, Malformed> {
+    pub fn parse(bytes: &[u8], version: u32) -> Result<Self, Malformed> {
         let (header, rest) = split(bytes)?;
         let mut words = header.split(' ');
-        let text =
-            |words: &mut dyn Iterator<Item = &'a str>| unescape(words.next().ok_or(Malformed)?);
+        let text = |words: &mut std::str::Split<'_, char>| unescape(words.next().ok_or(Malformed)?);
         let message = match words.next() {
             Some("REFUSED") => Self::Refused(text(&mut words)?),
             Some("LISTENER") => Self::Listener {

@@ -45,7 +45,7 @@ enum NoOffer {
 }
 
 /// A connection that has come: its pool's name, what was said of it, its descriptor.
-type Arrival = (String, Snapshot<'static>, OwnedFd);
+type Arrival = (String, Snapshot, OwnedFd);
 
 impl TakeoverClient {
     /// Asks the master behind a control socket for its listeners.
@@ -210,7 +210,7 @@ impl TakeoverClient {
             let until = deadline(arrivals.len());
             match self.session.recv_from_old(&mut self.buffer, until)? {
                 (FromOld::Connection(name, snapshot), Some(socket)) => {
-                    arrivals.push((name, snapshot.into_owned(), socket));
+                    arrivals.push((name, snapshot, socket));
                 }
                 (FromOld::All(count), None) if count == arrivals.len() as u64 => break,
                 _ => return Err(unexpected()),
@@ -287,7 +287,7 @@ impl AsFd for TakeoverClient {
 fn adopt(
     pools: &mut Pools<'_>,
     name: &str,
-    snapshot: &Snapshot<'_>,
+    snapshot: &Snapshot,
     socket: OwnedFd,
     now: Time,
 ) -> bool {

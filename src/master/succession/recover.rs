@@ -43,7 +43,7 @@ pub struct Recovered {
 pub struct UnsettledTurns {
     /// The life lines of the masters, by their instances.
     life_lines: Vec<(u64, Option<OwnedFd>)>,
-    connections: Vec<(Snapshot<'static>, OwnedFd)>,
+    connections: Vec<(Snapshot, OwnedFd)>,
     /// When it is no longer waited for the workers.
     until: Time,
 }
@@ -167,7 +167,7 @@ fn adopted(socket: OwnedFd, asked: Address, file: Option<names::File>) -> Result
 /// What the ledgers say of all connections, by their cookies, and the life lines of their masters.
 #[derive(Default)]
 struct Notes {
-    snapshots: HashMap<u64, Snapshot<'static>>,
+    snapshots: HashMap<u64, Snapshot>,
     life_lines: Vec<(u64, Option<OwnedFd>)>,
 }
 
@@ -226,7 +226,7 @@ impl Notes {
 impl UnsettledTurns {
     fn await_workers(
         life_lines: Vec<(u64, Option<OwnedFd>)>,
-        connections: Vec<(Snapshot<'static>, OwnedFd)>,
+        connections: Vec<(Snapshot, OwnedFd)>,
         pools: &Pools<'_>,
         now: Time,
     ) -> Self {
@@ -339,6 +339,7 @@ mod tests {
     use crate::master::dispatch::Interest;
     use crate::master::events::epoll::{Epoll, Events};
     use crate::master::snapshot::PoolKey;
+    use crate::sys::unforked::Unforked;
     use crate::wire::Traffic;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
@@ -351,7 +352,7 @@ mod tests {
     }
 
     /// A connection that was lent.
-    fn lent() -> (Snapshot<'static>, OwnedFd) {
+    fn lent() -> (Snapshot, OwnedFd) {
         let snapshot = Snapshot {
             pool: PoolKey::of("main"),
             peer: None,
@@ -362,7 +363,7 @@ mod tests {
             incomplete_for: None,
             total: Traffic::default(),
             stored: true,
-            carry: Vec::new().into(),
+            carry: Unforked::default(),
         };
         let (socket, _other) = UnixStream::pair().unwrap();
         (snapshot, socket.into())

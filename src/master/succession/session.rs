@@ -16,6 +16,7 @@ use crate::error::Plain;
 use crate::fdpass::{self, Wait};
 use crate::master::snapshot::Malformed;
 use crate::sys;
+use crate::sys::unforked::Unforked;
 
 /// How long one master waits for the other at the most, in all, while both hold still. Clients wait
 /// with them.
@@ -40,13 +41,13 @@ pub struct Session {
     version: u32,
 }
 
-/// A buffer that takes any message.
+/// A buffer that takes any message. Processes that are forked from this one do not have it.
 #[derive(Debug)]
-pub struct Buffer(Box<[u8]>);
+pub struct Buffer(Unforked);
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self(vec![0; ROOM].into())
+        Self(Unforked::zeroed(ROOM))
     }
 }
 
@@ -96,7 +97,7 @@ impl Session {
     /// What sendmsg(2) fails with; `TimedOut` at the deadline, and `WouldBlock` without one.
     pub fn send_to_new(
         &self,
-        message: &FromOld<'_>,
+        message: &FromOld,
         descriptor: Option<BorrowedFd<'_>>,
         deadline: Option<Instant>,
     ) -> io::Result<()> {
@@ -174,14 +175,16 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::recv_from_new`].
-    pub fn recv_from_old<'a>(
+    pub fn recv_from_old(
         &self,
-        buffer: &'a mut Buffer,
+        buffer: &mut Buffer,
         deadline: Option<Instant>,
-    ) -> io::Result<(FromOld<'a>, Option<OwnedFd>)> {
+    ) -> io::Result<(FromOld, Option<OwnedFd>)> {
         let (length, descriptor) = self.receive(buffer, 1, deadline)?;
-        let message = FromOld::parse(&buffer.0[..length], self.version).map_err(strange)?;
-        Ok((message, descriptor))
+        let message = FromOld::parse(&buffer.0[..length], self.version);
+        // What a client has sent is in the message now.
+        buffer.0[..length].fill(0);
+        Ok((message.map_err(strange)?, descriptor))
     }
 
     fn receive(

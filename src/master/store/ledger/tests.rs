@@ -15,7 +15,7 @@ fn ledger(capacity: usize) -> Ledger<Vec<AtomicU64>> {
     Ledger::begin(memory(size(capacity)), capacity, Duration::from_secs(1))
 }
 
-fn snapshot(carry: &[u8]) -> Snapshot<'_> {
+fn snapshot(carry: &[u8]) -> Snapshot {
     Snapshot {
         pool: PoolKey::of("main"),
         peer: Some(Peer::Inet("10.1.2.3:4567".parse().unwrap())),
