@@ -465,7 +465,10 @@ impl<'a> Master<'a> {
         }
     }
 
-    fn begin_handing_over(&mut self, session: Session, child: Option<NewMaster>, now: Time) {
+    fn begin_handing_over(&mut self, mut session: Session, child: Option<NewMaster>, now: Time) {
+        if let Some(signals) = &self.only.signals {
+            session.wait_unless(signals.told_to_stop());
+        }
         match TakeoverServer::begin(session, child, &self.pools, now) {
             Ok(server) => self.transition = Transition::HandOver(server),
             Err((error, child)) => {
@@ -478,6 +481,11 @@ impl<'a> Master<'a> {
     fn go_on_handing_over(&mut self, step: old_side::Step, now: Time) {
         match step {
             old_side::Step::GoOn => {}
+            old_side::Step::GiveUp => {
+                let held = self.pools.iter_mut().filter(|pool| !pool.is_ending());
+                held.for_each(|pool| pool.thaw(now));
+                self.on_signals(self.now());
+            }
             old_side::Step::Fail(why) => {
                 if let Transition::HandOver(server) = self.transition.take() {
                     let serving = self.run == Run::Serving;

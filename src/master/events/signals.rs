@@ -3,10 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use signal_hook::consts::signal::{
     SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
 };
+use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -40,6 +43,7 @@ pub enum Request {
 #[derive(Debug)]
 pub struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
+    told_to_stop: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -61,7 +65,21 @@ impl Signals {
             SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU,
         ];
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
-        Ok(Self { delivery })
+        let told_to_stop = Arc::default();
+        for signal in [SIGTERM, SIGINT, SIGQUIT] {
+            flag::register(signal, Arc::clone(&told_to_stop))?;
+        }
+        Ok(Self {
+            delivery,
+            told_to_stop,
+        })
+    }
+
+    /// Whether a [`Stop`](Request::Stop) or [`Quit`](Request::Quit) has come, for those who do
+    /// something else meanwhile. It stays among the requests.
+    #[must_use]
+    pub fn told_to_stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.told_to_stop)
     }
 
     /// The requests since the last call, each kind once.

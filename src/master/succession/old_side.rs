@@ -84,6 +84,8 @@ pub enum Step {
     GoOn,
     /// The new master has failed, and this is why: this one is in charge, as it was.
     Fail(String),
+    /// This master is told to stop: the takeover is to be given up.
+    GiveUp,
     /// The new master was told to stop: so is this one.
     Stop,
 }
@@ -247,7 +249,9 @@ impl TakeoverServer {
         now: Time,
     ) -> Step {
         let result = match (self.stage, said) {
-            (Stage::Hello, Ok(FromNew::Takeover(version))) => self.offer(version, pools, now),
+            (Stage::Hello, Ok(FromNew::Takeover(version))) => {
+                self.offer(version, pools, now).map_err(Step::Fail)
+            }
             (Stage::Starting, Ok(FromNew::Keep(address))) => {
                 // A new master names each listener that it has, those too that it has bound itself.
                 // They are none of this master's business; what it keeps is bounded by its own.
@@ -260,7 +264,7 @@ impl TakeoverServer {
             (Stage::Starting, Ok(FromNew::Ready(names))) if names.len() <= MAX_POOLS => {
                 self.hand_over(&names, pools, office, now)
             }
-            (_, Ok(_)) => Err(format!("{NEW} sent an unexpected message")),
+            (_, Ok(_)) => Err(unexpected()),
             (_, Err(error))
                 if is_gone(&error) && self.child.as_ref().is_some_and(NewMaster::is_watched) =>
             {
@@ -270,9 +274,9 @@ impl TakeoverServer {
                 self.until = now.after(LAST_CHANCE);
                 Ok(())
             }
-            (_, Err(error)) => Err(reason(NEW, &error)),
+            (_, Err(error)) => Err(Step::Fail(reason(NEW, &error))),
         };
-        result.map_or_else(Step::Fail, |()| Step::GoOn)
+        result.err().unwrap_or(Step::GoOn)
     }
 
     /// What the new master says when it is in charge.
@@ -366,7 +370,7 @@ impl TakeoverServer {
         pools: &mut Pools<'_>,
         office: &mut Office,
         now: Time,
-    ) -> Result<(), String> {
+    ) -> Result<(), Step> {
         let is_wanted = |pool: &Pool<'_>| names.iter().any(|name| **name == *pool.plan().name);
         let mut serving: Vec<_> = pools.iter_mut().filter(|p| p.is_serving()).collect();
         serving.iter_mut().for_each(|pool| pool.freeze(now));
@@ -374,13 +378,16 @@ impl TakeoverServer {
         let passed: Vec<_> = wanted.clone().map(|pool| pool.passable()).collect();
         let count = passed.iter().map(Vec::len).sum::<usize>();
         let deadline = Some(Instant::now() + patience_for(count));
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::Interrupted => Step::GiveUp,
+            _ => Step::Fail(reason(NEW, &error)),
+        };
         for (pool, ids) in wanted.zip(&passed) {
             for id in ids {
-                let sent = pass(pool, *id, &self.session, now, deadline);
-                sent.map_err(|error| reason(NEW, &error))?;
+                pass(pool, *id, &self.session, now, deadline).map_err(failed)?;
             }
         }
-        self.conclude(count as u64, deadline)?;
+        self.conclude(count as u64, deadline, failed)?;
         // From here on the new master is in charge.
         self.stage = Stage::Replaced;
         let is_kept = |address: &crate::config::Address| self.kept.contains(&address.to_string());
@@ -413,18 +420,21 @@ impl TakeoverServer {
     }
 
     /// The last words on either side. When the new master has said that it serves, it does.
-    fn conclude(&mut self, count: u64, deadline: Option<Instant>) -> Result<(), String> {
+    fn conclude(
+        &mut self,
+        count: u64,
+        deadline: Option<Instant>,
+        failed: impl Fn(io::Error) -> Step,
+    ) -> Result<(), Step> {
         let (session, buffer) = (&self.session, &mut self.buffer);
-        let strange = || format!("{NEW} sent an unexpected message");
-        let failed = |error: io::Error| reason(NEW, &error);
         let all = FromOld::All(count);
-        session.send_to_new(&all, None, deadline).map_err(failed)?;
-        match session.recv_from_new(buffer, deadline).map_err(failed)? {
+        session.send_to_new(&all, None, deadline).map_err(&failed)?;
+        match session.recv_from_new(buffer, deadline).map_err(&failed)? {
             FromNew::Confirm(confirmed) if confirmed == count => {}
-            _ => return Err(strange()),
+            _ => return Err(unexpected()),
         }
         let go = session.send_to_new(&FromOld::Go, None, deadline);
-        go.map_err(failed)?;
+        go.map_err(&failed)?;
         let said = session.recv_from_new(buffer, deadline).or_else(|error| {
             // It may say so this very moment: after this, it can't.
             let _ = rustix::net::shutdown(session, rustix::net::Shutdown::Both);
@@ -433,7 +443,7 @@ impl TakeoverServer {
         });
         match said? {
             FromNew::Done => Ok(()),
-            _ => Err(strange()),
+            _ => Err(unexpected()),
         }
     }
 
@@ -502,6 +512,10 @@ fn pass(
         }
         None => Ok(()),
     }
+}
+
+fn unexpected() -> Step {
+    Step::Fail(format!("{NEW} sent an unexpected message"))
 }
 
 /// How long a new master may take to start its workers.

@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -30,6 +32,10 @@ pub fn patience_for(connections: usize) -> Duration {
     PATIENCE + EACH * u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
+/// After what time a master that waits for the other one looks again whether it is told to stop. A
+/// signal ends the wait itself, unless it comes right before.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// How many messages are taken at a time while this master serves: clients have something to say,
 /// too.
 pub const BATCH: usize = 64;
@@ -39,6 +45,7 @@ pub const BATCH: usize = 64;
 pub struct Session {
     socket: OwnedFd,
     version: u32,
+    told_to_stop: Arc<AtomicBool>,
 }
 
 /// A buffer that takes any message. Processes that are forked from this one do not have it.
@@ -63,6 +70,7 @@ impl Session {
         Ok(Self {
             socket,
             version: VERSION,
+            told_to_stop: Arc::default(),
         })
     }
 
@@ -81,6 +89,12 @@ impl Session {
     /// Speaks this version of the protocol from now on.
     pub fn set_version(&mut self, version: u32) {
         self.version = version;
+    }
+
+    /// No longer waits for the other one from the moment on when this is set: what would wait fails
+    /// with `Interrupted`.
+    pub fn wait_unless(&mut self, told_to_stop: Arc<AtomicBool>) {
+        self.told_to_stop = told_to_stop;
     }
 
     /// The process that made the other end; 0 if it is in another PID namespace (unix(7)).
@@ -141,7 +155,7 @@ impl Session {
                 Err(error) if error.would_block() => self.wait_for(PollFlags::OUT, deadline)?,
                 // The other one must take some of the descriptors first, which makes no event here.
                 Err(error) if error.is_back_pressure() => {
-                    std::thread::sleep(left(deadline)?.min(Duration::from_millis(1)));
+                    std::thread::sleep(self.left(deadline)?.min(Duration::from_millis(1)));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -149,11 +163,24 @@ impl Session {
     }
 
     fn wait_for(&self, flags: PollFlags, deadline: Option<Instant>) -> io::Result<()> {
-        let timeout = Timespec::try_from(left(deadline)?).ok();
+        let timeout = Timespec::try_from(self.left(deadline)?.min(LOOK)).ok();
         // What has happened, or that a signal has come, shows in the call that follows.
         match event::poll(&mut [PollFd::new(&self.socket, flags)], timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// How much time is left until a deadline.
+    fn left(&self, deadline: Option<Instant>) -> io::Result<Duration> {
+        let deadline = deadline.ok_or(io::ErrorKind::WouldBlock)?;
+        if self.told_to_stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
+            false => Ok(left),
         }
     }
 
@@ -209,16 +236,6 @@ impl Session {
 impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// How much time is left until a deadline.
-fn left(deadline: Option<Instant>) -> io::Result<Duration> {
-    let deadline = deadline.ok_or(io::ErrorKind::WouldBlock)?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    match left.is_zero() {
-        true => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
-        false => Ok(left),
     }
 }
 

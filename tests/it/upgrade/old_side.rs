@@ -201,12 +201,28 @@ fn two_new_masters() {
     asked.undisturbed.upgrade();
 }
 
+/// Also while both masters hold still: who has asked meanwhile is answered, and nobody waits for
+/// the new one.
 #[test]
 fn a_server_that_stops_meanwhile() {
-    let mut asked = Asked::start(&[]);
-    let (session, _) = asked.play(Step::Offered);
-    assert!(asked.undisturbed.server.stop().success());
-    assert!(session.hear().is_none());
+    for step in [Step::Offered, Step::All, Step::Go] {
+        println!("{step:?}");
+        let mut asked = Asked::start(&[]);
+        let (session, _) = asked.play(step);
+        let server = &mut asked.undisturbed.server;
+        let mut client = server.connect();
+        client.send_get("/");
+        assert!(server.stop().success());
+        assert_eq!(client.reply().status, 200);
+        assert_eq!(
+            server
+                .log_lines("takeover given up: the server stops")
+                .len(),
+            1
+        );
+        assert!(!server.log_contains("takeover failed"));
+        assert!(session.hear().is_none());
+    }
 }
 
 /// A new master that says nothing more at this step is given up, after some time and not before.
