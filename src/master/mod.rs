@@ -452,7 +452,8 @@ impl<'a> Master<'a> {
         while let Some((session, version)) = self.callers.next(self.pools.epoll()) {
             // A process of another PID namespace has no number here, and outlives this one.
             let obstacle = || launch::obstacle().filter(|_| session.peer().as_raw() > 0);
-            if let Some(why) = self.obstacle().or_else(obstacle) {
+            let pause = || self.callers.obstacle(now);
+            if let Some(why) = self.obstacle().or_else(obstacle).or_else(pause) {
                 log::warn!("takeover refused: {why}");
                 session.refuse(why);
                 continue;
@@ -481,6 +482,10 @@ impl<'a> Master<'a> {
     fn go_on_handing_over(&mut self, step: old_side::Step, now: Time) {
         match step {
             old_side::Step::GoOn => {}
+            old_side::Step::Silent(why) => {
+                self.callers.pause(self.now());
+                self.go_on_handing_over(old_side::Step::Fail(why), now);
+            }
             old_side::Step::GiveUp => {
                 let held = self.pools.iter_mut().filter(|pool| !pool.is_ending());
                 held.for_each(|pool| pool.thaw(now));

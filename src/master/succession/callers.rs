@@ -26,6 +26,10 @@ const BATCH: usize = 2 * MOST;
 /// After what time it is tried again to take in who could not be.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// For how long nobody may take over after one that was silent, while all clients waited. Else it
+/// could be repeated without end, and they would hardly be served.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Callers {
@@ -34,6 +38,8 @@ pub struct Callers {
     buffer: Buffer,
     /// When somebody may be waiting who makes no further event.
     retry: Option<Time>,
+    /// Until when nobody may take over.
+    paused_until: Option<Time>,
     /// The log has said that nobody can be taken in.
     failing: bool,
 }
@@ -118,6 +124,18 @@ impl Callers {
             }
         }
         None
+    }
+
+    /// One of them has kept all clients waiting, and has not taken charge.
+    pub fn pause(&mut self, now: Time) {
+        self.paused_until = Some(now.after(PAUSE));
+    }
+
+    /// Why none of them can take over now.
+    #[must_use]
+    pub fn obstacle(&self, now: Time) -> Option<&'static str> {
+        let paused = self.paused_until.is_some_and(|until| now < until);
+        paused.then_some("another one has just kept all clients waiting: ask again in 10 s")
     }
 
     /// Closes what has been silent for too long.

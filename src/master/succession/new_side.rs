@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::launch::OfferedSession;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
-use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, patience_for, reason};
+use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, longer_for, reason};
 use crate::error::{Error, Plain, Result};
 use crate::master::events::epoll::EventFlags;
 use crate::master::events::token::MasterEvent;
@@ -197,7 +197,7 @@ impl TakeoverClient {
     /// Takes everything over that is not lent.
     fn take_over(&mut self, pools: &Pools<'_>) -> io::Result<Vec<Arrival>> {
         let begin = Instant::now();
-        let deadline = |arrivals: usize| Some(begin + patience_for(arrivals));
+        let deadline = |arrivals: usize| Some(begin + PATIENCE + longer_for(arrivals));
         for listener in pools.listeners() {
             let keep = FromNew::Keep(listener.asked().to_string());
             self.session.send_to_old(&keep, deadline(0))?;

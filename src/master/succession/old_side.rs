@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::launch::NewMaster;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
-use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, patience_for, reason};
+use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, longer_for, reason};
 use crate::error::Plain;
 use crate::master::child::LAST_CHANCE;
 use crate::master::dispatch::table::ConnectionId;
@@ -34,6 +34,10 @@ pub const NEW: &str = "the new master";
 /// How much longer the old master waits than the new one may take: that gives up first, and says
 /// why.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// How long both masters hold still at the most, and [longer](longer_for) with many connections.
+/// Clients wait with them.
+const HOLD: Duration = Duration::from_secs(2);
 
 /// How long a new master which is in charge and does not read is left alone.
 const RETRY: Duration = Duration::from_millis(10);
@@ -84,6 +88,8 @@ pub enum Step {
     GoOn,
     /// The new master has failed, and this is why: this one is in charge, as it was.
     Fail(String),
+    /// The same, and clients have waited in vain for a new master that was silent.
+    Silent(String),
     /// This master is told to stop: the takeover is to be given up.
     GiveUp,
     /// The new master was told to stop: so is this one.
@@ -377,9 +383,13 @@ impl TakeoverServer {
         let wanted = serving.iter().filter(|pool| is_wanted(pool));
         let passed: Vec<_> = wanted.clone().map(|pool| pool.passable()).collect();
         let count = passed.iter().map(Vec::len).sum::<usize>();
-        let deadline = Some(Instant::now() + patience_for(count));
+        let limit = HOLD + longer_for(count);
+        let deadline = Some(Instant::now() + limit);
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::Interrupted => Step::GiveUp,
+            io::ErrorKind::TimedOut => {
+                Step::Silent(format!("{NEW} is silent for {} s", limit.as_secs()))
+            }
             _ => Step::Fail(reason(NEW, &error)),
         };
         for (pool, ids) in wanted.zip(&passed) {

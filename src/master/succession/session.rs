@@ -20,16 +20,15 @@ use crate::master::snapshot::Malformed;
 use crate::sys;
 use crate::sys::unforked::Unforked;
 
-/// How long one master waits for the other at the most, in all, while both hold still. Clients wait
-/// with them.
+/// How long one master waits for the other at the most, in all.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How much longer the hand-over of so many connections may take: by the work that it is, not by
 /// what the other master does.
 #[must_use]
-pub fn patience_for(connections: usize) -> Duration {
-    const EACH: Duration = Duration::from_micros(50);
-    PATIENCE + EACH * u32::try_from(connections).unwrap_or(u32::MAX)
+pub fn longer_for(connections: usize) -> Duration {
+    const EACH: Duration = Duration::from_micros(100);
+    EACH * u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
 /// After what time a master that waits for the other one looks again whether it is told to stop. A

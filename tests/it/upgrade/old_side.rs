@@ -247,17 +247,17 @@ fn a_new_master_that_never_gets_ready() {
 
 #[test]
 fn a_new_master_that_reads_nothing() {
-    hangs(Step::Ready, "the new master is silent for 5 s");
+    hangs(Step::Ready, "the new master is silent for 2 s");
 }
 
 #[test]
 fn a_new_master_that_confirms_nothing() {
-    hangs(Step::All, "the new master is silent for 5 s");
+    hangs(Step::All, "the new master is silent for 2 s");
 }
 
 #[test]
 fn a_new_master_that_does_not_go() {
-    hangs(Step::Go, "the new master is silent for 5 s");
+    hangs(Step::Go, "the new master is silent for 2 s");
 }
 
 #[test]

@@ -183,12 +183,34 @@ fn a_new_master_that_is_slow_with_every_word() {
     let mut asked = Asked::start(&[]);
     let (session, count) = asked.play(Step::All);
     let begin = Instant::now();
-    session.hear_nothing(Duration::from_secs(3));
+    session.hear_nothing(Duration::from_secs(1));
     session.say(&format!("CONFIRM {count}\n"));
     assert_eq!(session.hear().expect("it goes on").0, "GO");
-    asked.failed("the new master is silent for 5 s");
+    asked.failed("the new master is silent for 2 s");
     let held_up = begin.elapsed();
-    assert!(held_up < Duration::from_secs(8), "{held_up:?}");
+    assert!(held_up < Duration::from_secs(3), "{held_up:?}");
+    asked.undisturbed.upgrade();
+}
+
+/// While it is waited for such a one, nobody is served: that is not to be had again and again.
+#[test]
+fn after_a_new_master_that_was_silent_nobody_who_asks_gets_the_next_takeover_at_once() {
+    let mut asked = Asked::start(&[]);
+    let (session, _) = asked.play(Step::All);
+    asked.failed("the new master is silent for 2 s");
+    drop(session);
+    let again = asked.ask();
+    again.say("TAKEOVER 2\n");
+    let (words, _) = again.hear().expect("an answer");
+    assert!(
+        words.starts_with("REFUSED another%20one%20has%20just"),
+        "{words}"
+    );
+    asked
+        .undisturbed
+        .server
+        .wait_for_log("takeover refused: another one has just kept");
+    // This one does not ask.
     asked.undisturbed.upgrade();
 }
 
