@@ -197,6 +197,12 @@ impl Listeners {
         })
     }
 
+    /// The same for all backlogs.
+    #[must_use]
+    pub fn anybody_waits(&self) -> bool {
+        (0..self.all.len()).any(|index| self.somebody_waits(index))
+    }
+
     fn batch(&self, index: usize) -> Option<usize> {
         let waiting = self.all.get(index).and_then(Listener::backlog)?;
         Some(waiting.clamp(1, BATCH))

@@ -179,6 +179,20 @@ impl Pool<'_> {
         }
     }
 
+    /// Says what is scarce no longer.
+    pub(super) fn tell_what_is_over(&mut self, now: Time) {
+        if self.overload.next_due().is_none_or(|due| due > now) {
+            return;
+        }
+        // Who waits in a backlog because all is full is no news, and yet waits.
+        if self.dispatcher.is_full() && self.listeners.anybody_waits() {
+            self.overload.stays_full(now);
+        }
+        for ended in self.overload.ended(now) {
+            log::warn!("{ended}");
+        }
+    }
+
     /// With so many connections there was no room for a further one.
     pub(super) fn kept_out(&mut self, connections: usize, now: Time) {
         let cause = match connections < self.plan.settings.max_connections {

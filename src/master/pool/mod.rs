@@ -231,9 +231,7 @@ impl<'a> Pool<'a> {
         if self.listeners.next_due().is_some_and(|due| due <= now) {
             self.accept_again(now);
         }
-        for ended in self.overload.ended(now) {
-            log::warn!("{ended}");
-        }
+        self.tell_what_is_over(now);
         self.drop_the_gone_if_full(now);
         self.advance_phase(now);
     }

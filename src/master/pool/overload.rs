@@ -101,14 +101,21 @@ impl Cause {
         }
     }
 
-    /// What happens again and again.
-    fn events(self) -> &'static str {
-        match self {
-            Self::PerClient | Self::Queue | Self::QueueWait | Self::HeadTimeout => {
-                "clients were turned away"
+    /// What has happened so many times.
+    fn events(self, count: u64) -> String {
+        match (self, count) {
+            (Self::PerClient | Self::Queue | Self::QueueWait | Self::HeadTimeout, 1) => {
+                "1 client was turned away".to_owned()
             }
-            Self::MaxConnections | Self::OpenFiles => "times no connection was free",
-            Self::Lends(_) => "lends were refused",
+            (Self::PerClient | Self::Queue | Self::QueueWait | Self::HeadTimeout, _) => {
+                format!("{count} clients were turned away")
+            }
+            (Self::MaxConnections | Self::OpenFiles, 1) => "once no connection was free".to_owned(),
+            (Self::MaxConnections | Self::OpenFiles, _) => {
+                format!("{count} times no connection was free")
+            }
+            (Self::Lends(_), 1) => "1 lend was refused".to_owned(),
+            (Self::Lends(_), _) => format!("{count} lends were refused"),
         }
     }
 }
@@ -164,6 +171,16 @@ impl Overload {
         Some(self.line(cause, &cause.begin(settings, connections)))
     }
 
+    /// There is still no room, and somebody waits for some.
+    pub fn stays_full(&mut self, now: Time) {
+        let full =
+            |one: &&mut Episode| matches!(one.cause, Cause::MaxConnections | Cause::OpenFiles);
+        self.episodes
+            .iter_mut()
+            .filter(full)
+            .for_each(|one| one.last = now);
+    }
+
     /// When the next episode ends, if nothing else happens.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
@@ -182,10 +199,9 @@ impl Overload {
                  last,
                  count,
              }| {
-                let (events, quiet) = (cause.events(), QUIET.as_secs());
+                let (events, quiet) = (cause.events(*count), QUIET.as_secs());
                 let lasted = last.since(*begin).as_secs_f64();
-                let what =
-                    format!("{count} {events} in {lasted:.1} s, none in the {quiet} s since");
+                let what = format!("{events} in {lasted:.1} s, none in the {quiet} s since");
                 self.line(*cause, &what)
             },
         );
@@ -232,6 +248,22 @@ mod tests {
         assert_eq!(overload.ended(now), [said]);
         assert_eq!(overload.next_due(), Some(now.after(second)));
         assert!(overload.count(Cause::Queue, &settings, 0, now).is_some());
+    }
+
+    #[test]
+    fn what_stays_full_is_not_over() {
+        let settings = Settings::for_processors(1);
+        let mut overload = Overload::new(&MAIN.into());
+        let now = Time::default();
+        for cause in [Cause::MaxConnections, Cause::PerClient] {
+            assert!(overload.count(cause, &settings, 2, now).is_some());
+        }
+        let now = now.after(QUIET);
+        overload.stays_full(now);
+        let said = "per-client: 1 client was turned away in 0.0 s, none in the 10 s since";
+        assert_eq!(overload.ended(now), [said]);
+        let said = "max-connections: once no connection was free in 10.0 s, none in the 10 s since";
+        assert_eq!(overload.ended(now.after(QUIET)), [said]);
     }
 
     #[test]
