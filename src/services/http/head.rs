@@ -122,7 +122,7 @@ impl Head {
     fn parse_line(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
         const FULL: usize = MAX_LINE + 2;
         let window = &bytes[..bytes.len().min(FULL)];
-        match line::split(window)? {
+        match line::split(self, window)? {
             None if window.len() == FULL => Err(refuse(
                 StatusCode::URI_TOO_LONG,
                 "the request line is longer than 8 KiB",

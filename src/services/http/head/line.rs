@@ -10,15 +10,15 @@ use super::parsed::{Head, Refusal, Span, Version, bad, refuse};
 
 /// The positions of a request line's parts.
 pub(super) struct Line {
-    method_end: usize,
     target: Range<usize>,
     major: usize,
     minor: usize,
     end: usize,
 }
 
-/// Splits the request line at the start of `bytes`; `None` when they end before it does.
-pub(super) fn split(bytes: &[u8]) -> Result<Option<Line>, Refusal> {
+/// Splits the request line at the start of `bytes`; `None` when they end before it does. The method
+/// is stored as soon as it is known: a refusal of the rest has to be right in answer to HEAD.
+pub(super) fn split(head: &mut Head, bytes: &[u8]) -> Result<Option<Line>, Refusal> {
     let find = |from: usize, inside: fn(u8) -> bool| {
         let length = bytes[from..].iter().position(|byte| !inside(*byte))?;
         Some(from + length)
@@ -26,7 +26,9 @@ pub(super) fn split(bytes: &[u8]) -> Result<Option<Line>, Refusal> {
     let Some(method_end) = find(0, is_token) else {
         return Ok(None);
     };
-    if method_end == 0 || bytes[method_end] != b' ' {
+    // An extension method of up to 15 bytes is kept in place, without an allocation.
+    head.method = Method::from_bytes(&bytes[..method_end]).map_err(|_| bad("malformed method"))?;
+    if bytes[method_end] != b' ' {
         return Err(bad("malformed method"));
     }
     let Some(target_end) = find(method_end + 1, is_target) else {
@@ -48,7 +50,6 @@ pub(super) fn split(bytes: &[u8]) -> Result<Option<Line>, Refusal> {
     }
     let end = version + PATTERN.len();
     Ok((bytes.len() >= end).then_some(Line {
-        method_end,
         target: method_end + 1..target_end,
         major: version + 5,
         minor: version + 7,
@@ -56,12 +57,9 @@ pub(super) fn split(bytes: &[u8]) -> Result<Option<Line>, Refusal> {
     }))
 }
 
-/// Fills in what the `line` says. Returns where it ends, its CRLF included.
+/// Fills in what the `line` says behind the method. Returns where it ends, its CRLF included.
 pub(super) fn store(head: &mut Head, bytes: &[u8], line: Line) -> Result<usize, Refusal> {
     head.version = version(bytes[line.major], bytes[line.minor])?;
-    // An extension method of up to 15 bytes is kept in place, without an allocation.
-    head.method =
-        Method::from_bytes(&bytes[..line.method_end]).map_err(|_| bad("malformed method"))?;
     head.target = Span::new(line.target.clone());
     store_target(head, bytes, line.target)?;
     Ok(line.end)

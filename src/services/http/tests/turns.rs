@@ -187,6 +187,46 @@ fn an_answer_to_head_has_no_body() {
 }
 
 #[test]
+fn a_refusal_of_head_has_no_body_either() {
+    let long_line = format!("HEAD /{}", "a".repeat(9000));
+    let long_head = format!("HEAD / HTTP/1.1\r\nX: {}", "a".repeat(17_000));
+    for (bytes, status) in [
+        ("HEAD\t/ HTTP/1.1\r\n", 400),
+        ("HEAD  / HTTP/1.1\r\n", 400),
+        ("HEAD /#a HTTP/1.1\r\n", 400),
+        ("HEAD x HTTP/1.1\r\n", 400),
+        ("HEAD / HTTP/1.1x\r\n", 400),
+        ("HEAD / HTTP/2.0\r\n", 505),
+        ("HEAD / HT", 400),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nX", 400),
+        ("HEAD / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (
+            "HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+        ),
+        (
+            "HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx",
+            400,
+        ),
+        (
+            "HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx",
+            400,
+        ),
+        (&long_line, 414),
+        (&long_head, 431),
+    ] {
+        let mut table = Table::new(|_: &mut Request<'_>| panic!("refused before"));
+        table.send(bytes);
+        table.end();
+        if table.turn() == Turn::Park {
+            assert_eq!(table.turn(), Turn::Close, "{bytes:.60}");
+        }
+        assert_eq!(table.head_answer().status, status, "{bytes:.60}");
+        assert_eq!(table.leftover(), b"", "{bytes:.60}");
+    }
+}
+
+#[test]
 fn some_statuses_have_no_content() {
     for status in [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED] {
         let mut table = Table::new(move |_: &mut Request<'_>| Response::error(status));
