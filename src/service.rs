@@ -60,6 +60,9 @@ pub struct ServiceProfile {
     /// not, the master takes a response for unfinished, too, when a turn has sent something and
     /// ends with [`Turn::Again`]. It sends none of the replies below into an unfinished response.
     pub whole_responses: bool,
+    /// A carry that begins no request: a client that has sent nothing else owes nothing, and is
+    /// idle. Empty if any carry begins one.
+    pub blank: Cow<'static, [u8]>,
     /// What stands for the time in the replies below: the master puts the present time in its
     /// place, as HTTP writes it (RFC 9110 §5.6.7). Empty if the replies hold no time.
     pub date_slot: Cow<'static, [u8]>,

@@ -325,7 +325,7 @@ impl<C> Dispatcher<C> {
         let end = end(&mut connection.payload);
         let took = end.took.unwrap_or(now.since(connection.started));
         self.turn.add(took);
-        if !end.carries || end.answered {
+        if !end.owes || end.answered {
             connection.incomplete_since = None;
         }
         (connection.replayed, connection.hung) = (false, false);

@@ -244,7 +244,7 @@ impl World {
         let end = TurnEnd {
             outcome,
             turns: 1,
-            carries: outcome.keeps() && choice.is_multiple_of(5),
+            owes: outcome.keeps() && choice.is_multiple_of(5),
             answered: choice.is_multiple_of(3),
             // Some workers do not measure, and what others say may be nonsense.
             took: choice
@@ -253,7 +253,7 @@ impl World {
         };
         self.examined_this_turn.remove(&id.into());
         self.owing.remove(&id.into());
-        if end.carries {
+        if end.owes {
             self.owing.insert(id.into());
         }
         assert_eq!(

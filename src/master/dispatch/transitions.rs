@@ -18,7 +18,7 @@ impl<C> Dispatcher<C> {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkDrained => {
-                let limit = if end.carries {
+                let limit = if end.owes {
                     self.time_to_complete(index, end.answered, now)
                 } else {
                     self.limits.idle

@@ -152,8 +152,8 @@ pub struct TurnEnd {
     pub outcome: Outcome,
     /// How many turns the worker served in a row, at least one.
     pub turns: u64,
-    /// It has bytes that were read and not consumed.
-    pub carries: bool,
+    /// The client has begun a request, and owes the rest.
+    pub owes: bool,
     /// Something was sent to the client, so that what is carried belongs to a new request.
     pub answered: bool,
     /// How long the (last) turn took, if the worker has measured it.

@@ -10,6 +10,7 @@ use crate::master::snapshot::Place;
 use crate::master::time::Time;
 use crate::master::workers::channel::{Fault, Said};
 use crate::master::workers::process::SaidTwice;
+use crate::service::ServiceProfile;
 use crate::wire::{Outcome, Report};
 
 use super::Pool;
@@ -44,9 +45,9 @@ impl Pool<'_> {
                 None => return,
                 Some(Ok(entry)) => {
                     let dispatcher = &mut self.dispatcher;
-                    let whole = self.plan.profile.whole_responses;
+                    let profile = &self.plan.profile;
                     let said = (&entry.report(), Some(&entry));
-                    if end_turn(dispatcher, worker, said, whole, now).is_err() {
+                    if end_turn(dispatcher, worker, said, profile, now).is_err() {
                         return self.condemn(worker, &stray(entry.id), now);
                     }
                     if process.count_turns(entry.turns) {
@@ -75,9 +76,9 @@ impl Pool<'_> {
                 Ok(None) => return,
                 Ok(Some(Said::Ready)) => self.on_ready(worker, now),
                 Ok(Some(Said::Turn(report))) => {
-                    let whole = self.plan.profile.whole_responses;
+                    let profile = &self.plan.profile;
                     let said = (&report, None);
-                    if end_turn(&mut self.dispatcher, worker, said, whole, now).is_err() {
+                    if end_turn(&mut self.dispatcher, worker, said, profile, now).is_err() {
                         let what = stray(report.id);
                         return self.condemn(worker, &what, now);
                     }
@@ -196,14 +197,14 @@ fn end_turn(
     dispatcher: &mut Dispatcher<Held>,
     worker: WorkerId,
     (report, entry): (&Report<'_>, Option<&Entry>),
-    whole: bool,
+    profile: &ServiceProfile,
     now: Time,
 ) -> Result<(), Stray> {
     let id = report.id.into();
     let mut end = TurnEnd {
         outcome: report.outcome,
         turns: entry.map_or(1, |entry| entry.turns),
-        carries: !report.carry.is_empty(),
+        owes: !report.carry.is_empty() && report.carry != &*profile.blank,
         answered: report.traffic.is_some_and(|traffic| traffic.written > 0),
         took: entry.map(|entry| entry.took),
     };
@@ -211,7 +212,7 @@ fn end_turn(
         if report.outcome == Outcome::Close && held.would_lose(report, entry.is_some()) {
             end.outcome = Outcome::Linger;
         }
-        held.count(report, whole);
+        held.count(report, profile.whole_responses);
         end
     })?;
     if report.outcome == Outcome::Again {

@@ -279,6 +279,8 @@ impl<H: Handler> Service for Http<H> {
             speaks_first: false,
             tolerates_empty_turns: true,
             whole_responses: true,
+            // Half of a line end before a request, which is none of it.
+            blank: b"\r".into(),
             date_slot: DATE_SLOT.as_bytes().into(),
             crashed: canned(StatusCode::BAD_GATEWAY, &[]).into(),
             timed_out: canned(StatusCode::GATEWAY_TIMEOUT, &[]).into(),

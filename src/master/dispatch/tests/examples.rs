@@ -24,7 +24,7 @@ fn done() -> TurnEnd {
     TurnEnd {
         outcome: Outcome::Close,
         turns: 1,
-        carries: false,
+        owes: false,
         answered: true,
         took: None,
     }
@@ -266,7 +266,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     let part = TurnEnd {
         outcome: Outcome::Park,
         turns: 1,
-        carries: true,
+        owes: true,
         answered: false,
         took: None,
     };
@@ -367,11 +367,11 @@ fn the_one_that_has_been_idle_for_longest_gives_way_and_no_other() {
         (Outcome::Park, true),
         (Outcome::Park, false),
     ];
-    for (outcome, carries) in ends {
+    for (outcome, owes) in ends {
         let id = d.accepted(0, true, now);
         let end = TurnEnd {
             outcome,
-            carries,
+            owes,
             ..done()
         };
         d.report(worker, id, now, |_| end).unwrap();

@@ -124,7 +124,7 @@ fn turns_and_what_is_owed_come_along() {
     let half = TurnEnd {
         outcome: Outcome::Park,
         turns: 3,
-        carries: true,
+        owes: true,
         answered: false,
         took: None,
     };
@@ -163,7 +163,7 @@ fn what_is_lent_stays_until_its_turn_ends() {
     let end = TurnEnd {
         outcome: Outcome::Again,
         turns: 1,
-        carries: false,
+        owes: false,
         answered: true,
         took: None,
     };
