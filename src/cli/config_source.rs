@@ -1,6 +1,7 @@
 //! Where a server's configuration comes from: a file, the command line, or both. A reload asks it
 //! again.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,10 +10,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use crate::config::flags::Flags;
-use crate::config::{self, Config, Settings};
+use crate::config::{self, Address, Config, Settings};
 use crate::error::{Error, Result};
 use crate::lookup;
-use crate::sys::processors;
+use crate::sys::{directory, processors};
 
 /// The most bytes that a configuration file may have, because something that has no end (/dev/zero)
 /// must not be read to its end.
@@ -35,12 +36,51 @@ impl ConfigSource {
     /// it.
     pub(super) fn load(&self) -> Result<Config> {
         let defaults = Settings::for_processors(processors::available());
-        match &self.file {
-            Some(file) => config::parse(&read(file)?, file, &self.flags, &defaults),
+        let config = match &self.file {
+            Some(file) => config::parse(&read(file)?, file, &self.flags, &defaults)?,
             None => config::without_file(&self.flags, &defaults)
-                .map_err(|reason| Error::because("use the command line", reason)),
+                .map_err(|reason| Error::because(self.attempt(), reason))?,
+        };
+        // At a reload the planner has looked; the master is not to wait for a file system.
+        if !lookup::is_replay()
+            && let Some([one, other]) = shared_path(&config)
+        {
+            let reason = format!("{one} and {other} are the same file");
+            return Err(Error::because(self.attempt(), reason));
+        }
+        Ok(config)
+    }
+
+    fn attempt(&self) -> String {
+        match &self.file {
+            Some(file) => format!("read {}", file.display()),
+            None => "use the command line".to_owned(),
         }
     }
+}
+
+/// Two keys with the same path, however it is written: what is made there last would take the place
+/// of what was there, and a log would go on in a file that has no name.
+fn shared_path(config: &Config) -> Option<[String; 2]> {
+    let keys = [
+        ("log.file", &config.log.file),
+        ("pid-file", &config.pid_file),
+        ("control", &config.control),
+    ];
+    let keys = keys.into_iter().filter_map(|(key, path)| {
+        let path = path.as_deref()?;
+        Some((format!("{key} {}", path.display()), path))
+    });
+    let listeners = config.pools.iter().flat_map(|pool| &pool.listen);
+    let sockets = listeners.filter_map(|address| match address {
+        Address::Unix(path) => Some((address.to_string(), path.as_path())),
+        _ => None,
+    });
+    let mut seen = HashMap::new();
+    keys.chain(sockets).find_map(|(text, path)| {
+        let former = seen.insert(directory::place(path)?, text.clone())?;
+        Some([former, text])
+    })
 }
 
 /// The text of a configuration file. The first time it may be anything that has an end, a pipe too

@@ -283,6 +283,7 @@ impl Stock for Pools<'_> {
 /// # Errors
 /// The first thing that is wrong.
 pub fn check(plans: &[Plan<'_>]) -> Result<()> {
+    bind::refuse_overlaps(plans.iter().flat_map(|plan| &plan.listen))?;
     for (_, address, _) in matching::wanted(plans) {
         bind::check(address)?;
     }

@@ -31,6 +31,7 @@ impl<'a> Pools<'a> {
         mut source: impl FnMut() -> Result<Vec<Pool<'a>>> + 'a,
     ) -> Result<Self> {
         let plans = plan_all(source()?, prepared.control())?;
+        prepared.refuse_overlaps(&plans)?;
         for plan in &plans {
             for address in &plan.listen {
                 prepared.listen_on(address.clone(), &plan.settings)?;

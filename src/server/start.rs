@@ -50,6 +50,15 @@ impl Prepared {
         self.endpoints.control.as_deref()
     }
 
+    /// Fails if the addresses of the plans overlap, so that one of them could not be bound.
+    ///
+    /// # Errors
+    /// Which ones do.
+    pub(super) fn refuse_overlaps(&self, plans: &[Plan<'_>]) -> Result<()> {
+        let addresses = plans.iter().flat_map(|plan| &plan.listen);
+        self.inherited.refuse_overlaps(addresses)
+    }
+
     /// Binds an address, unless a listener for it was inherited.
     ///
     /// # Errors

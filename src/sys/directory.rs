@@ -1,7 +1,10 @@
-//! The directory of a path, and whether a file can be made there.
+//! The directory of a path: which one it is, and whether a file can be made there.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -14,6 +17,13 @@ pub fn of(path: &Path) -> &Path {
         Some(parent) => parent,
         None => Path::new("/"),
     }
+}
+
+/// What a path stands for, however it is written: the device and the inode of its directory, and
+/// its name there. `None` if there is no such directory, or the path ends with `..`.
+pub fn place(path: &Path) -> Option<(u64, u64, &OsStr)> {
+    let directory = fs::metadata(of(path)).ok()?;
+    Some((directory.dev(), directory.ino(), path.file_name()?))
 }
 
 /// Checks whether this process may make a file, or replace one, in the directory of a path.

@@ -285,6 +285,68 @@ fn what_is_in_the_way_is_seen_by_both() {
 }
 
 #[test]
+fn what_cannot_be_in_one_place_is_seen_by_both() {
+    let file = "control = 'c'\n[[pool]]\nservice = 'demo'\nlisten = ['127.0.0.1:0', 'unix:a']\n";
+    let directory = with_file(file);
+    symlink(".", directory.path().join("link")).expect("a link");
+    let (log, pid, control, unix) = ("--log-file", "--pid-file", "--control", "-l");
+    for (arguments, reason) in [
+        ([log, "x", pid, "x"], "log.file x and pid-file x"),
+        ([log, "x", pid, "./x"], "log.file x and pid-file ./x"),
+        (
+            [pid, "x", control, "link/x"],
+            "pid-file x and control link/x",
+        ),
+        (
+            [log, "x", unix, "unix:link/x"],
+            "log.file x and unix:link/x",
+        ),
+        ([control, "x", unix, "unix:./x"], "control x and unix:./x"),
+        ([unix, "unix:x", unix, "unix:./x"], "unix:x and unix:./x"),
+    ] {
+        let reason = format!("cannot use the command line: {reason} are the same file");
+        for command in ["check", "serve"] {
+            let words = [&[command, "-w", "1"], &arguments[..]].concat();
+            refuses(directory.path(), &words, 2, &reason);
+        }
+    }
+    let reason = "cannot read batond.toml: pid-file ./a and unix:a are the same file";
+    for command in ["check", "serve"] {
+        let words = [command, "-c", "batond.toml", pid, "./a"];
+        refuses(directory.path(), &words, 1, reason);
+    }
+    assert!(!directory.path().join("x").exists());
+}
+
+#[test]
+fn addresses_that_overlap_are_seen_by_both() {
+    let directory = with_file("");
+    for (one, other) in [
+        ("127.0.0.1:17999", ":17999"),
+        (":17999", "127.0.0.1:17999"),
+        ("[::]:17999", "0.0.0.0:17999"),
+        (":17999", "[::]:17999"),
+        ("127.0.0.1:17999", "localhost:17999"),
+    ] {
+        let reason =
+            format!("cannot listen on {one} and on {other}: they have an address in common");
+        for command in ["check", "serve"] {
+            let words = [command, "-w", "1", "-l", one, "-l", other];
+            refuses(directory.path(), &words, 1, &reason);
+        }
+    }
+    for (one, other) in [
+        (":0", "127.0.0.1:0"),
+        ("127.0.0.1:17999", "127.0.0.2:17999"),
+        (":17998", "127.0.0.1:17999"),
+    ] {
+        let words = ["check", "-w", "1", "-l", one, "-l", other];
+        let finished = run(directory.path(), &words);
+        assert!(finished.status.success(), "{finished:?}");
+    }
+}
+
+#[test]
 fn a_check_knows_which_ports_its_user_may_not_bind_and_does_not_mind_a_server() {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let first: u16 = first.expect("Linux has it").trim().parse().expect("a port");

@@ -48,15 +48,10 @@ pub fn bind_all(address: &Address, settings: &Settings) -> Result<Vec<Listener>>
 /// Why it could not.
 pub fn check(address: &Address) -> Result<()> {
     let failed = |cause: io::Error| Error::new(format!("listen on {address}"), cause);
-    let addresses = match address {
-        Address::Inet(inet_address) => vec![*inet_address],
-        Address::Any(port) => vec![Address::any(*port)],
-        Address::Name(name, port) => resolve(name, *port)?,
-        Address::Unix(path) => return sys::socket_path::check(path).map_err(failed),
-        // Only the service manager knows.
-        Address::Inherited(_) => return Ok(()),
-    };
-    for mut one in addresses {
+    if let Address::Unix(path) = address {
+        return sys::socket_path::check(path).map_err(failed);
+    }
+    for mut one in inet_addresses(address)? {
         if is_privileged(one.port()) {
             return Err(failed(io::Error::from_raw_os_error(libc::EACCES)));
         }
@@ -69,6 +64,47 @@ pub fn check(address: &Address) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses addresses that overlap: the kernel lets one of them be bound. Those of Unix sockets are
+/// paths, for which this does not look, and only a service manager knows what it passes.
+///
+/// # Errors
+/// When two overlap, or a name that has its port in common with another address stands for none.
+pub fn refuse_overlaps<'a>(addresses: impl IntoIterator<Item = &'a Address>) -> Result<()> {
+    let has_port = |address: &&Address| address.port().is_some_and(|port| port != 0);
+    let addresses: Vec<_> = addresses.into_iter().filter(has_port).collect();
+    for (index, other) in addresses.iter().enumerate() {
+        let before = addresses[..index].iter();
+        for one in before.filter(|one| one.port() == other.port()) {
+            let (ones, others) = (inet_addresses(one)?, inet_addresses(other)?);
+            let overlaps = |a: &SocketAddr| others.iter().any(|b| takes_in(a, b) || takes_in(b, a));
+            if ones.iter().any(overlaps) {
+                let attempt = format!("listen on {one} and on {other}");
+                return Err(Error::because(attempt, "they have an address in common"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a socket that is bound to `wide` takes the connections to `narrow`, too, which has the
+/// same port. One for every IPv6 address takes IPv4, as [`inet`] makes it.
+fn takes_in(wide: &SocketAddr, narrow: &SocketAddr) -> bool {
+    wide == narrow || wide.ip().is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
+}
+
+/// The socket addresses that are to be bound for an address.
+///
+/// # Errors
+/// When a name stands for none.
+fn inet_addresses(address: &Address) -> Result<Vec<SocketAddr>> {
+    match address {
+        Address::Inet(address) => Ok(vec![*address]),
+        Address::Any(port) => Ok(vec![Address::any(*port)]),
+        Address::Name(name, port) => resolve(name, *port),
+        Address::Unix(_) | Address::Inherited(_) => Ok(Vec::new()),
+    }
 }
 
 /// Whether this process may not bind a TCP port because it is one of the low ones (ip(7)).
@@ -149,4 +185,35 @@ fn unix(path: &Path, settings: &Settings) -> io::Result<Listener> {
     listener.grant(&settings.unix)?;
     listen(&listener, settings.backlog)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_addresses_overlap() {
+        let overlap = |texts: [&str; 2]| {
+            let addresses = texts.map(|text| text.parse().unwrap());
+            refuse_overlaps(&addresses).is_err()
+        };
+        for (one, other, expected) in [
+            ("127.0.0.1:8", ":8", true),
+            ("[::1]:8", ":8", true),
+            ("[::1]:8", "[::]:8", true),
+            ("127.0.0.1:8", "[::]:8", true),
+            ("0.0.0.0:8", "[::]:8", true),
+            ("0.0.0.0:8", "127.0.0.1:8", true),
+            ("[::]:8", ":8", true),
+            ("0.0.0.0:8", "[::1]:8", false),
+            ("127.0.0.1:8", "127.0.0.2:8", false),
+            ("127.0.0.1:8", ":9", false),
+            ("127.0.0.1:0", ":0", false),
+            ("unix:8", ":8", false),
+            ("fd:8", ":8", false),
+        ] {
+            assert_eq!(overlap([one, other]), expected, "{one} {other}");
+            assert_eq!(overlap([other, one]), expected, "{other} {one}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::new_side::TakeoverClient;
 use super::recover::Recovered;
 use crate::config::{Address, Settings};
 use crate::error::Result;
-use crate::master::listen::bind::bind_all;
+use crate::master::listen::bind::{bind_all, refuse_overlaps};
 use crate::master::listen::listener::Listener;
 use crate::master::listen::matching::{drop_lost, is_bound};
 use crate::systemd::{Inherited as Passed, Notifier, listen_fds};
@@ -62,6 +62,22 @@ impl Inherited {
             recovered,
             takeover,
         })
+    }
+
+    /// Refuses addresses that overlap, except for those that need not be bound any more.
+    ///
+    /// # Errors
+    /// As for [`refuse_overlaps`].
+    pub fn refuse_overlaps<'a>(
+        &self,
+        addresses: impl IntoIterator<Item = &'a Address>,
+    ) -> Result<()> {
+        let is_there = |address: &Address| {
+            let mut passed = self.passed.iter();
+            is_bound(&self.listeners, address, 0) || passed.any(|one| is_bound_to(one, address))
+        };
+        let addresses = addresses.into_iter();
+        refuse_overlaps(addresses.filter(|address| !is_there(address)))
     }
 
     /// Makes sure that there are listeners for an address: the old master's, or what systemd has
