@@ -213,7 +213,7 @@ fn a_chroot_is_all_that_is_seen() {
     let jail = shared_directory(place.path(), "jail");
     let path = jail.to_str().expect("it is plain");
     let arguments = ["--user", "nobody", "--chroot", path, "--files", path];
-    let server = setup(&arguments).start();
+    let server = setup(&arguments).expect("cannot open private").start();
     for worker in server.workers(2) {
         assert_eq!(link(worker.pid, "root"), jail);
         assert_eq!(link(worker.pid, "cwd"), jail);

@@ -1,14 +1,14 @@
 //! Files as they are served to clients: with their type, on conditions, by redirects; none that is
 //! special, and none that lies outside the directory that is served.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::mpsc;
 use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
-use nix::unistd::{gettid, mkfifo};
+use nix::unistd::{geteuid, gettid, mkfifo};
 
 use crate::harness::{Client, DEADLINE, Server, Setup, eventually};
 
@@ -352,4 +352,32 @@ fn a_file_that_becomes_shorter_while_it_is_sent_is_logged_and_cut_off() {
         .wait_for_log("cannot read the file for /shrinking.bin");
     assert!(line.contains("it is shorter than it was"), "{line}");
     assert_eq!(files.server.get("/notes.txt").status, 200);
+}
+
+#[test]
+fn a_file_that_the_workers_may_not_read_is_told_once() {
+    let mut arguments = vec!["http", "public", "-w", "1"];
+    if geteuid().is_root() {
+        arguments.extend(["--user", "nobody"]);
+    }
+    let setup = Setup::new(&arguments).expect("cannot open ");
+    let public = setup.directory().join("public");
+    let closed = public.join("closed");
+    fs::create_dir_all(&closed).expect("directories");
+    fs::write(closed.join("file"), SECRET).expect("a file");
+    fs::write(public.join("private"), SECRET).expect("a file");
+    for (path, mode) in [(&public, 0o755), (&closed, 0), (&public.join("private"), 0)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+    }
+    let server = setup.start();
+    for path in ["/closed/file", "/private", "/closed/", "/private"] {
+        assert_eq!(server.get(path).status, 403, "{path}");
+    }
+    assert_eq!(server.get("/missing").status, 404);
+    let line = server.wait_for_log("cannot open ");
+    let expected = "cannot open closed/file: Permission denied; answering 403";
+    assert!(line.ends_with(expected), "{line}");
+    assert_eq!(server.log_lines("cannot open ").len(), 1);
+    // So that whoever is not root can remove it.
+    fs::set_permissions(&closed, Permissions::from_mode(0o755)).expect("it is ours");
 }

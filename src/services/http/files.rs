@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::beneath::{Beneath, Found as Leads};
 use super::cache::{Cache, CachedFile, Identity, MAX_FILE, Metadata, time};
+use super::complaints;
 use super::output::read_exactly;
 use super::preconditions::{Verdict, evaluate};
 use super::request::{Handler, Request};
@@ -150,8 +151,11 @@ impl Files {
             Ok(Leads::Special) => Err(Miss::Status(StatusCode::NOT_FOUND)),
             Err(error) => {
                 let status = status(error);
-                if status.is_server_error() {
-                    log::warn!("cannot open {}: {error}", self.path.escape_ascii());
+                // What the client may not have is often what the workers' user may not read.
+                if status.is_server_error() || status == StatusCode::FORBIDDEN {
+                    let attempt = format_args!("open {}", self.path.escape_ascii());
+                    let consequence = format_args!("answering {}", status.as_u16());
+                    complaints::warn(attempt, &error.into(), consequence);
                 }
                 Err(Miss::Status(status))
             }

@@ -31,6 +31,7 @@ mod beneath;
 mod body;
 mod cache;
 mod chunked;
+mod complaints;
 mod demo;
 mod files;
 mod head;
@@ -216,10 +217,13 @@ impl<H: Handler> Http<H> {
         result.map_err(Failure::into_error)
     }
 
-    #[cold]
     fn warn_of_file(&self, error: &io::Error, consequence: &str) {
         let target = self.head.target.of(&self.head_bytes).escape_ascii();
-        log::warn!("cannot read the file for {target}: {error}; {consequence}");
+        complaints::warn(
+            format_args!("read the file for {target}"),
+            error,
+            consequence,
+        );
     }
 
     /// Ends the turn of a client that has ended its side before its request was complete.
