@@ -113,6 +113,11 @@ mod tests {
             ("serve -w -1", "'-1'"),
             ("serve -w 99999999", "expected a number from 1 to 10000"),
             ("serve -l localhost", "the port is missing"),
+            ("serve -l 8080", "the host is missing"),
+            (
+                "serve -l http://localhost:80",
+                "a scheme (http://) does not belong there",
+            ),
             ("serve --grace soon", "expected a whole number of seconds"),
             ("serve ftp", "'ftp'"),
             ("dance", "'dance'"),

@@ -82,6 +82,14 @@ impl FromStr for Address {
                 name => Ok(Self::Inherited(name.to_owned())),
             };
         }
+        if text.contains("://") {
+            return Err(BadAddress("a scheme (http://) does not belong there"));
+        }
+        if text.parse::<u16>().is_ok() {
+            return Err(BadAddress(
+                "the host is missing (:PORT stands for every address of this machine)",
+            ));
+        }
         if let Ok(address) = text.parse() {
             return Ok(Self::Inet(address));
         }
@@ -168,7 +176,17 @@ mod tests {
     #[test]
     fn an_address_that_is_none_says_why() {
         for (text, reason) in [
-            ("8080", "the port is missing"),
+            (
+                "8080",
+                "the host is missing (:PORT stands for every address of this machine)",
+            ),
+            ("localhost", "the port is missing"),
+            ("", "the port is missing"),
+            (
+                "http://localhost:80",
+                "a scheme (http://) does not belong there",
+            ),
+            ("https://[::1]", "a scheme (http://) does not belong there"),
             ("127.0.0.1:http", "the port is not a number"),
             ("127.0.0.1:", "the port is not a number"),
             (":65536", "the port is not a number from 0 to 65535"),

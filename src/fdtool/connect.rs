@@ -13,13 +13,13 @@ use rustix::net::{SocketAddrUnix, connect as connect_to, sockopt};
 
 use super::socket::{Kind, Socket, not_a_socket};
 use crate::error::{Error, Plain, Result};
-use crate::sys::socket_path::probe;
+use crate::sys::socket_path::{address, probe};
 
 /// Connects to the receiver; waits at most this long until it has room for one more.
 pub(super) fn connect(to: &Socket, patience: Duration) -> Result<OwnedFd> {
     let attempt = || format!("connect to {}", to.path.display());
     let failed = |errno: Errno| Error::new(attempt(), errno);
-    let address = SocketAddrUnix::new(&to.path).map_err(failed)?;
+    let address = address(&to.path).map_err(|error| Error::new(attempt(), error))?;
     let socket = to.open().map_err(failed)?;
     let wait = |time| sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, time);
     let start = Instant::now();

@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use log::info;
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 
 use crate::error::{Error, Result};
 use crate::sys::socket_path;
@@ -48,7 +46,8 @@ impl Socket {
     pub(super) fn listen(&self) -> Result<Bound> {
         let attempt = || format!("listen on {}", self.path.display());
         let failed = |errno: Errno| Error::new(attempt(), errno);
-        let address = SocketAddrUnix::new(&self.path).map_err(failed)?;
+        let address = socket_path::address(&self.path);
+        let address = address.map_err(|error| Error::new(attempt(), error))?;
         let socket = self.open().map_err(failed)?;
         // bind(2) gives the path the mode of the socket, less the umask. With the mode set before,
         // there is no moment at which others may connect.

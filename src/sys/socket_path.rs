@@ -30,13 +30,28 @@ pub enum Occupant {
     Live,
 }
 
+/// The address of the socket at a path.
+///
+/// # Errors
+/// When the path is too long for one, or has a NUL in it.
+pub fn address(path: &Path) -> io::Result<SocketAddrUnix> {
+    SocketAddrUnix::new(path).map_err(|error| match error {
+        // And a NUL, which the kernel can do without, but most clients cannot (unix(7)).
+        Errno::NAMETOOLONG => io::Error::new(
+            io::ErrorKind::InvalidFilename,
+            "File name too long: the path of a socket has at most 107 bytes",
+        ),
+        _ => error.into(),
+    })
+}
+
 /// Finds out what is at a path. It never sleeps, and no process notices it.
 ///
 /// # Errors
 /// When no socket can be bound there, because the path is too long for an address or a file of
 /// another kind is there; and when it is not permitted to look.
 pub fn occupant(path: &Path) -> io::Result<Occupant> {
-    let address = SocketAddrUnix::new(path)?;
+    let address = address(path)?;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
         Err(error) => return Err(error),
@@ -124,10 +139,7 @@ fn remove(path: &Path, file: &OwnedFd) -> io::Result<bool> {
 /// in /proc/net/unix as it was bound, where programs that clean up look for it.
 fn address_to_show(path: &Path) -> io::Result<SocketAddrUnix> {
     let absolute = std::path::absolute(path)?;
-    match SocketAddrUnix::new(&absolute) {
-        Err(Errno::NAMETOOLONG) => Ok(SocketAddrUnix::new(path)?),
-        address => Ok(address?),
-    }
+    address(&absolute).or_else(|_| address(path))
 }
 
 /// Binds a socket to a path. The file has this mode from the first moment on; without one, it has
@@ -180,7 +192,7 @@ mod tests {
         drop(one);
         let long = directory.path().join("n".repeat(120));
         let refused = occupant(&long).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::ENAMETOOLONG));
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidFilename);
     }
 
     #[test]

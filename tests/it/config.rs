@@ -16,6 +16,9 @@ use tempfile::TempDir;
 use crate::harness::client::Served;
 use crate::harness::{BATOND, Setup, command, eventually, finish, run};
 
+/// What is said of the path of a socket that is too long.
+pub const TOO_LONG: &str = "File name too long: the path of a socket has at most 107 bytes";
+
 fn with_file(text: impl AsRef<[u8]>) -> TempDir {
     let directory = TempDir::new().expect("a temporary directory");
     fs::write(directory.path().join("batond.toml"), text).expect("a file");
@@ -227,7 +230,7 @@ fn what_is_in_the_way_is_seen_by_both() {
         ("control", "fifo", control, not_a_socket),
         ("control", "text", control, not_a_socket),
         ("control", "/dev/null", control, not_a_socket),
-        ("control", &long, control, "File name too long"),
+        ("control", &long, control, TOO_LONG),
         ("log.file", "directory", "log to", "Is a directory"),
         ("log.file", "socket", "log to", "it is a socket"),
         (
@@ -256,7 +259,7 @@ fn what_is_in_the_way_is_seen_by_both() {
         ("directory", not_a_socket),
         ("fifo", not_a_socket),
         ("text/socket", "Not a directory"),
-        (&long, "File name too long"),
+        (&long, TOO_LONG),
     ] {
         let text = format!("[[pool]]\nservice = 'demo'\nlisten = 'unix:{name}'\n");
         fs::write(at("batond.toml"), text).expect("a file");

@@ -15,6 +15,7 @@ use nix::unistd::{Gid, chown};
 use rustix::fs::fstat;
 use rustix::net::listen;
 
+use crate::config::TOO_LONG;
 use crate::harness::skip::{lacks, lacks_root};
 use crate::harness::systemd::Manager;
 use crate::harness::{Finished, Server, Setup, command, eventually, finish, run};
@@ -237,7 +238,7 @@ fn the_control_socket_is_bound_where_it_is_found() {
     }
     let longer = format!("{}cc", path.display());
     let line = refused(server.directory(), &["--control", &longer]);
-    assert!(line.ends_with("File name too long"), "{line}");
+    assert!(line.ends_with(TOO_LONG), "{line}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use nix::unistd::Pid;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use super::launch::OfferedSession;
 use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
@@ -19,6 +19,7 @@ use crate::master::office::Office;
 use crate::master::pools::Pools;
 use crate::master::snapshot::Snapshot;
 use crate::master::time::Time;
+use crate::sys::socket_path;
 
 /// What the log calls the other master.
 const OLD: &str = "the old master";
@@ -57,7 +58,7 @@ impl TakeoverClient {
         let connected = || -> io::Result<OwnedFd> {
             let flags = SocketFlags::CLOEXEC;
             let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-            connect(&socket, &SocketAddrUnix::new(path)?)?;
+            connect(&socket, &socket_path::address(path)?)?;
             Ok(socket)
         };
         let mut version = VERSION;

@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use nix::unistd::Pid;
 
 use super::failures::Undisturbed;
+use crate::config::TOO_LONG;
 use crate::harness::client::Served;
 use crate::harness::skip::{lacks, lacks_root};
 use crate::harness::upgrade::TOOK_OVER;
@@ -126,7 +127,7 @@ fn what_another_server_has_is_an_error_before_the_takeover() {
     let long = "n".repeat(120);
     for (place, why) in [
         (place, "another process has a socket there"),
-        (&long, "File name too long"),
+        (&long, TOO_LONG),
     ] {
         let arguments = ["demo", "-l", "127.0.0.1:0", "--takeover", "control"];
         let arguments = [&arguments[..], &["--control", place]].concat();
