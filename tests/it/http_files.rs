@@ -64,6 +64,7 @@ fn files_are_served_with_their_type_and_length() {
         ("/notes.txt?query=1", "text/plain", b"some notes\n"),
         ("/a%20b%26c.txt", "text/plain", b"odd name"),
         ("/sub/../notes.txt", "text/plain", b"some notes\n"),
+        ("/nothing/../notes.txt", "text/plain", b"some notes\n"),
         ("/inner", "", b"some notes\n"),
         ("/empty", "", b""),
         ("/large.bin", "application/octet-stream", &large()),

@@ -232,8 +232,9 @@ impl Handler for Files {
     }
 }
 
-/// Undoes the percent-encoding of `path` into `into`, without its leading slashes. A slash or a NUL
-/// that was encoded has no meaning in a file's name, and `%` alone none in a path.
+/// Undoes the percent-encoding of `path` into `into`, without its leading slashes, and resolves it
+/// by [`without_dots`]. A slash or a NUL that was encoded has no meaning in a file's name, and `%`
+/// alone none in a path.
 fn decode(path: &str, into: &mut Vec<u8>) -> std::result::Result<(), StatusCode> {
     into.clear();
     let mut bytes = path.trim_start_matches('/').bytes();
@@ -250,7 +251,38 @@ fn decode(path: &str, into: &mut Vec<u8>) -> std::result::Result<(), StatusCode>
             byte => byte,
         });
     }
+    let has_dots = into.split(|byte| *byte == b'/').any(is_dots);
+    if has_dots {
+        *into = without_dots(into).ok_or(StatusCode::NOT_FOUND)?;
+    }
     Ok(())
+}
+
+/// Whether a segment of a path stands for a place relative to the one before.
+fn is_dots(segment: &[u8]) -> bool {
+    matches!(segment, b"." | b"..")
+}
+
+/// The relative path that `path` is equivalent to, whatever there is in the file system (RFC 3986
+/// §6.2.2.3), and without empty segments; `None` if it leads out. At the end a dot stays: it asks
+/// for a directory, and has no slash behind it.
+fn without_dots(path: &[u8]) -> Option<Vec<u8>> {
+    let mut segments: Vec<&[u8]> = Vec::new();
+    let mut last: &[u8] = b"";
+    for segment in path.split(|byte| *byte == b'/') {
+        match segment {
+            b"" | b"." => {}
+            b".." => _ = segments.pop()?,
+            name => segments.push(name),
+        }
+        last = segment;
+    }
+    match last {
+        b"" if !segments.is_empty() => segments.push(b""),
+        last if is_dots(last) => segments.push(b"."),
+        _ => {}
+    }
+    Some(segments.join(&b'/'))
 }
 
 /// The status that tells the client why a file cannot be opened.
@@ -274,19 +306,12 @@ fn status(error: Errno) -> StatusCode {
 }
 
 /// To the same directory with a slash at the end of its path, so that relative links in the index
-/// work. `path` is decoded; it is resolved as the client will resolve it (RFC 3986 §5.2.4), and
-/// without empty segments: two slashes in front would name another host.
+/// work. `path` is decoded. Its empty segments are left out, because two slashes in front would
+/// name another host.
 fn redirect(path: &[u8], query: Option<&str>) -> Response {
-    let mut segments: Vec<&[u8]> = Vec::new();
-    for segment in path.split(|byte| *byte == b'/') {
-        match segment {
-            b"" | b"." => {}
-            b".." => _ = segments.pop(),
-            name => segments.push(name),
-        }
-    }
     let mut location = String::from("/");
-    for segment in segments {
+    let segments = path.split(|byte| *byte == b'/');
+    for segment in segments.filter(|segment| !matches!(*segment, b"" | b".")) {
         location.extend(percent_encode(segment, PATH));
         location.push('/');
     }
@@ -369,6 +394,24 @@ mod tests {
         assert_eq!(decoded("//a//b/"), Ok(b"a//b/".to_vec()));
         assert_eq!(decoded("/a%20b%C3%a9"), Ok(b"a b\xc3\xa9".to_vec()));
         assert_eq!(decoded("/%2541"), Ok(b"%41".to_vec()));
+        for (path, resolved) in [
+            ("/.", "."),
+            ("/./", ""),
+            ("/a/..", "."),
+            ("/a/../", ""),
+            ("/a/%2e%2E//b", "b"),
+            ("/a/b/../c", "a/c"),
+            ("/a//../b", "b"),
+            ("/a/b/.", "a/b/."),
+            ("/a/b/..", "a/."),
+            ("/a/./b//", "a/b/"),
+            ("/.a/..b/...", ".a/..b/..."),
+        ] {
+            assert_eq!(decoded(path), Ok(resolved.into()), "{path}");
+        }
+        for path in ["/..", "//..", "/a/../..", "/a/../../a", "/./../a"] {
+            assert_eq!(decoded(path), Err(StatusCode::NOT_FOUND), "{path}");
+        }
         for path in ["/a%2fb", "/%2F", "/%00", "/%", "/%4", "/%zz", "/%+1"] {
             assert_eq!(decoded(path), Err(StatusCode::BAD_REQUEST), "{path}");
         }
@@ -390,11 +433,10 @@ mod tests {
             ("/%5cexample.org", None, "/%5Cexample.org/"),
             ("/.//example.org", None, "/example.org/"),
             ("/x/..//example.org", None, "/example.org/"),
-            ("/%2e/%2E%2e//example.org", None, "/example.org/"),
+            ("/x/%2e/%2E%2e//example.org", None, "/example.org/"),
             ("/.", None, "/"),
-            ("/..", None, "/"),
             ("/a/..", None, "/"),
-            ("/a/../../b/./c", None, "/b/c/"),
+            ("/a/../b/./c", None, "/b/c/"),
             ("/a//b", None, "/a/b/"),
             ("/...", None, "/.../"),
             ("/a%20b", None, "/a%20b/"),

@@ -115,6 +115,12 @@ fn what_is_served() {
         ("/docs/", "<p>docs</p>", "text/html; charset=utf-8"),
         ("//docs//x.css", "p {}", "text/css; charset=utf-8"),
         ("/docs/../docs/./x.css", "p {}", "text/css; charset=utf-8"),
+        ("/nothing/%2e./empty", "", "application/octet-stream"),
+        (
+            "/empty/../docs//./x/../",
+            "<p>docs</p>",
+            "text/html; charset=utf-8",
+        ),
         ("/a%20b%2etxt", "spaced", "text/plain; charset=utf-8"),
         ("/empty", "", "application/octet-stream"),
         (
@@ -211,6 +217,8 @@ fn a_directory_without_its_slash_is_elsewhere() {
         ("/.", "/"),
         ("/docs/..", "/"),
         ("/docs/%2e%2e/./docs", "/docs/"),
+        ("/nothing/..", "/"),
+        ("/nothing/../docs", "/docs/"),
         ("/docs/empty/..?a=[b]&c=%", "/docs/?a=%5Bb%5D&c=%25"),
     ] {
         let answer = site.get(target);
@@ -238,6 +246,11 @@ fn no_path_leads_out() {
     for target in [
         "/../secret",
         "/docs/../../secret",
+        "/nothing/../../secret",
+        "/docs/..//up/secret",
+        &format!("/docs/..{secret}"),
+        "/empty/.",
+        "/empty/./",
         "/%2e%2e/secret",
         "/docs/%2e%2e/.%2e/secret",
         "/..",
