@@ -91,6 +91,17 @@ impl Child {
         self.signal(Signal::SIGKILL);
     }
 
+    /// Waits for the end of a child that does one thing, which is to take no longer than this; then
+    /// it is killed, and `None` is returned.
+    pub fn end_within(mut self, limit: Duration) -> Option<Exit> {
+        let exit = wait_until(Instant::now() + limit, self.pid);
+        if exit.is_none() {
+            self.kill();
+            reap(&[self]);
+        }
+        exit
+    }
+
     /// Asks the child to end at this time, unless it is [given time](Self::give_time) before.
     pub fn end_at(&mut self, at: Time) {
         let signal = Signal::SIGTERM;
@@ -188,12 +199,20 @@ impl Descendant {
 pub fn reap(killed: &[Child]) {
     let end = Instant::now() + LAST_CHANCE;
     for child in killed {
-        let ended = || {
-            let status = waitpid(child.pid, Some(WaitPidFlag::WNOHANG));
-            !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
-        };
-        while !ended() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
+        let _ = wait_until(end, child.pid);
+    }
+}
+
+/// Waits for the end of a child until this time; `None` if it has not come, or nothing is known.
+fn wait_until(end: Instant, pid: Pid) -> Option<Exit> {
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, status)) => return Some(Exit::Exited(status)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Some(Exit::Killed(signal)),
+            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(_) | Err(_) => return None,
         }
     }
 }

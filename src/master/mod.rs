@@ -16,6 +16,7 @@ mod planner;
 mod pool;
 mod pools;
 mod reload;
+mod removal;
 mod snapshot;
 mod store;
 pub mod succession;
@@ -221,7 +222,7 @@ impl<'a> Master<'a> {
             MasterEvent::LifeLine => self.settle_recovered(now),
             MasterEvent::Planner => {
                 if let Transition::Reload(reload) = &mut self.transition {
-                    let step = reload.on_message(&mut self.pools, now);
+                    let step = reload.on_message(&mut self.pools, &mut self.office, now);
                     self.go_on_reloading(step);
                 }
             }
@@ -238,7 +239,7 @@ impl<'a> Master<'a> {
         match &mut self.transition {
             Transition::None => {}
             Transition::Reload(reload) => {
-                let step = reload.step(&mut self.pools, now);
+                let step = reload.step(&mut self.pools, &mut self.office, now);
                 self.go_on_reloading(step);
             }
             Transition::HandOver(server) => {
@@ -318,7 +319,8 @@ impl<'a> Master<'a> {
     fn on_exit(&mut self, pid: Pid, how: &str, now: Time) {
         self.upgrades.forget(pid);
         if let Transition::Reload(reload) = &mut self.transition {
-            let step = reload.on_exit(pid, how, &mut self.pools, now);
+            let (pools, office) = (&mut self.pools, &mut self.office);
+            let step = reload.on_exit(pid, how, pools, office, now);
             self.go_on_reloading(step);
         }
         if let Transition::HandOver(server) = &mut self.transition {
@@ -393,8 +395,7 @@ impl<'a> Master<'a> {
             return log::warn!("reload refused: a takeover is under way");
         }
         self.give_up_reload("another one begins", now);
-        self.office.mend(self.pools.epoll());
-        match Reload::begin(self.source, &mut self.only, &self.pools, now) {
+        match Reload::begin(self.source, &mut self.only, &self.pools, &self.office, now) {
             Ok(reload) => self.transition = Transition::Reload(reload),
             Err(error) => reload::refuse(&error),
         }

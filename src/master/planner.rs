@@ -1,8 +1,10 @@
 //! The planner: a child of the master that asks the source for the plans of a reload first, with
-//! all the look-ups that this takes, so that the master need not wait for any of them.
+//! all the look-ups that this takes, so that the master need not wait for any of them. Before that
+//! it looks whether the files are there by which the master is found.
 //!
-//! It sends the record of its look-ups, or why there are no plans, in one message. The master then
-//! asks the source again, because closures can't be sent, and answers the look-ups from the record.
+//! It sends what it has seen of those, with the record of its look-ups or why there are no plans,
+//! in one message. The master then asks the source again, because closures can't be sent, and
+//! answers the look-ups from the record.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
@@ -20,6 +22,7 @@ use super::events::epoll::{Epoll, EventFlags};
 use super::events::token::MasterEvent;
 use super::listen::bind;
 use super::master_only::MasterOnly;
+use super::office::{Lost, Office};
 use super::plan::{Plan, PlanSource};
 use super::time::Time;
 use crate::config::Address;
@@ -49,11 +52,20 @@ pub struct Planner {
 
 /// What a planner has to say.
 #[derive(Debug)]
-pub enum Answer {
-    /// All look-ups were made, and have found this.
-    Planned(Record),
-    /// There are no plans, and this is why.
-    Refused(String),
+pub struct Answer {
+    /// The master's own files that are gone, as far as is known.
+    pub lost: Lost,
+    /// What all look-ups have found, or why there are no plans.
+    pub plans: std::result::Result<Record, String>,
+}
+
+impl Answer {
+    fn refused(why: impl Into<String>) -> Self {
+        Self {
+            lost: Lost::default(),
+            plans: Err(why.into()),
+        }
+    }
 }
 
 impl Planner {
@@ -63,6 +75,7 @@ impl Planner {
     /// What socketpair(2), epoll_ctl(2) and fork(2) fail with.
     pub fn start(
         source: &PlanSource<'_>,
+        office: &Office,
         keep: impl Iterator<Item = i32>,
         only: &mut MasterOnly,
         epoll: &Epoll,
@@ -79,7 +92,7 @@ impl Planner {
                 let _ = prctl::set_pdeathsig(Signal::SIGKILL);
                 let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(before), None);
                 logging::set_role(Role::Command("planner"));
-                u8::from(answer(source, &theirs).is_err())
+                u8::from(answer(source, office, &theirs).is_err())
             })
         })?;
         let child = Child::new(pid);
@@ -109,18 +122,19 @@ impl Planner {
                 self.epoll.remove(&self.socket);
                 None
             }
-            Ok(message) if &buffer[..message.length] == PLANNED => {
-                Some(match read_record(message.descriptors) {
-                    Ok(record) => Answer::Planned(record),
-                    Err(error) => Answer::Refused(Plain(&error).to_string()),
-                })
-            }
             Ok(message) => {
-                let why = String::from_utf8_lossy(&buffer[..message.length]);
-                Some(Answer::Refused(why.into_owned()))
+                let plans = match &buffer[1..message.length] {
+                    PLANNED => {
+                        let record = read_record(message.descriptors);
+                        record.map_err(|error| Plain(&error).to_string())
+                    }
+                    why => Err(String::from_utf8_lossy(why).into_owned()),
+                };
+                let lost = Lost::decode(buffer[0]);
+                Some(Answer { lost, plans })
             }
             Err(error) if error.would_block() => None,
-            Err(error) => Some(Answer::Refused(error.to_string())),
+            Err(error) => Some(Answer::refused(error.to_string())),
         }
     }
 
@@ -130,7 +144,7 @@ impl Planner {
         let late = self.until <= now;
         late.then(|| {
             let limit = PATIENCE.as_secs();
-            Answer::Refused(format!("the configuration was not read within {limit} s"))
+            Answer::refused(format!("the configuration was not read within {limit} s"))
         })
     }
 
@@ -147,7 +161,7 @@ impl Planner {
     #[must_use]
     pub fn on_exit(&mut self, pid: Pid, how: &str) -> Option<Answer> {
         self.child.take_if(|child| child.pid() == pid)?;
-        let died = || Answer::Refused(format!("the process that reads the configuration {how}"));
+        let died = || Answer::refused(format!("the process that reads the configuration {how}"));
         Some(self.on_message().unwrap_or_else(died))
     }
 }
@@ -162,31 +176,34 @@ impl Drop for Planner {
 }
 
 /// In the child: makes all look-ups, and sends what they have found.
-fn answer(source: &PlanSource<'_>, socket: &OwnedFd) -> io::Result<()> {
+fn answer(source: &PlanSource<'_>, office: &Office, socket: &OwnedFd) -> io::Result<()> {
+    let lost = office.look();
     let (found, record) = lookup::record(|| source().and_then(|plans| look_up(&plans)));
     let passed_on = found.and_then(|()| {
-        let sent = send_record(record, socket);
+        let sent = send_record(lost, record, socket);
         sent.map_err(|error| Error::new("pass on what the configuration says", error))
     });
     let Err(error) = passed_on else {
         return Ok(());
     };
     let mut why = error.to_string();
-    why.truncate(why.floor_char_boundary(ROOM - 1));
-    send(why.as_bytes(), &[], socket)
+    why.truncate(why.floor_char_boundary(ROOM - 2));
+    send(lost, why.as_bytes(), &[], socket)
 }
 
-fn send_record(record: Record, socket: &OwnedFd) -> io::Result<()> {
+fn send_record(lost: Lost, record: Record, socket: &OwnedFd) -> io::Result<()> {
     let (bytes, mut descriptors) = record.encode();
     let mut file = File::from(memfd_create("baton-plan", MemfdFlags::CLOEXEC)?);
     file.write_all(&bytes)?;
     descriptors.insert(0, file.into());
-    send(PLANNED, &descriptors, socket)
+    send(lost, PLANNED, &descriptors, socket)
 }
 
-fn send(text: &[u8], descriptors: &[OwnedFd], socket: &OwnedFd) -> io::Result<()> {
+fn send(lost: Lost, text: &[u8], descriptors: &[OwnedFd], socket: &OwnedFd) -> io::Result<()> {
     let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    fdpass::send(socket, &[IoSlice::new(text)], &descriptors, Wait::Block)?;
+    let lost = [lost.encode()];
+    let parts = [IoSlice::new(&lost), IoSlice::new(text)];
+    fdpass::send(socket, &parts, &descriptors, Wait::Block)?;
     Ok(())
 }
 

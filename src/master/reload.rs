@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use super::listen::listener::Listener;
 use super::listen::matching::{bind_missing, take_wanted};
 use super::master_only::MasterOnly;
+use super::office::Office;
 use super::plan::{Plan, PlanSource};
 use super::planner::{Answer, Planner};
 use super::pool::Pool;
@@ -65,11 +66,12 @@ impl<'a> Reload<'a> {
         source: &'a PlanSource<'a>,
         only: &mut MasterOnly,
         pools: &Pools<'a>,
+        office: &Office,
         now: Time,
     ) -> Result<Self> {
         // What the pools keep, the source may be using.
         let keep = pools.iter().flat_map(|pool| pool.plan().keep.clone());
-        let planner = Planner::start(source, keep, only, pools.epoll(), now);
+        let planner = Planner::start(source, office, keep, only, pools.epoll(), now);
         let planner = planner.map_err(|error| Error::new("read the configuration", error))?;
         Ok(Self {
             source,
@@ -79,43 +81,57 @@ impl<'a> Reload<'a> {
     }
 
     /// Does what is due.
-    pub fn step(&mut self, pools: &mut Pools<'a>, now: Time) -> Step {
+    pub fn step(&mut self, pools: &mut Pools<'a>, office: &mut Office, now: Time) -> Step {
         match &mut self.stage {
             Stage::Planning(planner) => {
                 let answer = planner.expire(now);
-                self.on_answer(answer, pools, now)
+                self.on_answer(answer, pools, office, now)
             }
             Stage::Preparing(next) => next.step(pools, now),
         }
     }
 
     /// The child that makes the look-ups has said something, or ended.
-    pub fn on_message(&mut self, pools: &mut Pools<'a>, now: Time) -> Step {
+    pub fn on_message(&mut self, pools: &mut Pools<'a>, office: &mut Office, now: Time) -> Step {
         let answer = match &self.stage {
             Stage::Planning(planner) => planner.on_message(),
             Stage::Preparing(_) => None,
         };
-        self.on_answer(answer, pools, now)
+        self.on_answer(answer, pools, office, now)
     }
 
     /// A child of the master has ended, which may be the one that makes the look-ups.
-    pub fn on_exit(&mut self, pid: Pid, how: &str, pools: &mut Pools<'a>, now: Time) -> Step {
+    pub fn on_exit(
+        &mut self,
+        pid: Pid,
+        how: &str,
+        pools: &mut Pools<'a>,
+        office: &mut Office,
+        now: Time,
+    ) -> Step {
         let answer = match &mut self.stage {
             Stage::Planning(planner) => planner.on_exit(pid, how),
             Stage::Preparing(_) => None,
         };
-        self.on_answer(answer, pools, now)
+        self.on_answer(answer, pools, office, now)
     }
 
-    fn on_answer(&mut self, answer: Option<Answer>, pools: &mut Pools<'a>, now: Time) -> Step {
-        let prepared = match answer {
-            None => return Step::Wait,
-            Some(Answer::Refused(why)) => Err(why),
-            Some(Answer::Planned(record)) => {
-                let next = self.prepare(record, pools, now);
-                next.map_err(|error| error.to_string())
-            }
+    fn on_answer(
+        &mut self,
+        answer: Option<Answer>,
+        pools: &mut Pools<'a>,
+        office: &mut Office,
+        now: Time,
+    ) -> Step {
+        let Some(Answer { lost, plans }) = answer else {
+            return Step::Wait;
         };
+        // Where the planner did not wait in vain, the master does not either.
+        office.mend(lost, pools.epoll());
+        let prepared = plans.and_then(|record| {
+            let next = self.prepare(record, pools, now);
+            next.map_err(|error| error.to_string())
+        });
         match prepared {
             Ok(next) => {
                 log::info!("reloading");

@@ -13,6 +13,7 @@ mod hang;
 mod harness;
 mod http;
 mod http_files;
+mod hung_directory;
 mod idle;
 mod leaks;
 mod library;

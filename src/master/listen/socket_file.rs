@@ -4,13 +4,13 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, openat};
 
 use crate::config::UnixAccess;
-use crate::error::Plain;
+use crate::master::removal::{self, Identity, identity};
 
 /// The file of a Unix socket. It is removed on drop, if the path still leads to it. (A worker drops
 /// nothing of the master's.)
@@ -18,7 +18,7 @@ use crate::error::Plain;
 pub struct SocketFile {
     path: PathBuf,
     /// `None` if the file was gone when this process learned of it.
-    device_and_inode: Option<(u64, u64)>,
+    device_and_inode: Option<Identity>,
     /// The file does not belong to another master too.
     unlink_on_drop: bool,
 }
@@ -46,14 +46,14 @@ impl SocketFile {
         }
         Ok(Self {
             path: path.to_owned(),
-            device_and_inode: Some((metadata.dev(), metadata.ino())),
+            device_and_inode: Some(identity(&metadata)),
             unlink_on_drop: true,
         })
     }
 
     /// The device and the inode, unless the file was gone when this process learned of it.
     #[must_use]
-    pub fn identity(&self) -> Option<(u64, u64)> {
+    pub fn identity(&self) -> Option<Identity> {
         self.device_and_inode
     }
 
@@ -73,7 +73,7 @@ impl SocketFile {
         // Without permission to look, nobody can say that it is.
         let lost = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
         match fs::symlink_metadata(&self.path) {
-            Ok(metadata) => self.device_and_inode != Some((metadata.dev(), metadata.ino())),
+            Ok(metadata) => self.device_and_inode != Some(identity(&metadata)),
             Err(error) => lost(error),
         }
     }
@@ -132,12 +132,10 @@ impl fmt::Display for SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.unlink_on_drop
-            && let Ok(metadata) = fs::symlink_metadata(&self.path)
-            && self.device_and_inode == Some((metadata.dev(), metadata.ino()))
-            && let Err(error) = fs::remove_file(&self.path)
+        if let Some(own) = self.device_and_inode
+            && self.unlink_on_drop
         {
-            log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));
+            removal::remove(&self.path, own);
         }
     }
 }

@@ -26,6 +26,30 @@ pub struct Endpoints {
     pub pid_file: Option<PathBuf>,
 }
 
+/// Which files of a master are gone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lost {
+    control: bool,
+    pid_file: bool,
+}
+
+impl Lost {
+    /// As one byte, to be sent to another process.
+    #[must_use]
+    pub fn encode(self) -> u8 {
+        u8::from(self.control) | u8::from(self.pid_file) << 1
+    }
+
+    /// What [`encode`](Self::encode) made this byte of.
+    #[must_use]
+    pub fn decode(byte: u8) -> Self {
+        Self {
+            control: byte & 1 != 0,
+            pid_file: byte & 2 != 0,
+        }
+    }
+}
+
 impl Endpoints {
     /// Checks whether a master could be found there, once nobody else is.
     ///
@@ -133,10 +157,22 @@ impl Office {
         self.take_charge(epoll);
     }
 
+    /// Looks which files somebody has removed. That takes as long as their file system likes.
+    #[must_use]
+    pub fn look(&self) -> Lost {
+        let Endpoints { control, pid_file } = &self.endpoints;
+        let lost_control = || self.control.as_ref().is_none_or(ControlSocket::is_lost);
+        let lost_pid_file = || self.pid_file.as_ref().is_none_or(PidFile::is_lost);
+        Lost {
+            control: control.is_some() && lost_control(),
+            pid_file: pid_file.is_some() && lost_pid_file(),
+        }
+    }
+
     /// Makes the files anew that somebody has removed.
-    pub fn mend(&mut self, epoll: &Epoll) {
+    pub fn mend(&mut self, lost: Lost, epoll: &Epoll) {
         if let Some(path) = &self.endpoints.control
-            && self.control.as_ref().is_none_or(ControlSocket::is_lost)
+            && lost.control
         {
             log::warn!(
                 "the file of control socket {} is gone: making it anew",
@@ -151,7 +187,7 @@ impl Office {
             }
         }
         if let Some(path) = &self.endpoints.pid_file
-            && self.pid_file.as_ref().is_none_or(PidFile::is_lost)
+            && lost.pid_file
         {
             log::warn!("pid file {} is gone: making it anew", path.display());
             self.pid_file = None;

@@ -17,7 +17,8 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::error::{Error, Plain, Result};
+use crate::error::{Error, Result};
+use crate::master::removal::{self, Identity, identity};
 use crate::sys::directory;
 
 /// No pid file is longer.
@@ -48,7 +49,7 @@ enum Place {
     /// other server does the same.
     Beside { new: Beside, old: Option<File> },
     /// At the path, and locked.
-    Published(File),
+    Published { _lock: File, own: Identity },
     /// Nowhere: it could not be moved.
     Lost,
 }
@@ -88,10 +89,10 @@ impl PidFile {
         match std::mem::replace(&mut self.place, Place::Lost) {
             Place::Beside { new, old } => {
                 let moved = new.move_to(&self.path, old.is_some());
-                let file = moved.map_err(|error| failed(&self.path, error))?;
-                self.place = Place::Published(file);
+                let (_lock, own) = moved.map_err(|error| failed(&self.path, error))?;
+                self.place = Place::Published { _lock, own };
             }
-            place @ (Place::Published(_) | Place::Lost) => self.place = place,
+            place @ (Place::Published { .. } | Place::Lost) => self.place = place,
         }
         Ok(())
     }
@@ -101,7 +102,7 @@ impl PidFile {
     pub fn is_lost(&self) -> bool {
         match &self.place {
             Place::Beside { .. } => false,
-            Place::Published(file) => !is_at(&self.path, file),
+            Place::Published { own, .. } => !is_at(&self.path, *own),
             Place::Lost => true,
         }
     }
@@ -152,7 +153,7 @@ fn find(path: &Path, holder: Holder) -> io::Result<Option<File>> {
             let reason = format!("the server with pid {pid} has it");
             return Err(io::Error::other(reason));
         }
-        if is_at(path, &file) {
+        if is_at(path, identity(&file.metadata()?)) {
             return Ok(Some(file));
         }
     }
@@ -207,7 +208,7 @@ impl Beside {
     }
 
     /// Moves the file. With `replace`, in place of one that is there.
-    fn move_to(self, path: &Path, replace: bool) -> io::Result<File> {
+    fn move_to(self, path: &Path, replace: bool) -> io::Result<(File, Identity)> {
         let flags = match replace {
             true => RenameFlags::empty(),
             false => RenameFlags::NOREPLACE,
@@ -217,7 +218,7 @@ impl Beside {
             Err(Errno::INVAL) if !replace => fs::hard_link(&self.path, path)?,
             moved => moved?,
         }
-        self.file.try_clone()
+        Ok((self.file.try_clone()?, identity(&self.file.metadata()?)))
     }
 }
 
@@ -232,10 +233,9 @@ fn lock(file: &File) -> Result<(), Errno> {
     flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
-fn is_at(path: &Path, file: &File) -> bool {
-    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-    let there = fs::symlink_metadata(path).map(identity).ok();
-    there.is_some() && there == file.metadata().map(identity).ok()
+/// Whether this is the file at the path.
+fn is_at(path: &Path, own: Identity) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == own)
 }
 
 fn failed(path: &Path, error: io::Error) -> Error {
@@ -244,11 +244,8 @@ fn failed(path: &Path, error: io::Error) -> Error {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if let Place::Published(file) = &self.place
-            && is_at(&self.path, file)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("cannot remove {}: {}", self.path.display(), Plain(&error));
+        if let Place::Published { own, .. } = self.place {
+            removal::remove(&self.path, own);
         }
     }
 }

@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["time.rs"],
     &["dispatch/"],
     &["child.rs"],
+    &["removal.rs"],
     &["events/"],
     &["master_only.rs"],
     &["snapshot.rs", "plan.rs"],

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::failures::Undisturbed;
@@ -183,4 +184,21 @@ except OSError as error:
     assert!(!server.log_contains("takeover"));
     let watched = Watched::new(server.master());
     assert!(!watched.wait(DEADLINE / 100));
+}
+
+#[test]
+fn a_reload_makes_files_anew_that_were_removed_also_if_it_is_refused() {
+    let file = "[[pool]]\nservice = 'demo'\nworkers = 2\nlisten = '127.0.0.1:0'\n";
+    let setup = Setup::new(&PLACES).file(file, 1).expect("making it anew");
+    let mut server = setup.expect("reload refused").start();
+    let directory = server.directory().to_owned();
+    for (text, outcome) in [(file, "reloaded"), ("[[poll]]", "reload refused")] {
+        fs::remove_file(directory.join("pid")).expect("it is there");
+        fs::remove_file(directory.join("control")).expect("it is there");
+        fs::write(directory.join("batond.toml"), text).expect("a file");
+        server.signal(Signal::SIGHUP);
+        server.wait_for_log(outcome);
+        assert_eq!(named_in_pid_file(&directory), server.master());
+    }
+    take_over(&mut server, &[&["-l", "127.0.0.1:0"], &PLACES[..]].concat());
 }
