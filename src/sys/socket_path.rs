@@ -159,6 +159,16 @@ pub fn bind_to(socket: impl AsFd, path: &Path, mode: Option<u32>) -> io::Result<
     Ok(bound?)
 }
 
+/// The mode of a file that [`bind_to`] makes without one.
+///
+/// The umask of the process is another one for a moment, so it must have a single thread.
+#[must_use]
+pub fn default_mode() -> u32 {
+    let mask = umask(Mode::empty());
+    umask(mask);
+    0o777 & !mask.bits()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

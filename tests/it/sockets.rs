@@ -146,6 +146,15 @@ fn a_proxy_of_another_user_can_connect_if_it_may() {
     let metadata = path.metadata().expect("it is there");
     assert_eq!((metadata.uid(), mode(&path)), (STRANGER, 0o600));
     assert!(stranger_connects(&path, STRANGER + 1));
+    // The group was asked for no more, so it is the default one; in the end all is.
+    let own = nix::unistd::getegid().as_raw();
+    assert_eq!(metadata.gid(), own);
+    fs::write(directory.join("batond.toml"), text("")).expect("a file");
+    server.signal(Signal::SIGHUP);
+    server.wait_for_lines("reloaded", 2);
+    let metadata = path.metadata().expect("it is there");
+    assert_eq!((metadata.uid(), metadata.gid()), (0, own));
+    assert_eq!(mode(&path), mode_by_umask());
     let checked = run(&directory, &["check", "-c", "batond.toml"]);
     let expected = "(per-client has no effect on unix:s.sock)";
     assert!(checked.stdout.contains(expected), "{}", checked.stdout);

@@ -240,7 +240,7 @@ impl Listener {
     }
 
     /// Gives the file of the Unix socket, if the server has made one, the owner, the group and the
-    /// mode that are asked for.
+    /// mode that are asked for; the default ones, where they were asked for before.
     ///
     /// # Errors
     /// As for [`SocketFile::grant`].
@@ -252,7 +252,7 @@ impl Listener {
         if self.access.as_ref() == Some(access) {
             return Ok(());
         }
-        file.grant(access)?;
+        file.grant(access, self.access.as_ref())?;
         self.access = Some(access.clone());
         Ok(())
     }

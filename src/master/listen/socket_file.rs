@@ -4,13 +4,15 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{getegid, geteuid};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, openat};
 
 use crate::config::UnixAccess;
 use crate::master::removal::{self, Identity, identity};
+use crate::sys::{directory, socket_path};
 
 /// The file of a Unix socket. It is removed on drop, if the path still leads to it. (A worker drops
 /// nothing of the master's.)
@@ -79,13 +81,16 @@ impl SocketFile {
     }
 
     /// Gives the file the owner, the group and the mode that are asked for, where it has others.
-    /// The path may be in a directory of somebody else, so nothing is done to a file that has taken
-    /// its place.
+    /// What was asked for `before` and is not any more is as if the file were made now. The path
+    /// may be in a directory of somebody else, so nothing is done to a file that has taken its
+    /// place.
     ///
     /// # Errors
     /// What chown(2) and chmod(2) fail with, and `NotFound` if the path leads elsewhere.
-    pub fn grant(&self, access: &UnixAccess) -> io::Result<()> {
-        if *access == UnixAccess::default() {
+    pub fn grant(&self, access: &UnixAccess, before: Option<&UnixAccess>) -> io::Result<()> {
+        let revoked = before.map_or_else(UnixAccess::default, |before| self.default_of(before));
+        let access = access.clone().or(revoked);
+        if access == UnixAccess::default() {
             return Ok(());
         }
         let owner = access.owner.as_deref().map(number).transpose()?;
@@ -108,6 +113,21 @@ impl SocketFile {
                 fs::set_permissions(path, PermissionsExt::from_mode(mode))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// What a new file at this path would have, of those properties that are set here.
+    fn default_of(&self, set: &UnixAccess) -> UnixAccess {
+        let group = || {
+            // A directory with the set-group-ID bit passes its group on (inode(7)).
+            let directory = fs::metadata(directory::of(&self.path)).ok();
+            let passed_on = directory.filter(|directory| directory.mode() & libc::S_ISGID != 0);
+            passed_on.map_or_else(|| getegid().as_raw(), |directory| directory.gid())
+        };
+        UnixAccess {
+            mode: set.mode.map(|_| socket_path::default_mode()),
+            owner: set.owner.as_ref().map(|_| geteuid().to_string()),
+            group: set.group.as_ref().map(|_| group().to_string()),
         }
     }
 }
