@@ -1,5 +1,6 @@
 //! What the kernel gives out in limited number, and what an operator is told when it runs out.
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
@@ -126,4 +127,18 @@ fn a_limit_of_processes_is_named_and_told_once_for_all_workers() {
     let raised = finish(raise);
     assert!(raised.status.success(), "{raised:?}");
     server.workers(5);
+}
+
+#[test]
+fn an_accept_that_goes_on_failing_is_told_of_and_paused() {
+    // The first is what who forbids it says; the other one is of a connection, once.
+    for errno in [Errno::EPERM, Errno::ECONNABORTED] {
+        let setup = Setup::new(&["demo", "-w", "1"]).expect("cannot accept on 127.0.0.1:");
+        let mut server = setup.start_without(libc::SYS_accept4, errno);
+        let _client = server.connect();
+        let line = server.wait_for_log("cannot accept on 127.0.0.1:");
+        let why = format!("{}; pausing", errno.desc());
+        assert!(line.ends_with(&why), "{line}");
+        assert!(server.stop().success());
+    }
 }

@@ -53,8 +53,8 @@ pub enum Accepted {
     Connection(OwnedFd, Peer),
     /// The backlog is empty.
     Nobody,
-    /// The connection that was waiting has ended; there may be others.
-    Lost,
+    /// The connection that was waiting has ended, as the error says; there may be others.
+    Lost(io::Error),
     /// No descriptor or no memory is left for the connection, which stays in the backlog.
     Exhausted(io::Error),
 }
@@ -317,8 +317,9 @@ impl Listener {
                 | libc::EHOSTDOWN
                 | libc::EHOSTUNREACH
                 | libc::ENONET
-                | libc::EOPNOTSUPP
-                | libc::EPERM => Ok(Accepted::Lost),
+                | libc::EOPNOTSUPP => Ok(Accepted::Lost(error.into())),
+                // EACCES and EPERM too: who forbids it (a security module, seccomp) leaves the
+                // connection in the backlog.
                 _ => Err(error.into()),
             },
         }
@@ -329,7 +330,7 @@ impl Listener {
             Bound::Inet(_) => {
                 match address.and_then(|address| SocketAddr::try_from(address).ok()) {
                     Some(address) => Ok(Accepted::Connection(socket, Peer::Inet(address))),
-                    None => Ok(Accepted::Lost),
+                    None => Ok(Accepted::Lost(io::ErrorKind::AddrNotAvailable.into())),
                 }
             }
             Bound::Unix(_) | Bound::Foreign(_) => {

@@ -65,6 +65,8 @@ pub struct Listeners {
     held_back: bool,
     /// Where newcomers wait, by what was heard in this round.
     knocking: VecDeque<usize>,
+    /// How many connections in a row had ended when they were accepted.
+    lost: usize,
     /// The log has said that no descriptor is left, and none has been since.
     warned: bool,
     /// The log has said that clients of Unix sockets are not counted.
@@ -83,6 +85,7 @@ impl Listeners {
             accepting: Accepting::Yes,
             held_back,
             knocking: VecDeque::new(),
+            lost: 0,
             warned: false,
             warned_of_uncounted: false,
         }
@@ -149,6 +152,7 @@ impl Listeners {
             }
             match listener.accept() {
                 Ok(Accepted::Connection(socket, peer)) => {
+                    self.lost = 0;
                     let room = welcome(Newcomer {
                         socket,
                         peer,
@@ -160,8 +164,10 @@ impl Listeners {
                         return true;
                     }
                 }
-                Ok(Accepted::Lost) => {}
+                // After so many of them, the error is hardly one of these connections.
+                Ok(Accepted::Lost(_)) if self.lost < BATCH => self.lost += 1,
                 Ok(Accepted::Nobody) => {
+                    self.lost = 0;
                     self.warned = false;
                     return false;
                 }
@@ -171,7 +177,8 @@ impl Listeners {
                     }
                     self.postpone(now);
                 }
-                Err(error) => {
+                Ok(Accepted::Lost(error)) | Err(error) => {
+                    self.lost = 0;
                     log::error!("cannot accept on {listener}: {}; pausing", Plain(&error));
                     self.postpone(now);
                 }
