@@ -6,6 +6,7 @@ mod check;
 mod pool;
 mod pools;
 mod single;
+mod socket_owner;
 mod start;
 
 pub use builder::ServerBuilder;

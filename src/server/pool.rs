@@ -5,15 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
-use nix::unistd::{Group, User};
-
+use super::socket_owner;
 use super::start::Plan;
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
-use crate::config::{Address, Confinement, Settings, UnixAccess, name_fault};
+use crate::config::{Address, Confinement, Settings, name_fault};
 use crate::error::{Error, Plain, Result};
 use crate::logging::{self, Role};
-use crate::lookup;
 use crate::service::{Service, ServiceProfile};
 use crate::sys::processors;
 use crate::worker::{self, confine};
@@ -157,7 +155,7 @@ impl<'a> Pool<'a> {
         if let Some(reason) = self.fault() {
             return Err(self.refused(&reason));
         }
-        let unix = numbered(&self.settings.unix);
+        let unix = socket_owner::numbered(&self.settings.unix, &self.listen);
         let unix = unix.map_err(|reason| self.refused(&reason))?;
         let threads = self.settings.threads;
         let confinement = confine::Plan::new(&self.confinement, threads)?;
@@ -217,42 +215,6 @@ impl fmt::Debug for Pool<'_> {
     }
 }
 
-/// The same with numbers in place of names. The master, which applies it while it serves, is not to
-/// wait for a user database.
-fn numbered(access: &UnixAccess) -> Result<UnixAccess, String> {
-    let user = |name: &str| Ok(User::from_name(name)?.map(|user| user.uid.as_raw()));
-    let group = |name: &str| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()));
-    let number = |key: &str, name: &Option<String>, find: &dyn Fn(&str) -> nix::Result<_>| {
-        let number = name.as_ref().map(|name| number_of(key, name, find));
-        number.transpose()
-    };
-    Ok(UnixAccess {
-        mode: access.mode,
-        owner: number("unix-owner", &access.owner, &user)?,
-        group: number("unix-group", &access.group, &group)?,
-    })
-}
-
-/// The number of a user or a group, who may be named by number. At a reload it is the one that the
-/// planner has found.
-fn number_of(
-    key: &str,
-    name: &str,
-    find: &dyn Fn(&str) -> nix::Result<Option<u32>>,
-) -> Result<String, String> {
-    if name.parse::<u32>().is_ok() {
-        return Ok(name.to_owned());
-    }
-    let attempt = || format!("find {key} {name:?}");
-    let found = lookup::value(&format!("{key} {name}"), || match find(name) {
-        Ok(Some(number)) => Ok(number.to_string().into_bytes()),
-        Ok(None) => Err(Error::because(attempt(), "there is none")),
-        Err(errno) => Err(Error::new(attempt(), errno)),
-    });
-    let number = found.map_err(|error| error.to_string())?;
-    Ok(String::from_utf8_lossy(&number).into_owned())
-}
-
 /// The settings of a pool that was told none.
 pub(super) fn default_settings() -> Settings {
     Settings::for_processors(processors::available())
@@ -275,6 +237,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::config::UnixAccess;
     use crate::services::Echo;
 
     #[track_caller]
@@ -321,7 +284,8 @@ mod tests {
             group: Some(group.to_owned()),
         };
         let pool = |access: UnixAccess| {
-            let pool = Pool::new("web", Echo::new).listen("unix:s");
+            // Without a file, so that it takes no privileges.
+            let pool = Pool::new("web", Echo::new).listen(":0");
             pool.settings(|settings| settings.unix = access)
         };
         let plan = pool(access("root", "54321")).plan().unwrap();

@@ -4,6 +4,7 @@
 //! hold for memory and descriptor safety is checked or documented at each function.
 #![allow(unsafe_code)]
 
+pub mod accounts;
 pub mod bounded;
 pub mod descriptors;
 pub mod directory;

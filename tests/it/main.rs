@@ -1,6 +1,7 @@
 //! Integration tests: they drive the real binary as a client would, and judge by what comes out of
 //! it, by its log, and by what /proc says. By behaviour, a module each.
 
+mod accounts;
 mod config;
 mod confine;
 mod crash;

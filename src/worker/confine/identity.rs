@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use nix::errno::Errno;
 use nix::unistd::{
-    Gid, Group, Uid, User, getgrouplist, getgroups, setgid, setgroups, setresgid, setresuid, setuid,
+    Gid, Uid, User, getgrouplist, getgroups, setgid, setgroups, setresgid, setresuid, setuid,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
@@ -14,6 +14,7 @@ use super::means::{Means, ordered};
 use crate::config::Confinement;
 use crate::error::{Error, Result};
 use crate::lookup;
+use crate::sys::accounts;
 
 const ROOT: Uid = Uid::from_raw(0);
 const ROOT_GROUP: Gid = Gid::from_raw(0);
@@ -135,6 +136,31 @@ impl Identity {
                 "it takes root, or CAP_SETGID",
             ));
         }
+        self.check_namespace(same, means)
+    }
+
+    /// Refuses what the user namespace of this process does not have, or does not let happen.
+    fn check_namespace(&self, same_groups: bool, means: &Means) -> Result<()> {
+        if !accounts::has_user(self.uid) {
+            return Err(Error::because(
+                format!("run workers as user {}", self.uid),
+                "this user namespace has no such user",
+            ));
+        }
+        if same_groups {
+            return Ok(());
+        }
+        let refused = |reason: String| {
+            let attempt = format!("give workers the groups {self}");
+            Err(Error::because(attempt, reason))
+        };
+        let mut all = self.groups.iter().chain([&self.gid]);
+        if let Some(group) = all.find(|group| !accounts::has_group(**group)) {
+            return refused(format!("this user namespace has no group {group}"));
+        }
+        if self.groups != means.groups && accounts::refuses_setgroups() {
+            return refused("this user namespace does not let groups be set".to_owned());
+        }
         Ok(())
     }
 
@@ -215,7 +241,7 @@ impl Display for Identity {
 impl Account {
     fn named(name: &str) -> Result<Self> {
         let attempt = || format!("run workers as user {name:?}");
-        let found = User::from_name(name).map_err(|errno| Error::new(attempt(), errno))?;
+        let found = accounts::user_named(name).map_err(|errno| Error::new(attempt(), errno))?;
         match (found, number(name)) {
             (Some(entry), _) => Ok(Self {
                 uid: entry.uid,
@@ -227,7 +253,7 @@ impl Account {
     }
 
     fn of(uid: Uid) -> Result<Self> {
-        let entry = User::from_uid(uid)
+        let entry = accounts::user_of(uid)
             .map_err(|errno| Error::new(format!("look up user {uid}"), errno))?;
         Ok(Self { uid, entry })
     }
@@ -257,7 +283,7 @@ impl Account {
 }
 
 fn group_named(name: &str, attempt: impl Fn() -> String) -> Result<Gid> {
-    let found = Group::from_name(name).map_err(|errno| Error::new(attempt(), errno))?;
+    let found = accounts::group_named(name).map_err(|errno| Error::new(attempt(), errno))?;
     found
         .map(|entry| entry.gid)
         .or_else(|| number(name).map(Gid::from_raw))
