@@ -11,7 +11,7 @@ use crate::master::office::Endpoints;
 use crate::master::plan::PlanSource;
 use crate::master::succession::inherited::Inherited;
 use crate::master::{self, Start};
-use crate::sys::signals;
+use crate::sys::{signals, unforked};
 
 pub(super) use crate::master::plan::{MAIN, MAX_POOLS, Plan};
 
@@ -32,12 +32,14 @@ impl Prepared {
     /// called once in a process, before it has threads.
     ///
     /// # Errors
-    /// When what systemd says makes no sense, or the old master refuses or is gone.
+    /// When the kernel lacks what every server takes, what systemd says makes no sense, or the old
+    /// master refuses or is gone.
     pub(super) fn new(
         control: Option<PathBuf>,
         pid_file: Option<PathBuf>,
         takeover: Option<&Path>,
     ) -> Result<Self> {
+        unforked::prepare()?;
         Ok(Self {
             inherited: Inherited::claim(takeover)?,
             endpoints: Endpoints { control, pid_file },
@@ -110,6 +112,7 @@ pub(super) fn check(
     control: Option<PathBuf>,
     pid_file: Option<PathBuf>,
 ) -> Result<()> {
+    unforked::prepare()?;
     raise_descriptor_limit();
     master::check(plans)?;
     Endpoints { control, pid_file }.check()

@@ -15,6 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use nix::libc::c_void;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
+use crate::error::{Error, Result};
+
 /// How much memory the arena takes from the kernel at a time, in bytes.
 const CHUNK: usize = 1 << 20;
 
@@ -83,6 +85,21 @@ impl Unforked {
     }
 }
 
+/// Gets the first memory of the arena. Where the kernel has no such memory, no later call could go
+/// on: so call this before anybody is served.
+///
+/// # Errors
+/// What mmap(2) and madvise(2) fail with.
+pub fn prepare() -> Result<()> {
+    let mut arena = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
+    if arena.chunk.is_none() {
+        let attempt = "have memory that forked processes find empty (madvise(2), MADV_WIPEONFORK)";
+        arena.chunk = Some(map_chunk().map_err(|errno| Error::new(attempt, errno))?);
+        arena.left = CHUNK;
+    }
+    Ok(())
+}
+
 impl Arena {
     /// A block of this size, all zero.
     fn take(&mut self, size: usize) -> Block {
@@ -93,7 +110,10 @@ impl Arena {
         let (chunk, left) = match self.chunk.take().filter(|_| self.left >= length) {
             Some(chunk) => (chunk, self.left),
             // The rest of the old chunk is given up: less than the largest array takes.
-            None => (map_chunk(), CHUNK),
+            None => match map_chunk() {
+                Ok(chunk) => (chunk, CHUNK),
+                Err(_) => handle_alloc_error(Layout::new::<[u8; CHUNK]>()),
+            },
         };
         self.left = left - length;
         // SAFETY: the chunk is longer than the block, or ends with it.
@@ -102,18 +122,17 @@ impl Arena {
     }
 }
 
-fn map_chunk() -> Block {
+fn map_chunk() -> nix::Result<Block> {
     let length = NonZeroUsize::new(CHUNK).expect("it is not zero");
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that
     // exists; the advice is for that mapping.
-    let chunk = unsafe {
+    unsafe {
         mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE).and_then(|place| {
             madvise(place, CHUNK, MmapAdvise::MADV_WIPEONFORK)?;
             Ok(Block(place.cast()))
         })
-    };
-    chunk.unwrap_or_else(|_| handle_alloc_error(Layout::new::<[u8; CHUNK]>()))
+    }
 }
 
 impl From<&[u8]> for Unforked {

@@ -131,6 +131,21 @@ fn a_kernel_or_a_sandbox_that_does_not_let_wait_for_events() {
 }
 
 #[test]
+fn a_kernel_or_a_sandbox_without_memory_that_is_empty_after_a_fork() {
+    let directory = scratch();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            refuse_call(libc::SYS_madvise, Errno::EINVAL);
+            for name in ["check", "serve"] {
+                let arguments = [name, "demo", "-w", "1", "-l", "127.0.0.1:0"];
+                let words = ["(madvise(2), MADV_WIPEONFORK): Invalid argument"];
+                fails(directory.path(), &arguments, 1, &words);
+            }
+        });
+    });
+}
+
+#[test]
 fn a_socket_path_that_is_taken() {
     let server = Setup::new(&["demo", "-w", "1"])
         .listen("unix:taken.sock")
