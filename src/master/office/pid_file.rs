@@ -13,7 +13,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
+use rustix::fs::{
+    CWD, FlockOperation, Mode, OFlags, RenameFlags, fchmod, flock, openat, renameat_with,
+};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -23,6 +25,9 @@ use crate::sys::directory;
 
 /// No pid file is longer.
 const LONGEST: u64 = 32;
+
+/// Everybody may read it.
+const MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// A file may be replaced while it is looked at; not more often than this.
 const ATTEMPTS: u32 = 10;
@@ -202,9 +207,14 @@ impl Beside {
         let path = PathBuf::from(beside);
         // O_EXCL follows no link, and takes no file that is there already.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = openat(CWD, &path, flags, Mode::from_raw_mode(0o644))?;
-        let file = File::from(file);
-        Ok(Self { path, file })
+        let file = openat(CWD, &path, flags, MODE)?;
+        let beside = Self {
+            path,
+            file: File::from(file),
+        };
+        // Whatever the umask is: it is there to be read by others.
+        fchmod(&beside.file, MODE)?;
+        Ok(beside)
     }
 
     /// Moves the file. With `replace`, in place of one that is there.

@@ -202,3 +202,16 @@ fn a_reload_makes_files_anew_that_were_removed_also_if_it_is_refused() {
     }
     take_over(&mut server, &[&["-l", "127.0.0.1:0"], &PLACES[..]].concat());
 }
+
+#[test]
+fn whatever_the_umask_is_others_may_read_the_pid_file() {
+    let setup = Setup::new(&[&["demo", "-w", "1"], &PLACES[..]].concat());
+    let server = setup
+        .under(&["sh", "-c", "umask 077; \"$@\"; exit $?", "sh"])
+        .start();
+    let mode = |name| {
+        let metadata = server.directory().join(name).metadata();
+        metadata.expect("it is there").permissions().mode() & 0o777
+    };
+    assert_eq!((mode("pid"), mode("control")), (0o644, 0o600));
+}
