@@ -106,6 +106,17 @@ pub fn open_descriptors() -> Vec<RawFd> {
     }
 }
 
+/// The descriptors behind the standard streams that whoever started this process left open for it
+/// without saying so: they stay open in a program that is executed, which is not so for those that
+/// Rust opens, or that this process has taken over.
+#[must_use]
+pub fn left_open() -> Vec<RawFd> {
+    let mut open = open_descriptors();
+    let stays = |fd: RawFd| flags(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
+    open.retain(|fd| *fd > libc::STDERR_FILENO && stays(*fd));
+    open
+}
+
 /// Whether a descriptor is that of a directory, as far as the kernel lets it be known: when it does
 /// not say what it is, it may be one.
 #[must_use]

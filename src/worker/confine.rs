@@ -27,7 +27,7 @@ use rustix::thread::CapabilitySet;
 use crate::config::{Confinement, Resource};
 use crate::error::{Error, Result};
 use crate::lookup;
-use crate::sys::descriptors::{is_directory, open_descriptors};
+use crate::sys::descriptors::{is_directory, left_open, open_descriptors};
 use identity::Identity;
 use means::Means;
 
@@ -67,8 +67,8 @@ impl Plan {
         let means = Means::own().map_err(|error| Error::new("ask who this process is", error))?;
         let plan = Self::with(wanted, threads, &means)?;
         // At a reload, the process that makes the look-ups has said it.
-        if let Some(root) = plan.root.as_ref().filter(|_| !lookup::is_replay()) {
-            plan.warn_of_ways_out(root);
+        if !lookup::is_replay() {
+            plan.warn_of_ways_out();
         }
         Ok(plan)
     }
@@ -127,7 +127,25 @@ impl Plan {
         Ok(())
     }
 
-    fn warn_of_ways_out(&self, root: &Path) {
+    fn warn_of_ways_out(&self) {
+        let is_other = self.identity.as_ref().is_some_and(|one| !one.is_root());
+        let left = match is_other || self.root.is_some() {
+            true => left_open(),
+            false => Vec::new(),
+        };
+        if !left.is_empty() {
+            let named: Vec<_> = left
+                .iter()
+                .map(|fd| format!("{fd} ({})", target(*fd)))
+                .collect();
+            log::warn!(
+                "workers have descriptors that the server was started with: {}",
+                named.join(", ")
+            );
+        }
+        let Some(root) = &self.root else {
+            return;
+        };
         if self.identity.as_ref().is_none_or(Identity::is_root) {
             log::warn!(
                 "a worker can leave {}: it keeps the master's privileges, unless it gets a user",
@@ -141,6 +159,12 @@ impl Plan {
             );
         }
     }
+}
+
+/// What a descriptor is, as /proc says it.
+fn target(fd: RawFd) -> String {
+    let link = fs::read_link(format!("/proc/self/fd/{fd}"));
+    link.map_or_else(|_| "unknown".to_owned(), |path| path.display().to_string())
 }
 
 fn confining(root: &Path) -> String {

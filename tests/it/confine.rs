@@ -23,7 +23,8 @@ use crate::logging::{Bare, Sink};
 const STRANGER: u32 = 54321;
 
 fn setup(arguments: &[&str]) -> Setup {
-    Setup::example("confined", arguments)
+    // Whoever runs the tests may have left descriptors open.
+    Setup::example("confined", arguments).expect("workers have descriptors")
 }
 
 fn nobody() -> User {
@@ -314,6 +315,32 @@ fn what_is_no_protection_is_said_once() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].ends_with(&format!("is the directory {files}")));
     assert_eq!(server.get("/public").text(), "public");
+}
+
+#[test]
+fn descriptors_that_the_server_was_started_with_are_named() {
+    if lacks_root() {
+        return;
+    }
+    let start = |user: &[&str]| {
+        let setup = Setup::new(&[&["demo", "-w", "1"], user].concat());
+        let setup = setup.under(&[
+            "sh",
+            "-c",
+            "\"$@\" 7</etc/shadow 8>/dev/null; exit $?",
+            "sh",
+        ]);
+        setup.expect("workers have descriptors").start()
+    };
+    let server = start(&["--user", "nobody"]);
+    let line = server.wait_for_log("workers have descriptors that the server was started with: ");
+    assert!(
+        line.contains("7 (/etc/shadow)") && line.contains("8 (/dev/null)"),
+        "{line}"
+    );
+    assert_eq!(server.get("/").status, 200);
+    // Who gives nothing up has more than these.
+    assert!(!start(&[]).log_contains("workers have descriptors"));
 }
 
 #[test]
