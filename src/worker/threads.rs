@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::channel::inbox::{Assignment, MessageBuffer};
 use crate::channel::start::WorkerHandles;
+use crate::error::Plain;
 use crate::service::{Buffer, Connection, Service};
 use crate::sys::process::exit_now;
 use crate::wire::FromWorker;
@@ -46,9 +47,11 @@ pub fn serve<S: Service>(
                     exit_now(crate::sys::process::PANICKED);
                 }
             };
-            thread::Builder::new()
-                .name(format!("serving {number}"))
-                .spawn_scoped(scope, body)?;
+            let builder = thread::Builder::new().name(format!("serving {number}"));
+            builder.spawn_scoped(scope, body).map_err(|error| {
+                let (nth, error) = (number + 1, Plain(&error));
+                io::Error::other(format!("thread {nth} of {count} does not start: {error}"))
+            })?;
         }
         // Without this sender, `idle` ends when the last serving thread has ended.
         drop(free);

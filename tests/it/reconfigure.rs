@@ -227,6 +227,10 @@ fn nothing_is_left_of_a_new_pool_that_does_not_come_to_serve() {
     let more = broken("more", "b", "min-spare = 1\n");
     rewrite(&server, &(good.clone() + &more));
     server.wait_for_log("reload failed");
+    // It says what it is that there is no room for.
+    let line = server.wait_for_log("cannot go on: ");
+    let cause = "of 2 does not start: Not possible at the moment";
+    assert!(line.ends_with(cause), "{line}");
     // The manager waits for it; and nobody else does.
     manager.wait_for_messages("READY=1", 2);
     eventually("nothing is left of it", || {
