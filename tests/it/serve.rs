@@ -279,3 +279,16 @@ fn whoever_waits_for_a_place_gets_it_as_soon_as_another_one_has_ended() {
         assert!(client.is_closed());
     }
 }
+
+#[test]
+fn connections_are_logged_if_that_is_asked_for() {
+    let setup = Setup::new(&["demo", "-w", "1"]).environment("RUST_LOG", "debug");
+    let server = setup.start();
+    let mut client = server.connect();
+    assert_eq!(client.get("/").status, 200);
+    let line = server.wait_for_log(" accepted 127.0.0.1:");
+    assert!(line.contains(" DEBUG master["), "{line}");
+    let (_, peer) = line.split_once(" accepted ").expect("it has it");
+    drop(client);
+    server.wait_for_log(&format!(" closing {peer}"));
+}

@@ -109,6 +109,7 @@ impl Pool<'_> {
     }
 
     fn close(&mut self, mut held: Held, now: Time) {
+        log::debug!("closing {}", held.peer());
         if held.is_copied() {
             held.unwatch(&self.epoll);
         }

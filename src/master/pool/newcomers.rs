@@ -118,6 +118,7 @@ impl Pool<'_> {
         let speaks_first = plan.profile.speaks_first;
         let serving = self.phase == Phase::Serving;
         let welcome = move |newcomer: Newcomer| {
+            log::debug!("accepted {}", newcomer.peer);
             let held = Held::new(newcomer.socket, newcomer.peer);
             if newcomer.admitted {
                 let likely = newcomer.deferred && trusting;
