@@ -111,3 +111,23 @@ fn a_stop_does_not_wait_for_the_file_of_a_unix_socket() {
     assert!(server.wait().success());
     server.wait_for_log("cannot remove x/s.sock: no answer within 1 s");
 }
+
+#[test]
+fn a_reload_can_give_up_a_unix_socket_whose_directory_hangs() {
+    let Some(setup) = setup(&[]) else {
+        return;
+    };
+    let pool = |listen: &str| {
+        format!("[[pool]]\nservice = 'demo'\nworkers = 2\nlisten = ['127.0.0.1:0'{listen}]\n")
+    };
+    let setup = setup.file(&pool(", 'unix:x/s.sock'"), 2);
+    let setup = setup.expect("cannot remove x/s.sock: no answer within 1 s");
+    let server = setup.start();
+    let mut client = server.connect();
+    assert_eq!(client.get("/").status, 200);
+    hang(&server);
+    fs::write(server.directory().join("batond.toml"), pool("")).expect("a file");
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("reloaded");
+    assert_eq!(client.get("/").status, 200);
+}

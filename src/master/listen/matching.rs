@@ -40,8 +40,10 @@ pub fn drop_lost(listeners: &mut Vec<Listener>, address: &Address) {
 /// When an address can't be bound.
 pub fn bind_missing(plans: &[Plan<'_>], bound: &[&Listener]) -> Result<Vec<Listener>> {
     let mut new = Vec::new();
-    let (lost, bound): (Vec<&Listener>, Vec<_>) =
-        bound.iter().partition(|listener| listener.has_lost_file());
+    let is_wanted = |one: &Listener| plans.iter().any(|plan| plan.listen.contains(one.asked()));
+    // The directory of one that is to go may hang: nobody is to wait for that.
+    let is_lost = |one: &&&Listener| is_wanted(one) && one.has_lost_file();
+    let (lost, bound): (Vec<&Listener>, Vec<_>) = bound.iter().partition(is_lost);
     for (plan, address, before) in wanted(plans) {
         if lost.iter().any(|one| one.asked() == address) {
             log::warn!("the file of {address} is gone: making it anew");
