@@ -12,6 +12,7 @@
 #     workers    CPU per request with 2 to 256 workers
 #     parked     CPU per request beside 15,000 parked connections
 #     tail       latency of fast requests beside slow ones
+#     disturbed  latency while somebody outside disturbs the master
 #     kill       kill -9 of a random worker every 0.1 s: what clients see of it
 #     stop       SIGSTOP of one of four workers: who waits
 #     idle       the master's memory, and latency, beside 18,000 idle connections

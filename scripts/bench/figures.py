@@ -5,12 +5,14 @@ the median of the rounds counts. The machine's own pace, and what else runs on i
 """
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import statistics
 import time
 
+import disturb
 import processes
 from processes import Failure, batond, bare_limit, held, measure, nginx, proportional_set_size, wrk
 
@@ -187,6 +189,40 @@ def tail(section, tools, options):
     section.at_most("fast requests of more than 50 ms", over, 0, "{:.0f}")
 
 
+def disturbed(section, tools, options):
+    section.about(
+        "latency while somebody disturbs the master",
+        "`batond serve` with four workers for files has 24 keep-alive clients, each of which is "
+        "silent for 5 ms before nine of ten requests. Each disturbance goes on all the time, alone "
+        "and beside each other one. At the end SIGTERM comes while it lasts; the grace period is "
+        "5 s.")
+    section.table("medians of rounds; worst stop", "requests", "p50 ms", "p99 ms", "max ms",
+                  "SIGTERM to end, s")
+    kinds = [name for name in disturb.DISTURBANCES
+             if name != "silent resolver" or disturb.can_have_another_resolver()]
+    cases = [(), *((kind,) for kind in kinds), *itertools.combinations(kinds, 2)]
+    counts = {case: [] for case in cases}
+    for _ in range(options.rounds):
+        for case in cases:
+            with disturb.Victim(tools) as server, disturb.disturbed(server, case):
+                measure(tools, server, 0.5, "-c", 24)
+                count = measure(tools, server, options.seconds, "-c", 24, "-r", 900, "-s", "think",
+                                "-m", 5)
+                check_replies(section, count)
+                counts[case].append({**count, "stop": server.stop()})
+                if server.process.poll() != 0:
+                    section.fail(f"{case}: SIGTERM did not end it: {server.process.poll()}")
+    medians = {case: median_of(found) for case, found in counts.items()}
+    stops = {case: max(count["stop"] for count in found) for case, found in counts.items()}
+    for case, count in medians.items():
+        section.row(" and ".join(case) or "undisturbed", int(count["replies"] - count["slow"]),
+                    *(f"{count[key] / 1e3:.2f}" for key in ["p50", "p99", "max"]),
+                    f"{stops[case]:.2f}")
+    base, *others = (count["p99"] / 1e3 for count in medians.values())
+    section.at_most("worst p99 - undisturbed, ms", max(others) - base, 2.0)
+    section.at_most("worst stop, s", max(stops.values()), 6.0)
+
+
 # ---- what happens to workers -------------------------------------------------------------------------
 
 
@@ -311,6 +347,7 @@ ALL = {
     "workers": (workers, 2, 15),
     "parked": (parked, 4, 5),
     "tail": (tail, 4, 5),
+    "disturbed": (disturbed, 4, 3),
     "kill": (kill, 60, 1),
     "stop": (stop, 10, 1),
     "idle": (idle, 4, 5),
