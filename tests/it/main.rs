@@ -5,6 +5,7 @@ mod accounts;
 mod config;
 mod confine;
 mod crash;
+mod delivery;
 mod demo;
 mod docs;
 mod ends;

@@ -24,9 +24,9 @@ use crate::wire::{Outcome, Report, Traffic};
 /// How much of a lingering client's input is discarded at a time.
 pub const DRAIN_SIZE: usize = 64 * 1024;
 
-/// A response up to this length is sent at once, into the window that each connection begins with
-/// (RFC 6928).
-const SHORT_RESPONSE: u64 = 14 * 1024;
+/// So many bytes are with any client at once, whatever it has read: less than the smallest window
+/// that a connection begins with.
+const SURE_TO_ARRIVE: u64 = 1024;
 
 const INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
@@ -261,15 +261,15 @@ impl Held {
     /// resets a connection that is closed with unread input, or gets some after that (RFC 9112
     /// §9.6). A client whose request came in pieces may be sending more of them. Else the kernel is
     /// asked, but only if there is a sign of it, because most connections have none: a worker that
-    /// counts has also looked for unread input, and a short response is with the client by the time
-    /// it could send more.
+    /// counts has also looked for unread input, and a connection on which little was sent, in all
+    /// turns together, has none of it under way by the time the client could send more.
     #[must_use]
     pub fn would_lose(&self, report: &Report<'_>, on_board: bool) -> bool {
         let in_pieces = !self.carry.is_empty();
-        let long = |traffic: Traffic| traffic.written > SHORT_RESPONSE;
+        let much = |now: Traffic| sum(self.total, now).written > SURE_TO_ARRIVE;
         let sign = !on_board
             || self.unfinished
-            || report.traffic.is_none_or(long)
+            || report.traffic.is_none_or(much)
             || self.noticed.contains(EventFlags::IN);
         in_pieces || sign && (self.has_unread() || self.has_unsent())
     }

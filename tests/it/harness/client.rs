@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use super::process::DEADLINE;
@@ -94,6 +94,23 @@ impl Endpoint {
         connected()
             .and_then(Client::over)
             .unwrap_or_else(|error| panic!("cannot connect to {self:?} from {source}: {error}"))
+    }
+
+    /// Connects by TCP with room for no more than some thousand bytes that the client has not read:
+    /// what else is sent to it stays with the server's kernel.
+    #[track_caller]
+    pub fn connect_narrow(&self) -> Client {
+        let address = self.tcp();
+        let connected = || -> io::Result<TcpStream> {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            set_socket_recv_buffer_size(&socket, 1024)?;
+            connect(&socket, &address)?;
+            Ok(TcpStream::from(socket))
+        };
+        connected()
+            .and_then(Client::over)
+            .unwrap_or_else(|error| panic!("cannot connect to {self:?}: {error}"))
     }
 }
 
@@ -344,6 +361,15 @@ impl Client {
         match self.take_rest() {
             Ok(bytes) => bytes,
             Err(error) => panic!("the connection was not closed in order: {error}"),
+        }
+    }
+
+    /// The client's own port.
+    #[track_caller]
+    pub fn port(&self) -> u16 {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.local_addr().expect("it is bound").port(),
+            Stream::Unix(_) => panic!("a Unix socket has no port"),
         }
     }
 

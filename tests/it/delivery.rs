@@ -1,0 +1,58 @@
+//! What was sent arrives, although the client reads it late and sends something after the end of
+//! the connection: a socket that is closed then is reset by the kernel, and what the client has not
+//! taken is lost (RFC 9112 §9.6).
+
+use std::fs;
+
+use crate::harness::process::is_idle;
+use crate::harness::{Client, Server, Worker, eventually};
+
+/// More than a narrow client has room for.
+const MUCH: usize = 12_000;
+
+/// Waits until the server's side of the connection has ended, and the worker has nothing more to
+/// do.
+#[track_caller]
+fn wait_until_ended(server: &Server, worker: Worker, client: &Client) {
+    let (server_port, client_port) = (server.endpoint().tcp().port(), client.port());
+    // Local address, remote address, and the state: FIN_WAIT1 (proc(5), net/tcp.h).
+    let wanted = format!(":{server_port:04X} 0100007F:{client_port:04X} 04 ");
+    eventually("the server has ended its side", || {
+        let connections = fs::read_to_string("/proc/net/tcp").expect("procfs is there");
+        connections.contains(&wanted) && is_idle(worker.pid)
+    });
+}
+
+/// Sends something that comes too late, then reads until the end, which must be one in order.
+#[track_caller]
+fn read_late(client: &mut Client) -> Vec<u8> {
+    for _ in 0..3 {
+        client.send("\r\n");
+    }
+    client.read_until_close()
+}
+
+#[test]
+fn a_small_last_response_destroys_no_earlier_one() {
+    let server = Server::start(&["demo", "-w", "1"]);
+    let worker = server.workers(1)[0];
+    let mut client = server.endpoint().connect_narrow();
+    client.send_get(&format!("/bytes/{MUCH}"));
+    assert_eq!(client.read_exact(15), b"HTTP/1.1 200 OK");
+    eventually("the turn is over", || is_idle(worker.pid));
+    client.send("GET /bytes/3 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    wait_until_ended(&server, worker, &client);
+    assert!(read_late(&mut client).len() > MUCH);
+}
+
+#[test]
+fn a_response_that_the_client_has_no_room_for_is_not_short() {
+    let server = Server::start(&["demo", "-w", "1"]);
+    let worker = server.workers(1)[0];
+    let mut client = server.endpoint().connect_narrow();
+    client.send(format!(
+        "GET /bytes/{MUCH} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    ));
+    wait_until_ended(&server, worker, &client);
+    assert!(read_late(&mut client).len() > MUCH);
+}
