@@ -4,22 +4,22 @@
 
 use std::fs;
 
-use crate::harness::process::is_idle;
-use crate::harness::{Client, Server, Worker, eventually};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Client, Server, eventually, wait_until_idle};
 
 /// More than a narrow client has room for.
 const MUCH: usize = 12_000;
 
-/// Waits until the server's side of the connection has ended, and the worker has nothing more to
-/// do.
+/// Waits until the server has ended its side of the connection.
 #[track_caller]
-fn wait_until_ended(server: &Server, worker: Worker, client: &Client) {
+fn wait_until_ended(server: &Server, client: &Client) {
     let (server_port, client_port) = (server.endpoint().tcp().port(), client.port());
     // Local address, remote address, and the state: FIN_WAIT1 (proc(5), net/tcp.h).
     let wanted = format!(":{server_port:04X} 0100007F:{client_port:04X} 04 ");
     eventually("the server has ended its side", || {
         let connections = fs::read_to_string("/proc/net/tcp").expect("procfs is there");
-        connections.contains(&wanted) && is_idle(worker.pid)
+        connections.contains(&wanted)
     });
 }
 
@@ -39,20 +39,34 @@ fn a_small_last_response_destroys_no_earlier_one() {
     let mut client = server.endpoint().connect_narrow();
     client.send_get(&format!("/bytes/{MUCH}"));
     assert_eq!(client.read_exact(15), b"HTTP/1.1 200 OK");
-    eventually("the turn is over", || is_idle(worker.pid));
+    wait_until_idle(worker.pid);
     client.send("GET /bytes/3 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-    wait_until_ended(&server, worker, &client);
+    wait_until_ended(&server, &client);
     assert!(read_late(&mut client).len() > MUCH);
 }
 
 #[test]
 fn a_response_that_the_client_has_no_room_for_is_not_short() {
     let server = Server::start(&["demo", "-w", "1"]);
-    let worker = server.workers(1)[0];
     let mut client = server.endpoint().connect_narrow();
     client.send(format!(
         "GET /bytes/{MUCH} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
     ));
-    wait_until_ended(&server, worker, &client);
+    wait_until_ended(&server, &client);
     assert!(read_late(&mut client).len() > MUCH);
+}
+
+#[test]
+fn a_stop_in_the_middle_of_the_next_request_destroys_no_response() {
+    let mut server = Server::start(&["demo", "-w", "1"]);
+    let worker = server.workers(1)[0];
+    let mut client = server.endpoint().connect_narrow();
+    client.send_get(&format!("/bytes/{MUCH}"));
+    assert_eq!(client.read_exact(15), b"HTTP/1.1 200 OK");
+    client.send("GET / HT");
+    wait_until_idle(worker.pid);
+    server.signal(Signal::SIGTERM);
+    wait_until_ended(&server, &client);
+    assert!(read_late(&mut client).len() > MUCH);
+    assert!(server.wait().success());
 }

@@ -53,6 +53,8 @@ pub struct Held {
     noticed: EventFlags,
     /// The server has ended its sending side.
     ending: bool,
+    /// The client has sent something since then, and may be sending more.
+    goes_on: bool,
     /// What all reported turns have moved; the kernel's own counters are compared with it after the
     /// death of a worker.
     total: Traffic,
@@ -75,6 +77,7 @@ impl Held {
             unfinished: false,
             noticed: EventFlags::empty(),
             ending: false,
+            goes_on: false,
             total: Traffic::default(),
             kept: None,
             copied: false,
@@ -373,6 +376,12 @@ impl Held {
         self.ending
     }
 
+    /// Whether the client has sent something since then, and may be sending more.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
+    }
+
     /// Keeps events that came while the connection was lent. True when they are the first to say
     /// that the client has sent something.
     pub fn keep_events(&mut self, flags: EventFlags) -> bool {
@@ -407,7 +416,7 @@ impl Held {
     ///
     /// # Errors
     /// What recv(2) fails with: the client is gone.
-    pub fn drain(&self, scratch: &mut [u8]) -> io::Result<bool> {
+    pub fn drain(&mut self, scratch: &mut [u8]) -> io::Result<bool> {
         let scratch = &mut scratch[..DRAIN_SIZE];
         // On TCP, MSG_TRUNC discards without copying (tcp(7)).
         let flags = match self.peer {
@@ -415,7 +424,10 @@ impl Held {
             Peer::Unix => RecvFlags::DONTWAIT,
         };
         match recv(&self.socket, scratch, flags) {
-            Ok((_, count)) => Ok(count == 0),
+            Ok((_, count)) => {
+                self.goes_on |= count > 0;
+                Ok(count == 0)
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }

@@ -1,9 +1,14 @@
 //! How connections end: because the client has gone, because its time is over, or after a while in
 //! which they linger. Pure.
 
+use std::time::Duration;
+
 use crate::master::dispatch::table::{ConnectionId, State};
-use crate::master::dispatch::{Action, Canned, Dispatcher, Interest, Lending, WorkerId};
+use crate::master::dispatch::{Action, Canned, Dispatcher, Interest, WorkerId};
 use crate::master::time::Time;
+
+/// When the server stops, a client that has been silent for so long is not sending any more.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl<C> Dispatcher<C> {
     /// The client of a connection that is not lent has gone, and wants no answer.
@@ -125,16 +130,17 @@ impl<C> Dispatcher<C> {
     }
 
     /// A lingering client has sent something, or is yet to be sent something: it has time again,
-    /// within the total. Not if the server stops, which would wait for a client that may go on for
-    /// long.
+    /// within the total.
     pub(super) fn linger_on(&mut self, index: u32, now: Time) {
-        if !self.stopping && self.lending == Lending::Yes {
-            let end = self.table.at(index).linger_end;
-            let deadline = now.after(self.limits.linger).min(end);
-            let before = self.table.at(index).deadline;
-            self.wheel.remove(&mut self.chains, index, before);
-            self.wait(index, State::Lingering, deadline, now);
-        }
+        let silence = match self.stopping {
+            true => self.limits.linger.min(PAUSE),
+            false => self.limits.linger,
+        };
+        let end = self.table.at(index).linger_end;
+        let deadline = now.after(silence).min(end);
+        let before = self.table.at(index).deadline;
+        self.wheel.remove(&mut self.chains, index, before);
+        self.wait(index, State::Lingering, deadline, now);
     }
 
     pub(super) fn trim_lingering(&mut self) {

@@ -532,7 +532,7 @@ impl<C> Dispatcher<C> {
     }
 
     /// Ends service: parked connections close, the ready ones are still served, each for one turn.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, now: Time) {
         self.stopping = true;
         if !self.paused {
             self.paused = true;
@@ -542,6 +542,10 @@ impl<C> Dispatcher<C> {
         for id in parked {
             self.unpark(id.index());
             self.close(id.index());
+        }
+        let lingering: Vec<_> = self.lingering().collect();
+        for id in lingering {
+            self.linger_on(id.index(), now);
         }
     }
 

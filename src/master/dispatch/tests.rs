@@ -501,7 +501,7 @@ impl World {
     /// After a stop, and with workers that work, everything ends.
     fn wind_up(&mut self) {
         self.refuse_lends = 0;
-        self.dispatcher.stop();
+        self.dispatcher.stop(self.now);
         self.settle();
         for (id, fellow) in &mut self.fellows {
             fellow.stalled = false;

@@ -55,8 +55,7 @@ impl<C> Dispatcher<C> {
     pub(super) fn deadline_passed(&mut self, index: u32, now: Time) {
         let connection = self.table.at(index);
         let state = connection.state;
-        let has_time = connection.linger_end > now && !self.stopping;
-        if state == State::Parked || has_time {
+        if state == State::Parked || connection.linger_end > now {
             // It stays where it is until the master has looked.
             self.wait(index, state, now.after(TICK), now);
             self.actions.push(Action::Expire(self.table.id(index)));

@@ -35,8 +35,8 @@ impl Pool<'_> {
             return;
         }
         if state == State::Lingering && flags == EventFlags::OUT {
-            let loses_nothing = !held.has_unread() && !held.has_unsent();
-            if loses_nothing && self.hurries() {
+            let loses_nothing = !held.goes_on() && !held.has_unread() && !held.has_unsent();
+            if loses_nothing && self.is_ending() {
                 self.dispatcher.hung_up(id);
             }
             return;
@@ -123,7 +123,7 @@ impl Pool<'_> {
     }
 
     pub(super) fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
-        let (uncontended, hurries) = (self.dispatcher.is_uncontended(), self.hurries());
+        let (uncontended, hurries) = (self.dispatcher.is_uncontended(), self.is_ending());
         let Some((state, held)) = self.dispatcher.state_and_payload(id) else {
             return;
         };
@@ -133,7 +133,7 @@ impl Pool<'_> {
             return self.end_parked(id, Held::has_unread, now);
         }
         let watched = match state {
-            State::Lingering if hurries => held.watch_delivery(&self.epoll, id),
+            State::Lingering if hurries && !held.goes_on() => held.watch_delivery(&self.epoll, id),
             _ => held.watch(&self.epoll, id, interest, uncontended),
         };
         if self.store.is_some() && state == State::Parked {

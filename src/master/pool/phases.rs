@@ -130,7 +130,7 @@ impl<'a> Pool<'a> {
         self.end_aside(now);
         self.answer_what_has_come(now);
         self.drop_what_nobody_awaits(now);
-        self.dispatcher.stop();
+        self.dispatcher.stop(now);
         self.hurry(now);
         self.continue_stopped();
     }
@@ -164,14 +164,9 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Whether connections that linger are closed as soon as they lose nothing by it, so that they
-    /// do not hold up the pool's end.
-    pub(super) fn hurries(&self) -> bool {
-        self.is_ending() || self.is_leaving()
-    }
-
-    /// Watches the connections that linger for the moment when their clients have all that was
-    /// sent.
+    /// A connection that lingers holds up the pool's end until its client has all that was sent. A
+    /// client that goes on sending has its time all the same: it does not look for the answer yet,
+    /// and a reset could destroy that.
     fn hurry(&mut self, now: Time) {
         let lingering: Vec<_> = self.dispatcher.lingering().collect();
         for id in lingering {
@@ -262,7 +257,6 @@ impl<'a> Pool<'a> {
         self.listeners.begin();
         self.close_listeners(|address| !is_kept(address), now);
         self.listeners.hold_back();
-        self.hurry(now);
         self.continue_stopped();
     }
 

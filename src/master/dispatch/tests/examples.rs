@@ -455,6 +455,7 @@ fn a_lingering_client_that_goes_on_has_time_again_but_not_for_ever() {
     assert_eq!(lasted, 7);
 }
 
+/// Also when the server stops, or another master has taken over.
 #[test]
 fn a_client_that_still_takes_what_was_sent_is_not_silent() {
     let second = Duration::from_secs(1);
@@ -463,14 +464,27 @@ fn a_client_that_still_takes_what_was_sent_is_not_silent() {
         linger_total: 10 * second,
         ..Limits::default()
     };
-    let mut world = World::new(limits);
-    let id = world.dispatcher.turned_away(0, world.now);
-    for _ in 0..4 {
-        let _ = world.dispatcher.take_actions();
-        world.pass(Duration::from_millis(1200));
-        assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
-        world.dispatcher.expired(id, true, world.now);
+    for (stops, lending) in [
+        (false, Lending::Yes),
+        (true, Lending::Yes),
+        (false, Lending::PassingOn),
+    ] {
+        let mut world = World::new(limits.clone());
+        let id = world.dispatcher.turned_away(0, world.now);
+        world.dispatcher.set_lending(lending, world.now);
+        if stops {
+            world.dispatcher.stop(world.now);
+        }
+        for _ in 0..4 {
+            let _ = world.dispatcher.take_actions();
+            world.pass(Duration::from_millis(1200));
+            assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
+            world.dispatcher.expired(id, true, world.now);
+            // The master looks at it again after that time, and no sooner.
+            world.pass(second / 2);
+            assert_eq!(world.dispatcher.take_actions(), []);
+        }
+        world.dispatcher.expired(id, false, world.now);
+        assert_eq!(world.dispatcher.state(id), None);
     }
-    world.dispatcher.expired(id, false, world.now);
-    assert_eq!(world.dispatcher.state(id), None);
 }

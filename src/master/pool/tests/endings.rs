@@ -201,6 +201,36 @@ fn a_connection_whose_client_has_all_that_was_sent_holds_up_no_stop() {
     }
 }
 
+/// An upload that was answered before its end.
+#[test]
+fn a_client_that_goes_on_sending_is_reset_neither_by_a_stop_nor_by_an_upgrade() {
+    for stops in [true, false] {
+        let (mut world, worker, mut client, id, mut socket) = begin_turn(World::new());
+        socket.write_all(b"response").unwrap();
+        until_delivered(&socket);
+        drop(socket);
+        worker.report(id, Outcome::Linger, (7, 8), b"");
+        client.write_all(b"more").unwrap();
+        world.until("it is discarded, and the client has its answer", |world| {
+            let mut lingering = world.pool.dispatcher.lingering();
+            let held = lingering.next().and_then(|id| world.pool.held(id));
+            held.is_some_and(|held| held.goes_on() && !held.has_unsent())
+        });
+        let now = world.now();
+        match stops {
+            true => world.pool.stop(now),
+            false => world.pool.leave(|_| true, now),
+        }
+        for _ in 0..5 {
+            rounds(&mut world);
+            client.write_all(b"more").unwrap();
+        }
+        assert_eq!(read_all(&mut world, &mut client), b"response");
+        drop(client);
+        world.until("it is closed", |world| world.pool.is_done());
+    }
+}
+
 /// The client has not read the response yet when it sends its next request, which comes too late.
 #[test]
 fn a_request_that_comes_after_the_stop_destroys_no_output() {
