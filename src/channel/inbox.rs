@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
@@ -317,6 +318,14 @@ impl WorkerEnd {
             Ok(ToWorker::Retire) => Ok(Assignment::Retire),
             Err(error) => Err(invalid_data(&error.to_string())),
         }
+    }
+
+    /// Whether the master is gone. What it has lent before may still be in the inbox.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        let mut wait = [PollFd::new(&self.socket, PollFlags::empty())];
+        poll(&mut wait, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+            && wait[0].revents().contains(PollFlags::HUP)
     }
 
     /// Sends a message to the master; sleeps while the master's receive queue is full.

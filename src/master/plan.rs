@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::dispatch;
 use super::events::token::MAX_CONNECTIONS;
-use crate::channel::start::WorkerHandles;
+use crate::channel::start::{Linger, WorkerHandles};
 use crate::config::{Address, Settings};
 use crate::error::Result;
 use crate::service::ServiceProfile;
@@ -44,7 +44,7 @@ impl Plan<'_> {
     /// What the pool's dispatcher must know, with descriptors for so many connections.
     #[must_use]
     pub fn limits(&self, room: usize) -> dispatch::Limits {
-        let settings = &self.settings;
+        let (settings, linger) = (&self.settings, self.linger());
         let descriptors = room.min(MAX_CONNECTIONS);
         dispatch::Limits {
             // More workers that stay awake than processors only get into each other's way.
@@ -57,9 +57,19 @@ impl Plan<'_> {
             queue_wait: settings.queue_wait,
             idle: settings.idle_timeout,
             head: settings.head_timeout,
-            linger: settings.linger,
-            linger_total: settings.linger_total.unwrap_or(6 * settings.linger),
+            linger: linger.silence,
+            linger_total: linger.total,
             turn: settings.turn_timeout,
+        }
+    }
+
+    /// For how long the pool's connections linger.
+    #[must_use]
+    pub fn linger(&self) -> Linger {
+        let silence = self.settings.linger;
+        Linger {
+            silence,
+            total: self.settings.linger_total.unwrap_or(6 * silence),
         }
     }
 }

@@ -5,6 +5,10 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+/// So many bytes are with any client at once, whatever it has read: less than the smallest window
+/// that a connection begins with.
+pub const SURE_TO_ARRIVE: u64 = 1024;
+
 /// Lets the kernel keep a new connection to itself until the client has sent something, for about
 /// `wait`; then it is accepted all the same (tcp(7), TCP_DEFER_ACCEPT).
 ///

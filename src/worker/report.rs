@@ -8,9 +8,12 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 
+use super::orphans::{self, Orphan};
 use crate::channel::inbox::WorkerEnd;
 use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
+use crate::channel::start::Linger;
 use crate::service::{Buffer, Connection, Service, WriteAhead};
+use crate::sys::tcp::SURE_TO_ARRIVE;
 use crate::wire::{FromWorker, Outcome, Traffic};
 
 /// How long a worker that has nothing else to do waits at its connection for the client's next
@@ -56,11 +59,17 @@ impl WriteAhead for PendingReport {
 pub(super) struct Reporter<'a> {
     inbox: &'a WorkerEnd,
     pub(super) board: Publisher<'a>,
+    /// Connections that were over when the master was gone.
+    orphans: Vec<Orphan>,
 }
 
 impl<'a> Reporter<'a> {
     pub(super) fn new(inbox: &'a WorkerEnd, board: Publisher<'a>) -> Self {
-        Self { inbox, board }
+        Self {
+            inbox,
+            board,
+            orphans: Vec::new(),
+        }
     }
 
     /// Sends a message and rings, because the master does not watch the socketpair.
@@ -133,6 +142,7 @@ impl<'a> Reporter<'a> {
             traffic: connection.traffic(),
             took: served.took,
         };
+        let peer = connection.peer();
         let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
         let mut report = entry.report();
         let over = if outcome.keeps() {
@@ -150,7 +160,20 @@ impl<'a> Reporter<'a> {
             // Closing alone would not end it, because the master has a descriptor of its own, and
             // may be late with the report. An error means that it has ended already.
             let _ = shutdown(&socket, Shutdown::Write);
+            let may_lose = outcome == Outcome::Linger || entry.traffic.written > SURE_TO_ARRIVE;
+            if may_lose && self.inbox.is_abandoned() {
+                self.orphans.push(Orphan {
+                    socket,
+                    peer,
+                    heard: None,
+                });
+            }
         }
         Ok(buffer)
+    }
+
+    /// The worker has had its last turn. If the master is gone, it takes leave of the clients.
+    pub(super) fn end(self, linger: Linger) {
+        orphans::linger(self.orphans, linger);
     }
 }

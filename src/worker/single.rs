@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::channel::inbox::{Assignment, MessageBuffer};
+use crate::channel::inbox::{Assignment, MessageBuffer, WorkerEnd};
 use crate::channel::start::WorkerHandles;
 use crate::service::{Buffer, Connection, Service};
 use crate::wire::FromWorker;
@@ -18,8 +18,24 @@ const KEEP: Duration = Duration::from_millis(20);
 /// # Errors
 /// An error of the inbox, after which this worker can serve no more.
 pub fn serve(handles: WorkerHandles<'_>, service: &mut dyn Service) -> io::Result<()> {
-    let WorkerHandles { slot, inbox, board } = handles;
+    let WorkerHandles {
+        slot,
+        inbox,
+        board,
+        linger,
+    } = handles;
     let mut reporter = Reporter::new(&inbox, board);
+    let served = serve_all(&inbox, slot, &mut reporter, service);
+    reporter.end(linger);
+    served
+}
+
+fn serve_all(
+    inbox: &WorkerEnd,
+    slot: u32,
+    reporter: &mut Reporter<'_>,
+    service: &mut dyn Service,
+) -> io::Result<()> {
     // It lasts as long as this process, so that no connection need count who has it.
     let pending_report = &*Box::leak(Box::new(reporter.board.pending_report()));
     let mut messages = MessageBuffer::default();

@@ -32,9 +32,14 @@ pub fn serve<S: Service>(
 ) -> io::Result<()> {
     let (free, idle) = bounded(count);
     let (jobs, work) = bounded(count);
-    let WorkerHandles { slot, inbox, board } = handles;
+    let WorkerHandles {
+        slot,
+        inbox,
+        board,
+        linger,
+    } = handles;
     let reporter = Mutex::new(Reporter::new(&inbox, board));
-    thread::scope(|scope| {
+    let served = thread::scope(|scope| -> io::Result<()> {
         for number in 0..count {
             let (free, work, reporter) = (free.clone(), work.clone(), &reporter);
             let body = move || {
@@ -72,7 +77,12 @@ pub fn serve<S: Service>(
         // The threads finish their turns, then find the channel closed and end.
         drop(jobs);
         Ok(())
-    })
+    });
+    let reporter = reporter.into_inner();
+    reporter
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .end(linger);
+    served
 }
 
 fn serve_thread(

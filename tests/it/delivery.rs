@@ -5,8 +5,10 @@
 use std::fs;
 
 use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
 
-use crate::harness::{Client, Server, eventually, wait_until_idle};
+use crate::harness::process::sleeping_threads;
+use crate::harness::{Client, Server, Watched, eventually, wait_until_idle};
 
 /// More than a narrow client has room for.
 const MUCH: usize = 12_000;
@@ -69,4 +71,27 @@ fn a_stop_in_the_middle_of_the_next_request_destroys_no_response() {
     wait_until_ended(&server, &client);
     assert!(read_late(&mut client).len() > MUCH);
     assert!(server.wait().success());
+}
+
+#[test]
+fn workers_whose_master_was_killed_destroy_no_response() {
+    for threads in ["1", "2"] {
+        let mut server = Server::start(&["demo", "-w", "1", "--threads", threads]);
+        let worker = server.workers(1)[0].pid;
+        let watched = Watched::new(worker);
+        let mut client = server.endpoint().connect_narrow();
+        client.send(format!(
+            "GET /bytes/{MUCH} HTTP/1.1\r\nHost: test\r\n\r\n\
+             GET /sleep/300 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+        ));
+        // More than the worker reads at a time.
+        client.send([b'x'; 60_000]);
+        eventually("the worker sleeps", || sleeping_threads(worker) == 1);
+        server.signal(Signal::SIGKILL);
+        assert!(!server.wait_for_master().success());
+        wait_until_ended(&server, &client);
+        assert!(read_late(&mut client).len() > MUCH);
+        drop(client);
+        assert_eq!(watched.reap_orphan(), WaitStatus::Exited(worker, 0));
+    }
 }

@@ -24,10 +24,6 @@ use crate::wire::{Outcome, Report, Traffic};
 /// How much of a lingering client's input is discarded at a time.
 pub const DRAIN_SIZE: usize = 64 * 1024;
 
-/// So many bytes are with any client at once, whatever it has read: less than the smallest window
-/// that a connection begins with.
-const SURE_TO_ARRIVE: u64 = 1024;
-
 const INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
 /// How a connection is watched.
@@ -269,7 +265,7 @@ impl Held {
     #[must_use]
     pub fn would_lose(&self, report: &Report<'_>, on_board: bool) -> bool {
         let in_pieces = !self.carry.is_empty();
-        let much = |now: Traffic| sum(self.total, now).written > SURE_TO_ARRIVE;
+        let much = |now: Traffic| sum(self.total, now).written > tcp::SURE_TO_ARRIVE;
         let sign = !on_board
             || self.unfinished
             || report.traffic.is_none_or(much)

@@ -40,6 +40,7 @@ pub fn fork_worker(
                 slot,
                 inbox: theirs,
                 board: board.publisher(),
+                linger: plan.linger(),
             }),
             Err(error) => {
                 log::error!("cannot set up the worker's signals: {}", Plain(&error));
