@@ -26,7 +26,9 @@ fn with_a_half(server: &Server, worker: Worker) -> Client {
 #[track_caller]
 fn assert_cut_off(server: &Server, mut client: Client) {
     let rest = client.read_until_close();
-    server.wait_for_log(" died ");
+    let line = server.wait_for_log(" died in turn ");
+    let words = "a part of the response was sent, so it is closed";
+    assert!(line.ends_with(words), "{line}");
     let rest = String::from_utf8(rest).expect("it is text");
     let (_, body) = rest.split_once("\r\n\r\n").expect("the head ends");
     assert!(!body.is_empty());

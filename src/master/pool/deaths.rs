@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::master::child::{ChildEvent, Exit};
-use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::table::{ConnectionId, State};
 use crate::master::dispatch::{Verdict, WorkerId};
 use crate::master::time::Time;
 use crate::master::workers::process::{Departure, Stage};
@@ -118,18 +118,31 @@ impl Pool<'_> {
             true => Verdict::Untouched,
             false => held.examine(unreported, pending),
         };
+        let (peer, unfinished) = (held.peer(), held.is_unfinished());
+        self.dispatcher.examined(id, verdict, now);
+        // The second worker that dies under it without a sign is the last one.
+        let again = matches!(
+            self.dispatcher.state(id),
+            Some(State::Ready | State::Lent(_))
+        );
         if let Some(process) = process {
             let consequence = match verdict {
-                Verdict::Untouched => "nothing was read, so another worker gets it",
+                Verdict::Untouched if again => "nothing was read, so another worker gets it",
                 Verdict::Served(_) => "the turn was over, so nothing is lost",
-                Verdict::Consumed => "nothing was sent, so the client gets an error reply",
+                Verdict::Untouched | Verdict::Consumed if unfinished => {
+                    "a part of the response was sent, so it is closed"
+                }
+                Verdict::Untouched | Verdict::Consumed if self.plan.profile.crashed.is_empty() => {
+                    "nothing was sent, so it is closed"
+                }
+                Verdict::Untouched | Verdict::Consumed => {
+                    "nothing was sent, so the client gets an error reply"
+                }
                 Verdict::Sent => "something was sent, so it is closed",
                 Verdict::Unknown => "what was sent is not known, so it is closed",
             };
-            let peer = held.peer();
             log::warn!("worker {process} died in turn {turn} of {peer}: {consequence}");
         }
-        self.dispatcher.examined(id, verdict, now);
     }
 
     /// Ends a worker of which a turn takes too long.
