@@ -37,7 +37,7 @@ pub fn fragile(arguments: &[&str]) -> (Server, Mood) {
 pub fn fragile_in(setup: Setup) -> (Server, Mood) {
     let mood = Mood(setup.directory().join("mood"));
     let setup = setup.expect(" died ").expect("die at their start");
-    let setup = setup.expect("pool::actions] queue");
+    let setup = setup.expect("] queue");
     let server = setup.expect("is not ready after").start();
     (server, mood)
 }

@@ -1,5 +1,5 @@
 //! What is said of clients that are turned away or kept waiting for want of something: one warning
-//! when it begins, and one when it has ended, with the count. Pure.
+//! when it begins, and one with the count when it has ended, or the pool does. Pure.
 
 use std::io;
 use std::mem::discriminant;
@@ -192,20 +192,25 @@ impl Overload {
     pub fn ended(&mut self, now: Time) -> Vec<String> {
         let ended = |episode: &mut Episode| episode.last.after(QUIET) <= now;
         let ended: Vec<_> = self.episodes.extract_if(.., ended).collect();
-        let lines = ended.iter().map(
-            |Episode {
-                 cause,
-                 begin,
-                 last,
-                 count,
-             }| {
-                let (events, quiet) = (cause.events(*count), QUIET.as_secs());
-                let lasted = last.since(*begin).as_secs_f64();
-                let what = format!("{events} in {lasted:.1} s, none in the {quiet} s since");
-                self.line(*cause, &what)
-            },
-        );
-        lines.collect()
+        let quiet = format!(", none in the {} s since", QUIET.as_secs());
+        ended.iter().map(|one| self.sum_up(one, &quiet)).collect()
+    }
+
+    /// What is to be said of all episodes, because the pool ends.
+    pub fn end(&mut self) -> Vec<String> {
+        let all = std::mem::take(&mut self.episodes);
+        all.iter().map(|one| self.sum_up(one, "")).collect()
+    }
+
+    fn sum_up(&self, episode: &Episode, since: &str) -> String {
+        let Episode {
+            cause,
+            begin,
+            last,
+            count,
+        } = episode;
+        let (events, lasted) = (cause.events(*count), last.since(*begin).as_secs_f64());
+        self.line(*cause, &format!("{events} in {lasted:.1} s{since}"))
     }
 
     /// The pool is named if it has a name of its own.
@@ -248,6 +253,12 @@ mod tests {
         assert_eq!(overload.ended(now), [said]);
         assert_eq!(overload.next_due(), Some(now.after(second)));
         assert!(overload.count(Cause::Queue, &settings, 0, now).is_some());
+        let said = [
+            "per-client: 1 client was turned away in 0.0 s",
+            "queue: 1 client was turned away in 0.0 s",
+        ];
+        assert_eq!(overload.end(), said);
+        assert_eq!(overload.next_due(), None);
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl<'a> Pool<'a> {
             Phase::Retiring { until } => {
                 let done = self.workers.all().next().is_none() && self.dispatcher.is_empty();
                 if done || until <= now {
-                    self.phase = Phase::Over;
+                    self.end();
                 }
             }
             _ => {}
@@ -211,9 +211,16 @@ impl<'a> Pool<'a> {
         self.advance_phase(now);
     }
 
+    fn end(&mut self) {
+        self.phase = Phase::Over;
+        for episode in self.overload.end() {
+            log::warn!("{episode}");
+        }
+    }
+
     /// Ends at once: kills what workers there are, and returns them to be reaped.
     pub fn quit(&mut self) -> Vec<Child> {
-        self.phase = Phase::Over;
+        self.end();
         self.listeners.drop_all();
         self.workers.kill_all()
     }
