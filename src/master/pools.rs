@@ -255,7 +255,10 @@ impl<'a> Pools<'a> {
         let peer = snapshot.peer.or_else(|| peer_of(&socket));
         let serves = |pool: &&mut Pool<'_>| pool.key() == snapshot.pool && pool.serves_adopted();
         match (self.iter_mut().find(serves), peer) {
-            (Some(pool), Some(peer)) => pool.adopt(snapshot, peer, socket, now),
+            (Some(pool), Some(peer)) => {
+                pool.adopt(snapshot, peer, socket, now);
+                true
+            }
             _ => {
                 if snapshot.stored {
                     end_stored(&socket);

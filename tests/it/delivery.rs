@@ -7,8 +7,12 @@ use std::fs;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use crate::harness::process::sleeping_threads;
-use crate::harness::{Client, Server, Watched, eventually, wait_until_idle};
+use crate::harness::process::{signal, sleeping_threads};
+use crate::harness::systemd::Manager;
+use crate::harness::{
+    Client, Server, Setup, Watched, eventually, wait_until_asleep, wait_until_idle,
+};
+use crate::store::wait_until_parked;
 
 /// More than a narrow client has room for.
 const MUCH: usize = 12_000;
@@ -94,4 +98,29 @@ fn workers_whose_master_was_killed_destroy_no_response() {
         drop(client);
         assert_eq!(watched.reap_orphan(), WaitStatus::Exited(worker, 0));
     }
+}
+
+#[test]
+fn a_master_that_follows_a_killed_one_destroys_no_response() {
+    let manager = Manager::new(100);
+    let mut first = manager.manage(Setup::new(&["demo", "-w", "1"])).start();
+    let worker = first.workers(1)[0];
+    let mut client = first.endpoint().connect_narrow();
+    assert_eq!(client.get("/").status, 200);
+    wait_until_parked(&manager, 1);
+    // The worker sleeps when it has sent the response, and more is waiting to be read.
+    client.send(format!(
+        "GET /bytes/{MUCH} HTTP/1.1\r\nHost: test\r\n\r\n\
+         GET /sleep/60000 HTTP/1.1\r\nHost: test\r\n\r\n"
+    ));
+    client.send([b'x'; 60_000]);
+    wait_until_asleep(worker.pid);
+    let watched = Watched::new(worker.pid);
+    first.signal(Signal::SIGKILL);
+    first.wait_for_master();
+    signal(worker.pid, Signal::SIGKILL);
+    watched.reap_orphan();
+    let second = manager.manage(Setup::new(&["demo", "-w", "1"])).start();
+    second.wait_for_log("something was sent, so it is closed");
+    assert!(read_late(&mut client).len() > MUCH);
 }

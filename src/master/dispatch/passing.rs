@@ -78,11 +78,10 @@ impl<C> Dispatcher<C> {
         id
     }
 
-    /// Takes a connection over whose worker died with its master, having read the request and sent
-    /// nothing: its client is told so.
-    pub fn adopt_crashed(&mut self, payload: C, now: Time) -> ConnectionId {
+    /// Takes a connection over that was ending when its master died, or whose worker died with the
+    /// master: it is over for its client, which is told why if there is a reply.
+    pub fn adopt_over(&mut self, payload: C, reply: Option<Canned>, now: Time) {
         let id = self.admit(payload);
-        self.linger(id.index(), Some(Canned::Crashed), now);
-        id
+        self.linger(id.index(), reply, now);
     }
 }

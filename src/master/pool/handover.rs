@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::master::connection::held::Held;
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::dispatch::{Interest, Progress, Verdict};
+use crate::master::dispatch::{Canned, Interest, Progress, Verdict};
 use crate::master::snapshot::{Place, Snapshot};
 use crate::master::time::Time;
 use crate::service::Peer;
@@ -46,9 +46,9 @@ impl Pool<'_> {
         matches!(self.phase, Phase::Serving | Phase::Stopping { .. })
     }
 
-    /// Goes on with a connection of another master. False when it is closed instead. What became of
-    /// one that was lent is asked of the kernel, so nobody may be serving it any more.
-    pub fn adopt(&mut self, snapshot: &Snapshot, peer: Peer, socket: OwnedFd, now: Time) -> bool {
+    /// Goes on with a connection of another master. What became of one that was lent is asked of
+    /// the kernel, so nobody may be serving it any more.
+    pub fn adopt(&mut self, snapshot: &Snapshot, peer: Peer, socket: OwnedFd, now: Time) {
         let mut held = Held::adopted(socket, peer, snapshot);
         if snapshot.stored {
             let store = self.store.as_ref();
@@ -58,10 +58,9 @@ impl Pool<'_> {
         match snapshot.place {
             Place::Parked | Place::Ready => {
                 self.go_on_with(held, snapshot.interest, &snapshot.progress(), now);
-                true
             }
             Place::Lent => self.settle_lent(held, snapshot.turns + 1, now),
-            Place::Ending => false,
+            Place::Ending => self.take_leave(held, None, now),
         }
     }
 
@@ -81,9 +80,9 @@ impl Pool<'_> {
     }
 
     /// Looks what came of a turn whose worker died with its master.
-    fn settle_lent(&mut self, mut held: Held, turn: u64, now: Time) -> bool {
+    fn settle_lent(&mut self, mut held: Held, turn: u64, now: Time) {
         let peer = held.peer();
-        let (goes_on, consequence) = match held.examine(None, None) {
+        let consequence = match held.examine(None, None) {
             Verdict::Untouched => {
                 let unfinished = held.is_unfinished();
                 let progress = Progress {
@@ -96,22 +95,28 @@ impl Pool<'_> {
                     false => Interest::Input,
                 };
                 self.go_on_with(held, interest, &progress, now);
-                (true, "nothing was read, so it goes on")
+                "nothing was read, so it goes on"
             }
             Verdict::Consumed if held.is_unfinished() => {
-                (false, "a part of the response was sent, so it is closed")
+                self.take_leave(held, None, now);
+                "a part of the response was sent, so it is closed"
             }
             Verdict::Consumed => {
-                held.enter(Place::Ending);
-                let _ = self.listeners.clients().enter(peer);
-                self.dispatcher.adopt_crashed(held, now);
-                (true, "nothing was sent, so the client gets an error reply")
+                self.take_leave(held, Some(Canned::Crashed), now);
+                "nothing was sent, so the client gets an error reply"
             }
             Verdict::Sent | Verdict::Served(_) | Verdict::Unknown => {
-                (false, "something was sent, so it is closed")
+                self.take_leave(held, None, now);
+                "something was sent, so it is closed"
             }
         };
         log::info!("the master was killed in turn {turn} of {peer}: {consequence}");
-        goes_on
+    }
+
+    /// A connection is over, and lingers: its client may have yet to take what was sent.
+    fn take_leave(&mut self, held: Held, reply: Option<Canned>, now: Time) {
+        held.enter(Place::Ending);
+        let _ = self.listeners.clients().enter(held.peer());
+        self.dispatcher.adopt_over(held, reply, now);
     }
 }

@@ -132,7 +132,9 @@ impl Recovered {
             };
             match snapshot.place {
                 Place::Lent => lent.push((snapshot, socket)),
-                Place::Ending => end_stored(&socket),
+                Place::Ending => {
+                    pools.adopt(&snapshot, socket, now);
+                }
                 Place::Parked | Place::Ready => match pools.adopt(&snapshot, socket, now) {
                     true => adopted += 1,
                     false => closed += 1,
