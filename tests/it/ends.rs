@@ -132,7 +132,7 @@ fn a_stopped_worker_does_not_outlive_its_generation() {
     server.wait_for_former();
     let took = start.elapsed();
     assert!(took < GRACE / 2, "{took:?}");
-    assert_eq!(server.log_lines("worker retired").len(), 4);
+    assert_eq!(server.wait_for_lines("worker retired", 4).len(), 4);
 }
 
 #[test]
