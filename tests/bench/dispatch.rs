@@ -81,7 +81,7 @@ impl World {
             let end = TurnEnd {
                 outcome,
                 turns: 1,
-                carries: false,
+                owes: false,
                 answered: true,
                 took: None,
             };
