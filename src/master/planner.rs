@@ -150,7 +150,7 @@ impl Planner {
 
     /// Kills the planner, unless it has ended. It is the caller's to reap.
     #[must_use]
-    pub fn end(mut self) -> Option<Child> {
+    pub fn end(&mut self) -> Option<Child> {
         let mut child = self.child.take()?;
         child.kill();
         Some(child)

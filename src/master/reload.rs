@@ -126,6 +126,7 @@ impl<'a> Reload<'a> {
         let Some(Answer { lost, plans }) = answer else {
             return Step::Wait;
         };
+        self.end_planner(pools);
         // Where the planner did not wait in vain, the master does not either.
         office.mend(lost, pools.epoll());
         let prepared = plans.and_then(|record| {
@@ -142,6 +143,13 @@ impl<'a> Reload<'a> {
                 refuse(&why);
                 Step::Over
             }
+        }
+    }
+
+    /// The planner has nothing more to say, and is to be reaped.
+    fn end_planner(&mut self, pools: &mut Pools<'_>) {
+        if let Stage::Planning(planner) = &mut self.stage {
+            pools.add_killed(planner.end());
         }
     }
 
@@ -169,11 +177,9 @@ impl<'a> Reload<'a> {
     }
 
     /// Gives the reload up, for something that comes before it.
-    pub fn give_up(self, why: &str, pools: &mut Pools<'_>, now: Time) {
+    pub fn give_up(mut self, why: &str, pools: &mut Pools<'_>, now: Time) {
         log::info!("giving up the reload under way: {why}");
-        if let Stage::Planning(planner) = self.stage {
-            pools.add_killed(planner.end());
-        }
+        self.end_planner(pools);
         abandon(pools, now);
     }
 }
