@@ -76,8 +76,8 @@ fn literals() -> BTreeSet<String> {
     literals
 }
 
-/// The string literals in code, with `…` where a value is put in. Attributes are none of it, and so
-/// neither are comments on items.
+/// The string literals in code, with `…` where a value is put in. Attributes are left out, and so
+/// are comments on items.
 fn collect(code: TokenStream, literals: &mut BTreeSet<String>) {
     let mut tokens = code.into_iter().peekable();
     while let Some(token) = tokens.next() {

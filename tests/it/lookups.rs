@@ -13,7 +13,7 @@ use nix::unistd::{Pid, mkfifo};
 
 use crate::harness::process::{self, eventually};
 use crate::harness::skip::{lacks, skip};
-use crate::harness::{Server, Setup};
+use crate::harness::{Server, Setup, Worker};
 
 const FILE: &str = "batond.toml";
 
@@ -65,6 +65,19 @@ fn with_silent_resolver(seconds: u32) -> Option<Server> {
     Some(server)
 }
 
+/// The child that asks the resolver, which comes after a SIGHUP.
+#[track_caller]
+fn planner(server: &Server, workers: &[Worker]) -> Pid {
+    let mut planner = None;
+    eventually("somebody asks the resolver", || {
+        let children = process::children(server.master()).0;
+        let is_worker = |pid: &Pid| workers.iter().any(|worker| worker.pid == *pid);
+        planner = children.into_iter().find(|child| !is_worker(child));
+        planner.is_some()
+    });
+    planner.expect("it was found")
+}
+
 #[test]
 fn clients_do_not_wait_for_a_resolver() {
     let Some(server) = with_silent_resolver(2) else {
@@ -111,16 +124,10 @@ fn a_quit_reaps_who_waits_for_a_resolver() {
     };
     let workers = server.workers(2);
     server.signal(Signal::SIGHUP);
-    let mut planner = None;
-    eventually("somebody asks the resolver", || {
-        let children = process::children(server.master()).0;
-        let is_worker = |pid: &Pid| workers.iter().any(|worker| worker.pid == *pid);
-        planner = children.into_iter().find(|child| !is_worker(child));
-        planner.is_some()
-    });
+    let planner = planner(&server, &workers);
     assert!(server.stop_by(Signal::SIGQUIT).success());
     assert!(server.log_contains("giving up the reload under way: the server stops"));
-    assert_eq!(process::stat(planner.expect("it was found")), None);
+    assert_eq!(process::stat(planner), None);
 }
 
 #[test]
@@ -193,14 +200,8 @@ fn a_planner_that_dies_refuses_the_reload() {
     };
     let workers = server.workers(2);
     server.signal(Signal::SIGHUP);
-    let mut planner = None;
-    eventually("somebody asks the resolver", || {
-        let children = process::children(server.master()).0;
-        let is_worker = |pid: &Pid| workers.iter().any(|worker| worker.pid == *pid);
-        planner = children.into_iter().find(|child| !is_worker(child));
-        planner.is_some()
-    });
-    process::signal(planner.expect("it was found"), Signal::SIGKILL);
+    let planner = planner(&server, &workers);
+    process::signal(planner, Signal::SIGKILL);
     let line = server.wait_for_log("reload refused");
     let why = "the process that reads the configuration killed by SIGKILL; nothing has changed";
     assert!(line.ends_with(why), "{line}");
