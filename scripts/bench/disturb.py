@@ -155,12 +155,12 @@ def again_and_again(victim, action, pause):
         raise Failure(f"a disturbance: {failures[0]!r}")
 
 
-# ---- the disturbances -------------------------------------------------------------------------------
+# ---- the disturbances ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def stuck_stderr(victim):
-    """Nobody reads stderr, and there are 20 lines a second, each of which a caller is refused by."""
+    """Nobody reads stderr, and there are 20 lines a second, each of a caller that is refused."""
     victim.reads.clear()
     # The reader may still be in its last read, which the next line ends.
     size = fcntl.fcntl(victim.stderr, fcntl.F_SETPIPE_SZ, 4096)
@@ -195,7 +195,7 @@ def silent_resolver(_):
 
 @contextlib.contextmanager
 def full_backlog(victim):
-    """A reload, twice a second, with a Unix listener that another process has, and does not accept at."""
+    """A reload, twice a second, with a Unix listener that another process has and leaves alone."""
     path = victim.place / "foreign"
     path.unlink(missing_ok=True)
     with contextlib.ExitStack() as sockets:
@@ -232,7 +232,7 @@ def stalled_takeover(victim):
 
 @contextlib.contextmanager
 def lingering_worker(victim):
-    """Clients read nothing of a long reply, and workers have all that they are lent linger for 20 s.
+    """Clients read nothing of a long reply, and workers have all that they hold linger for 20 s.
 
     A worker gives the turn up after some 4 s, when the kernel has found no more room for a second;
     so three of the workers are in such turns.

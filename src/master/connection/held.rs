@@ -258,10 +258,10 @@ impl Held {
 
     /// Whether closing the connection after this turn could destroy what was sent: the kernel
     /// resets a connection that is closed with unread input, or gets some after that (RFC 9112
-    /// §9.6). A client whose request came in pieces may be sending more of them. Else the kernel is
-    /// asked, but only if there is a sign of it, because most connections have none: a worker that
-    /// counts has also looked for unread input, and a connection on which little was sent, in all
-    /// turns together, has none of it under way by the time the client could send more.
+    /// §9.6). A client whose request came in pieces may be sending more of them. Else the kernel
+    /// is asked, but only if there is a sign of it, because most connections have none: a worker
+    /// that counts has also looked for unread input, and a connection on which little was sent, in
+    /// all turns together, has none of it under way by the time the client could send more.
     #[must_use]
     pub fn would_lose(&self, report: &Report<'_>, on_board: bool) -> bool {
         let in_pieces = !self.carry.is_empty();
