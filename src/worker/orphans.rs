@@ -48,11 +48,16 @@ impl Orphan {
 
 /// Lets connections linger, all at the same time.
 pub(super) fn linger(mut orphans: Vec<Orphan>, linger: Linger) {
+    if orphans.is_empty() {
+        return;
+    }
     let end = Instant::now() + linger.total;
-    let mut scratch = Vec::new();
-    while !orphans.is_empty() && Instant::now() < end {
-        scratch.resize(DRAIN_SIZE, 0);
+    let mut scratch = vec![0; DRAIN_SIZE];
+    loop {
         orphans.retain_mut(|orphan| orphan.lingers(linger.silence, &mut scratch));
+        if orphans.is_empty() || Instant::now() >= end {
+            return;
+        }
         thread::sleep(INTERVAL);
     }
 }
