@@ -23,13 +23,11 @@ impl Pool<'_> {
         };
         // One that has waited for so long may have lost its client meanwhile.
         if ready_at.after(LONG_WAIT) < now {
-            let reply = match fate(held, self.phase, &self.plan.profile) {
-                Fate::Serve => None,
-                Fate::Tell => Some(Some(Canned::Stopping)),
-                Fate::Close => Some(None),
-            };
-            if let Some(last_words) = reply {
-                return self.dispatcher.withdraw(worker, id, last_words, now);
+            let stopping = Some(Canned::Stopping);
+            match fate(held, self.phase, &self.plan.profile) {
+                Fate::Serve => {}
+                Fate::Tell => return self.dispatcher.withdraw(worker, id, stopping, now),
+                Fate::Close => return self.dispatcher.withdraw(worker, id, None, now),
             }
         }
         let lend = Lend {
