@@ -3,9 +3,12 @@
 //! A [`Service`] lives in a worker process. When a client has sent something, the master lends the
 //! client's [`Connection`] to the worker. The service reads, answers, and returns with a [`Turn`]
 //! what is to become of the connection. Between turns the connection belongs to the master and
-//! occupies no worker. So a service keeps nothing about a client from one turn to the next, except
-//! the bytes that it leaves unconsumed in the connection's buffer: the next turn gets them.
+//! occupies no worker. So a service keeps nothing about a client from one turn to the next in its
+//! own memory. Three things travel with the connection instead: the bytes that it leaves unconsumed
+//! in the connection's buffer, a [note](Connection::note), and a piece of
+//! [luggage](Connection::luggage). The next turn gets them, whichever worker has it.
 
+mod baggage;
 mod buffer;
 mod connection;
 mod turn;
@@ -14,6 +17,7 @@ use std::borrow::Cow;
 use std::io;
 use std::time::SystemTime;
 
+pub(crate) use baggage::Baggage;
 pub(crate) use buffer::Buffer;
 pub(crate) use connection::WriteAhead;
 pub use connection::{Connection, Fill};

@@ -5,9 +5,9 @@
 //! kernel gives the message to one of them. The worker has only its own end, so that it reads an
 //! end of file when the master dies.
 //!
-//! A worker never sends descriptors. The kernel refuses them where it can (Linux 6.16); elsewhere
-//! one that comes all the same is closed by another process, because closing it could take any
-//! time.
+//! A worker sends no descriptors but luggage, and that only once it has said that it may. Until
+//! then the kernel refuses them where it can (Linux 6.16). What comes and is no luggage is closed
+//! by another process, because closing it could take any time.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ use crate::error::Plain;
 use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use crate::sys;
 use crate::sys::unforked::Unforked;
-use crate::wire::{FromWorker, Lend, MAX_MESSAGE, ToWorker};
+use crate::wire::{FromWorker, Lend, LuggageChange, MAX_MESSAGE, ToWorker};
 
 /// The master's end of the pair, and its copy of the worker's end.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct MasterEnd {
     theirs: OwnedFd,
     /// The kernel lets nobody send descriptors to this end.
     refuses: bool,
+    /// The worker may send luggage.
+    accepts: bool,
 }
 
 /// The worker's end of the pair: its inbox.
@@ -99,10 +101,25 @@ pub enum Lent {
 /// What a worker is asked to do next.
 #[derive(Debug)]
 pub enum Assignment<'a> {
-    /// Serve one turn of the connection behind this descriptor.
-    Serve(Lend<'a>, OwnedFd),
+    /// Serve one turn of this connection.
+    Serve(Lend<'a>, Borrowed),
     /// Exit; nothing more will come.
     Retire,
+}
+
+/// The descriptors that come with a lend.
+#[derive(Debug)]
+pub struct Borrowed {
+    /// The connection.
+    pub connection: OwnedFd,
+    /// What the service has put beside it in an earlier turn.
+    pub luggage: Option<OwnedFd>,
+}
+
+impl From<Borrowed> for (OwnedFd, Option<OwnedFd>) {
+    fn from(borrowed: Borrowed) -> Self {
+        (borrowed.connection, borrowed.luggage)
+    }
 }
 
 /// Creates the socketpair of one worker.
@@ -124,6 +141,7 @@ pub fn pair() -> io::Result<(MasterEnd, WorkerEnd)> {
         ours,
         theirs,
         refuses,
+        accepts: false,
     };
     Ok((master, WorkerEnd { socket }))
 }
@@ -143,19 +161,26 @@ fn invalid_data(what: &str) -> io::Error {
 }
 
 impl MasterEnd {
-    /// Lends a connection without sleeping.
+    /// Lends a connection without sleeping, and its luggage if there is any.
     ///
     /// # Errors
     /// An error of sendmsg(2) that is none of the expected outcomes in [`Lent`].
-    pub fn lend(&self, lend: Lend<'_>, connection: BorrowedFd<'_>) -> io::Result<Lent> {
+    pub fn lend(
+        &self,
+        lend: Lend<'_>,
+        connection: BorrowedFd<'_>,
+        luggage: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Lent> {
         let header = ToWorker::Lend(lend).header();
-        let data = [IoSlice::new(header.as_bytes()), IoSlice::new(lend.carry)];
-        let parts = if lend.carry.is_empty() {
+        let data = [header.as_bytes(), lend.note, lend.carry].map(IoSlice::new);
+        let parts = if lend.carry.is_empty() && lend.note.is_empty() {
             &data[..1]
         } else {
             &data[..]
         };
-        match fdpass::send(&self.ours, parts, &[connection], Wait::Dont).map_err(io::Error::from) {
+        let descriptors = [connection, luggage.unwrap_or(connection)];
+        let descriptors = &descriptors[..1 + usize::from(luggage.is_some())];
+        match fdpass::send(&self.ours, parts, descriptors, Wait::Dont).map_err(io::Error::from) {
             Ok(_) => Ok(Lent::Sent),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => Ok(Lent::Full),
@@ -184,11 +209,35 @@ impl MasterEnd {
         Ok(())
     }
 
-    /// Receives the worker's next message without sleeping; `None` when there is none yet.
+    /// From now on the worker may send luggage.
     ///
     /// # Errors
-    /// Any error of recvmsg(2); `InvalidData` for a malformed message.
-    pub fn receive<'a>(&self, buffer: &'a mut MessageBuffer) -> io::Result<Option<FromWorker<'a>>> {
+    /// What setsockopt(2) fails with.
+    pub fn accept_luggage(&mut self) -> io::Result<()> {
+        if self.refuses {
+            sys::rights::accept_descriptors(&self.ours)?;
+            self.refuses = false;
+        }
+        self.accepts = true;
+        Ok(())
+    }
+
+    /// Whether the worker has said that it takes luggage.
+    #[must_use]
+    pub fn accepts_luggage(&self) -> bool {
+        self.accepts
+    }
+
+    /// Receives the worker's next message without sleeping, with the luggage that came with it;
+    /// `None` when there is none yet.
+    ///
+    /// # Errors
+    /// Any error of recvmsg(2); `InvalidData` for a malformed message, and for descriptors that are
+    /// no luggage.
+    pub fn receive<'a>(
+        &self,
+        buffer: &'a mut MessageBuffer,
+    ) -> io::Result<Option<(FromWorker<'a>, Option<OwnedFd>)>> {
         let received = fdpass::receive_into(
             &self.ours,
             &mut buffer.bytes,
@@ -208,20 +257,58 @@ impl MasterEnd {
                 Err(io::Error::from(error))
             }
         };
-        if !buffer.descriptors.is_empty() {
-            dispose(std::mem::take(&mut buffer.descriptors));
-            return Err(invalid_data("unexpected descriptors"));
-        }
-        let Some(length) = length? else {
+        let descriptors = std::mem::take(&mut buffer.descriptors);
+        let Some(length) = (match length {
+            Ok(length) => length,
+            Err(error) => {
+                dispose(descriptors);
+                return Err(error);
+            }
+        }) else {
             return Ok(None);
         };
-        match length {
+        if length == 0 {
             // This is no end of file, because the master holds the worker's end open too.
-            0 => Err(invalid_data("empty message")),
-            length => FromWorker::parse(&buffer.bytes[..length])
-                .map(Some)
-                .map_err(|e| invalid_data(&e.to_string())),
+            dispose(descriptors);
+            return Err(invalid_data("empty message"));
         }
+        let message = match FromWorker::parse(&buffer.bytes[..length]) {
+            Ok(message) => message,
+            Err(error) => {
+                dispose(descriptors);
+                return Err(invalid_data(&error.to_string()));
+            }
+        };
+        let luggage = self.take_luggage(&message, descriptors)?;
+        Ok(Some((message, luggage)))
+    }
+
+    /// The luggage among the descriptors that came with a message.
+    fn take_luggage(
+        &self,
+        message: &FromWorker<'_>,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> io::Result<Option<OwnedFd>> {
+        let said = match message {
+            FromWorker::Report(report) => report.extras.luggage == LuggageChange::New,
+            FromWorker::Ready { .. } => false,
+        };
+        if !said && descriptors.is_empty() {
+            return Ok(None);
+        }
+        let wanted = usize::from(said && self.accepts);
+        if descriptors.len() == wanted
+            && let Some(luggage) = descriptors.pop_if(|one| sys::luggage::is_acceptable(one))
+        {
+            return Ok(Some(luggage));
+        }
+        let what = match (said, descriptors.len()) {
+            (true, 0) => "the luggage is missing",
+            (true, 1) if self.accepts => "luggage that is neither a memory file nor a plain file",
+            _ => "unexpected descriptors",
+        };
+        dispose(descriptors);
+        Err(invalid_data(what))
     }
 
     /// For how many descriptors there must be room, so that none is closed here.
@@ -273,14 +360,15 @@ impl Drop for MasterEnd {
                 break;
             }
         }
-        if !unread.is_empty() {
-            dispose(unread);
-        }
+        dispose(unread);
     }
 }
 
 /// Has descriptors closed that a worker has sent.
 fn dispose(descriptors: Vec<OwnedFd>) {
+    if descriptors.is_empty() {
+        return;
+    }
     if let Err(error) = sys::dispose::close_elsewhere(descriptors) {
         log::error!("cannot close what a worker has sent: {}", Plain(&error));
     }
@@ -301,7 +389,7 @@ impl WorkerEnd {
         let length = fdpass::receive_into(
             &self.socket,
             &mut buffer.bytes,
-            1,
+            2,
             Wait::Block,
             &mut buffer.descriptors,
         )?;
@@ -309,12 +397,22 @@ impl WorkerEnd {
             return Ok(Assignment::Retire);
         }
         match ToWorker::parse(&buffer.bytes[..length]) {
-            Ok(ToWorker::Lend(lend)) => match buffer.descriptors.pop() {
-                Some(connection) => Ok(Assignment::Serve(lend, connection)),
-                None => Err(invalid_data(
-                    "a LEND message came without its descriptor (is RLIMIT_NOFILE reached?)",
-                )),
-            },
+            Ok(ToWorker::Lend(lend)) => {
+                let mut came = buffer.descriptors.drain(..);
+                let (connection, luggage) = (came.next(), came.next());
+                match connection {
+                    Some(connection) if luggage.is_some() == lend.luggage => Ok(Assignment::Serve(
+                        lend,
+                        Borrowed {
+                            connection,
+                            luggage,
+                        },
+                    )),
+                    _ => Err(invalid_data(
+                        "a LEND message came without its descriptors (is RLIMIT_NOFILE reached?)",
+                    )),
+                }
+            }
             Ok(ToWorker::Retire) => Ok(Assignment::Retire),
             Err(error) => Err(invalid_data(&error.to_string())),
         }
@@ -328,18 +426,23 @@ impl WorkerEnd {
             && wait[0].revents().contains(PollFlags::HUP)
     }
 
-    /// Sends a message to the master; sleeps while the master's receive queue is full.
+    /// Sends a message to the master, with its luggage if it says that there is some; sleeps while
+    /// the master's receive queue is full.
     ///
     /// # Errors
     /// Any error of sendmsg(2); EPIPE when the master is gone.
-    pub fn send(&self, message: &FromWorker<'_>) -> io::Result<()> {
-        let carry = match message {
-            FromWorker::Report(report) => report.carry,
-            FromWorker::Ready => &[],
+    pub fn send(
+        &self,
+        message: &FromWorker<'_>,
+        luggage: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let (note, carry) = match message {
+            FromWorker::Report(report) => (report.extras.note.unwrap_or_default(), report.carry),
+            FromWorker::Ready { .. } => (&[][..], &[][..]),
         };
         let header = message.header();
-        let data = [IoSlice::new(header.as_bytes()), IoSlice::new(carry)];
-        fdpass::send(&self.socket, &data, &[], Wait::Block)?;
+        let data = [header.as_bytes(), note, carry].map(IoSlice::new);
+        fdpass::send(&self.socket, &data, luggage.as_slice(), Wait::Block)?;
         Ok(())
     }
 }
@@ -351,143 +454,4 @@ impl AsFd for WorkerEnd {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::{Outcome, Peer, Report, Traffic};
-
-    fn lend(id: u64, carry: &[u8]) -> Lend<'_> {
-        Lend {
-            id,
-            turn: 1,
-            peer: Peer::Unix,
-            watched: false,
-            carry,
-        }
-    }
-
-    #[test]
-    fn a_connection_goes_to_the_worker_and_the_report_comes_back() {
-        let (master, worker) = pair().unwrap();
-        let mut buffer = MessageBuffer::default();
-        assert_eq!(
-            master.lend(lend(7, b"carry"), master.as_fd()).unwrap(),
-            Lent::Sent
-        );
-        let Assignment::Serve(lend, _) = worker.receive(&mut buffer).unwrap() else {
-            panic!("no lend")
-        };
-        assert_eq!((lend.id, lend.carry), (7, &b"carry"[..]));
-        let report = FromWorker::Report(Report {
-            id: 7,
-            outcome: Outcome::Park,
-            traffic: Some(Traffic {
-                read: 1,
-                written: 2,
-            }),
-            carry: b"rest",
-        });
-        worker.send(&report).unwrap();
-        assert_eq!(master.receive(&mut buffer).unwrap(), Some(report));
-        assert_eq!(master.receive(&mut buffer).unwrap(), None);
-    }
-
-    #[test]
-    fn what_is_in_an_inbox_can_be_taken_back_in_order() {
-        let (master, worker) = pair().unwrap();
-        let mut buffer = MessageBuffer::default();
-        for id in 1..=3 {
-            master.lend(lend(id, b""), master.as_fd()).unwrap();
-        }
-        assert!(matches!(
-            worker.receive(&mut buffer),
-            Ok(Assignment::Serve(..))
-        ));
-        assert_eq!(master.take_back(&mut buffer).unwrap(), Some(2));
-        assert_eq!(master.take_back(&mut buffer).unwrap(), Some(3));
-        assert_eq!(master.take_back(&mut buffer).unwrap(), None);
-    }
-
-    #[test]
-    fn a_descriptor_that_comes_back_with_its_connection_is_closed() {
-        let (master, _worker) = pair().unwrap();
-        let (kept, lent) = std::os::unix::net::UnixStream::pair().unwrap();
-        kept.set_nonblocking(true).unwrap();
-        assert_eq!(master.lend(lend(7, b""), lent.as_fd()).unwrap(), Lent::Sent);
-        drop(lent);
-        let read = || io::Read::read(&mut &kept, &mut [0]);
-        let in_flight = read().map_err(|error| error.kind());
-        assert_eq!(in_flight, Err(io::ErrorKind::WouldBlock));
-        let taken_back = master.take_back(&mut MessageBuffer::default());
-        assert_eq!(taken_back.unwrap(), Some(7));
-        assert_eq!(read().unwrap(), 0);
-    }
-
-    #[test]
-    fn a_full_inbox_refuses_and_loses_nothing() {
-        let (master, worker) = pair().unwrap();
-        let mut buffer = MessageBuffer::default();
-        let carry = vec![b'x'; crate::wire::MAX_CARRY];
-        let mut sent = 0;
-        while master.lend(lend(sent, &carry), master.as_fd()).unwrap() == Lent::Sent {
-            sent += 1;
-        }
-        assert!(sent > 0);
-        for id in 0..sent {
-            match worker.receive(&mut buffer).unwrap() {
-                Assignment::Serve(lend, _) => assert_eq!(lend.id, id),
-                Assignment::Retire => panic!("a connection is missing"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_worker_that_sends_a_descriptor_is_no_honest_one() {
-        let (mut master, worker) = pair().unwrap();
-        let send = || {
-            fdpass::send(
-                &worker,
-                &[IoSlice::new(b"x")],
-                &[worker.as_fd()],
-                Wait::Dont,
-            )
-        };
-        if master.refuses {
-            assert!(send().is_err());
-            // As on a kernel that can't refuse it.
-            sys::rights::accept_descriptors(&master.ours).unwrap();
-            master.refuses = false;
-        }
-        send().unwrap();
-        let mut buffer = MessageBuffer::default();
-        let received = master.receive(&mut buffer);
-        assert_eq!(received.unwrap_err().kind(), io::ErrorKind::InvalidData);
-        send().unwrap();
-        drop(master);
-    }
-
-    #[test]
-    fn a_worker_is_told_of_the_masters_end() {
-        let (master, worker) = pair().unwrap();
-        drop(master);
-        assert!(matches!(
-            worker.receive(&mut MessageBuffer::default()),
-            Ok(Assignment::Retire)
-        ));
-    }
-
-    #[test]
-    fn a_full_carry_fits_even_where_the_default_is_small() {
-        let (master, _worker) = pair().unwrap();
-        setsockopt(&master.ours, sockopt::SndBuf, &4096).unwrap();
-        ensure_send_buffer(&master.ours).unwrap();
-        let lend = Lend {
-            id: u64::MAX >> 4,
-            turn: u64::MAX,
-            peer: crate::service::Peer::Unix,
-            watched: true,
-            carry: &[b'x'; crate::wire::MAX_CARRY],
-        };
-        let some = std::fs::File::open("/dev/null").unwrap();
-        assert_eq!(master.lend(lend, some.as_fd()).unwrap(), Lent::Sent);
-    }
-}
+mod tests;

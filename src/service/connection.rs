@@ -7,12 +7,17 @@ use std::time::Duration;
 use rustix::io::writev;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::service::baggage::Baggage;
 use crate::service::buffer::Buffer;
 use crate::service::turn::Turn;
-use crate::wire::{Lend, MAX_CARRY, Outcome, Peer, Traffic};
+use crate::sys;
+use crate::wire::{Extras, Lend, MAX_CARRY, Outcome, Peer, Traffic};
 
 /// How many bytes one [`Connection::fill`] asks the kernel for, at most.
 const READ_SIZE: usize = 16 * 1024;
+
+/// The longest note of a service, in bytes.
+const MAX_SERVICE_NOTE: usize = 4096;
 
 /// What a [`Connection::fill`] has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +54,7 @@ pub struct Connection {
     watched: bool,
     slot: u32,
     buffer: Buffer,
+    baggage: Baggage,
     traffic: Traffic,
     pending_report: Option<&'static dyn WriteAhead>,
     /// Whether the last read got fewer bytes than it asked for, and so emptied the socket
@@ -57,9 +63,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that a master has lent. It takes the memory of `buffer` over and discards the
-    /// contents.
-    pub(crate) fn lent(socket: OwnedFd, lend: &Lend<'_>, slot: u32, mut buffer: Buffer) -> Self {
+    /// A connection that a master has lent, with its luggage. It takes the memory of `buffer` over
+    /// and discards the contents.
+    pub(crate) fn lent(
+        (socket, luggage): (OwnedFd, Option<OwnedFd>),
+        lend: &Lend<'_>,
+        slot: u32,
+        mut buffer: Buffer,
+    ) -> Self {
         buffer.set(lend.carry);
         let Lend {
             id,
@@ -68,6 +79,7 @@ impl Connection {
             watched,
             ..
         } = *lend;
+        let baggage = Baggage::lent(lend, luggage);
         Self {
             socket,
             id,
@@ -76,6 +88,7 @@ impl Connection {
             watched,
             slot,
             buffer,
+            baggage,
             traffic: Traffic::default(),
             pending_report: None,
             drained: false,
@@ -85,14 +98,8 @@ impl Connection {
     /// A connection outside of any server, in its first turn, to test a service with one end of a
     /// socket pair.
     pub fn adopt(socket: impl Into<OwnedFd>, peer: Peer) -> Self {
-        let lend = Lend {
-            id: 0,
-            turn: 1,
-            peer,
-            watched: false,
-            carry: b"",
-        };
-        Self::lent(socket.into(), &lend, 0, Buffer::default())
+        let descriptors = (socket.into(), None);
+        Self::lent(descriptors, &Lend::first(0, peer), 0, Buffer::default())
     }
 
     /// The client at the other end.
@@ -203,7 +210,7 @@ impl Connection {
     /// Any error of send(2), and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn write_last(&mut self, bytes: &[u8], then: Turn) -> io::Result<()> {
         if let Some(pending_report) = self.pending_report
-            && self.buffer().is_empty()
+            && self.may_be_foreseen()
         {
             let mut traffic = self.traffic;
             traffic.written += bytes.len() as u64;
@@ -211,15 +218,23 @@ impl Connection {
         }
         match then {
             Turn::Close | Turn::Linger => self.write_more(bytes),
-            Turn::Park | Turn::ParkForWriting | Turn::Again => self.write_all(bytes),
+            _ => self.write_all(bytes),
         }
     }
 
-    /// Writes the report of the turn ahead, as the connection stands now.
+    /// Writes the report of the turn ahead, as the connection stands now, if it is one that can be.
     pub(crate) fn write_ahead(&self, outcome: Outcome) {
-        if let Some(pending_report) = self.pending_report {
+        if let Some(pending_report) = self.pending_report
+            && self.may_be_foreseen()
+        {
             pending_report.write_ahead(self.id, outcome, self.traffic);
         }
+    }
+
+    /// Whether the report can be told from the outcome and the counters alone, since nothing
+    /// travels with the connection that was not there before.
+    fn may_be_foreseen(&self) -> bool {
+        self.buffer().is_empty() && self.baggage.extras() == Extras::default()
     }
 
     /// Sets where reports are written ahead of the last call of a turn.
@@ -304,6 +319,74 @@ impl Connection {
         Ok(())
     }
 
+    /// What the service has noted about this client, in this turn or an earlier one: empty if
+    /// nothing. It travels with the connection, apart from the bytes that were read, and outlives a
+    /// reload, an upgrade, and the death of a worker between turns.
+    #[must_use]
+    pub fn note(&self) -> &[u8] {
+        self.baggage.note()
+    }
+
+    /// Notes something about this client, in place of what was noted before: at most 4 KiB, and an
+    /// empty note is none.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) when it is longer; the note is as before then.
+    pub fn set_note(&mut self, note: &[u8]) -> io::Result<()> {
+        if note.len() > MAX_SERVICE_NOTE {
+            let text = format!("the note has {} bytes; 4096 are the most", note.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        self.baggage.set_note(note);
+        Ok(())
+    }
+
+    /// The descriptor that travels with the connection, if there is one.
+    #[must_use]
+    pub fn luggage(&self) -> Option<BorrowedFd<'_>> {
+        self.baggage.luggage()
+    }
+
+    /// Has a descriptor travel with the connection, in place of the one before: a memory file
+    /// (memfd_create(2)) or a plain file. The master closes it when the connection is over. Do not
+    /// use its offset, which all processes share: say how far you are in the note, and use
+    /// pread(2), pwrite(2) and [`Connection::send_file`].
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) when it is anything else, because the master
+    /// must be able to close it without waiting for anybody.
+    pub fn set_luggage(&mut self, luggage: impl Into<OwnedFd>) -> io::Result<()> {
+        let luggage = luggage.into();
+        if !sys::luggage::is_acceptable(&luggage) {
+            let text = "luggage must be a memory file or a plain file on a local file system";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        self.baggage.set_luggage(luggage);
+        Ok(())
+    }
+
+    /// Takes the luggage out: it travels no further.
+    pub fn take_luggage(&mut self) -> Option<OwnedFd> {
+        self.baggage.take_luggage()
+    }
+
+    /// Whether another pool has passed the connection on ([`Turn::Pass`]), so that it goes back
+    /// there with [`Turn::Home`].
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.baggage.away
+    }
+
+    /// What travels with the connection.
+    pub(crate) fn baggage(&self) -> &Baggage {
+        &self.baggage
+    }
+
+    /// What travels with the connection.
+    pub(crate) fn baggage_mut(&mut self) -> &mut Baggage {
+        &mut self.baggage
+    }
+
     /// Begins the next turn without a report in between.
     pub(crate) fn next_turn(&mut self) {
         self.turn += 1;
@@ -338,8 +421,8 @@ impl Connection {
 
     /// Takes the connection apart. Dropping the socket ends the borrow, and the buffer serves the
     /// next connection.
-    pub(crate) fn into_parts(self) -> (OwnedFd, Buffer) {
-        (self.socket, self.buffer)
+    pub(crate) fn into_parts(self) -> (OwnedFd, Buffer, Baggage) {
+        (self.socket, self.buffer, self.baggage)
     }
 }
 
@@ -392,71 +475,4 @@ impl Write for Connection {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::net::UnixStream;
-
-    fn pair() -> (Connection, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().expect("socketpair");
-        (Connection::adopt(ours, Peer::Unix), theirs)
-    }
-
-    #[test]
-    fn fill_adds_to_the_buffer_and_never_sleeps() {
-        let (mut connection, mut client) = pair();
-        assert_eq!(connection.fill().unwrap(), Fill::Empty);
-        client.write_all(b"abc").unwrap();
-        assert_eq!(connection.fill().unwrap(), Fill::Bytes(3));
-        client.write_all(b"de").unwrap();
-        assert_eq!(connection.fill().unwrap(), Fill::Bytes(2));
-        connection.consume(1);
-        assert_eq!(connection.buffer(), b"bcde");
-        drop(client);
-        assert_eq!(connection.fill().unwrap(), Fill::End);
-        assert_eq!(
-            connection.traffic(),
-            Traffic {
-                read: 5,
-                written: 0
-            }
-        );
-    }
-
-    #[test]
-    fn a_buffer_never_grows_past_what_the_wire_carries() {
-        let (mut connection, mut client) = pair();
-        let block = [b'x'; 8192];
-        let error = loop {
-            client.write_all(&block).unwrap();
-            match connection.fill() {
-                Ok(_) => assert!(connection.buffer().len() <= MAX_CARRY),
-                Err(error) => break error,
-            }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-        assert_eq!(connection.buffer().len(), MAX_CARRY);
-    }
-
-    #[test]
-    fn parts_and_pieces_arrive_in_order_and_are_counted() {
-        let (mut connection, mut client) = pair();
-        connection.write_more(b"head ").unwrap();
-        let parts = [IoSlice::new(b"and "), IoSlice::new(b"body")];
-        assert_eq!(connection.write_vectored(&parts).unwrap(), 8);
-        assert_eq!(connection.traffic().written, 13);
-        drop(connection);
-        let mut received = String::new();
-        client.read_to_string(&mut received).unwrap();
-        assert_eq!(received, "head and body");
-    }
-
-    #[test]
-    fn a_sleep_past_the_timeout_says_that_the_client_took_too_long() {
-        let (mut connection, _client) = pair();
-        connection
-            .set_timeouts(Some(Duration::from_millis(10)), None)
-            .unwrap();
-        let error = connection.read(&mut [0; 1]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    }
-}
+mod tests;

@@ -13,6 +13,13 @@ pub enum Turn {
     /// Continue at once, after the other connections that wait: there is more to do, such as a
     /// further request in the buffer.
     Again,
+    /// The request is served: wait for the next one. If another pool has passed the connection on,
+    /// it goes back there, and its next request begins there; else this is [`Turn::Park`].
+    Home,
+    /// Have the pool of this name serve the request that has begun. It gets what was read and not
+    /// consumed. Only a connection that is at home can be passed on, before anything was sent, and
+    /// without luggage; else its client gets the service's `crashed` reply.
+    Pass(&'static str),
     /// Close the connection. What was sent reaches the client all the same: if the client has sent
     /// something that was not read, or has yet to take something, this is [`Turn::Linger`].
     Close,
@@ -28,6 +35,8 @@ impl Turn {
             Self::Park => Outcome::Park,
             Self::ParkForWriting => Outcome::ParkWrite,
             Self::Again => Outcome::Again,
+            Self::Home => Outcome::Home,
+            Self::Pass(_) => Outcome::Pass,
             Self::Close => Outcome::Close,
             Self::Linger => Outcome::Linger,
         }

@@ -10,6 +10,7 @@ pub mod descriptors;
 pub mod directory;
 pub mod dispose;
 pub mod environment;
+pub mod luggage;
 pub mod memfile;
 pub mod process;
 pub mod processors;

@@ -31,7 +31,9 @@ pub fn refuse_descriptors(socket: impl AsFd) -> io::Result<bool> {
 }
 
 /// Takes that back.
-#[cfg(test)]
+///
+/// # Errors
+/// What setsockopt(2) fails with.
 pub fn accept_descriptors(socket: impl AsFd) -> io::Result<bool> {
     pass_rights(socket, true)
 }

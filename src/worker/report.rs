@@ -2,7 +2,7 @@
 //! fit there.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,9 +12,9 @@ use super::orphans::{self, Orphan};
 use crate::channel::inbox::WorkerEnd;
 use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
 use crate::channel::start::Linger;
-use crate::service::{Buffer, Connection, Service, WriteAhead};
+use crate::service::{Baggage, Buffer, Connection, Service, Turn, WriteAhead};
 use crate::sys::tcp::SURE_TO_ARRIVE;
-use crate::wire::{FromWorker, Outcome, Traffic};
+use crate::wire::{self, Extras, FromWorker, LuggageChange, Outcome, Traffic};
 
 /// How long a worker that has nothing else to do waits at its connection for the client's next
 /// request before it gives the connection back.
@@ -26,10 +26,26 @@ const STAY: Timespec = Timespec {
 /// Runs the service once. An error of the service closes the connection.
 pub(super) fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
     match service.turn(connection) {
+        Ok(Turn::Pass(pool)) => pass(connection, pool),
         Ok(turn) => turn.outcome(),
         Err(error) => {
             let (peer, number) = (connection.peer(), connection.turn());
             log::debug!("closing {peer}: its turn {number} failed: {error}");
+            Outcome::Close
+        }
+    }
+}
+
+/// Another pool is to go on with the connection.
+#[cold]
+fn pass(connection: &mut Connection, pool: &str) -> Outcome {
+    match wire::pool_word(pool) {
+        Some(word) => {
+            connection.baggage_mut().pool = word;
+            Outcome::Pass
+        }
+        None => {
+            log::error!("cannot pass a connection to pool {pool:?}: the name is too long");
             Outcome::Close
         }
     }
@@ -73,8 +89,12 @@ impl<'a> Reporter<'a> {
     }
 
     /// Sends a message and rings, because the master does not watch the socketpair.
-    pub(super) fn send(&mut self, message: &FromWorker<'_>) -> io::Result<()> {
-        self.inbox.send(message)?;
+    pub(super) fn send(
+        &mut self,
+        message: &FromWorker<'_>,
+        luggage: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        self.inbox.send(message, luggage)?;
         self.board.ring();
         Ok(())
     }
@@ -85,7 +105,8 @@ impl<'a> Reporter<'a> {
         let idle = outcome == Outcome::Park
             && connection.is_drained()
             && connection.buffer().is_empty()
-            && !connection.is_watched();
+            && !connection.is_watched()
+            && connection.baggage().is_empty();
         if !idle || !self.board.may_stay() {
             return false;
         }
@@ -132,9 +153,7 @@ impl<'a> Reporter<'a> {
             Outcome::Close => Urgency::None,
             _ => Urgency::Urgent,
         };
-        if connection.buffer().is_empty() {
-            connection.write_ahead(outcome);
-        }
+        connection.write_ahead(outcome);
         let entry = Entry {
             id: connection.id(),
             outcome,
@@ -143,17 +162,21 @@ impl<'a> Reporter<'a> {
             took: served.took,
         };
         let peer = connection.peer();
-        let (socket, buffer): (OwnedFd, Buffer) = connection.into_parts();
+        let (socket, buffer, baggage): (OwnedFd, Buffer, Baggage) = connection.into_parts();
         let mut report = entry.report();
         let over = if outcome.keeps() {
             report.carry = buffer.bytes();
+            report.extras = baggage.extras();
             drop(socket);
             None
         } else {
             Some(socket)
         };
-        if !report.carry.is_empty() || !self.board.publish(&entry, urgency) {
-            self.send(&FromWorker::Report(report))?;
+        let is_plain = report.carry.is_empty() && report.extras == Extras::default();
+        if !is_plain || !self.board.publish(&entry, urgency) {
+            let comes = report.extras.luggage == LuggageChange::New;
+            let luggage = baggage.luggage().filter(|_| comes);
+            self.send(&FromWorker::Report(report), luggage)?;
         }
         self.board.clear_unreported();
         if let Some(socket) = over {

@@ -40,12 +40,12 @@ fn serve_all(
     let pending_report = &*Box::leak(Box::new(reporter.board.pending_report()));
     let mut messages = MessageBuffer::default();
     let mut buffer = Buffer::default();
-    reporter.send(&FromWorker::Ready)?;
+    reporter.send(&FromWorker::Ready { luggage: true }, None)?;
     loop {
         match inbox.receive(&mut messages)? {
-            Assignment::Serve(lend, socket) => {
+            Assignment::Serve(lend, borrowed) => {
                 reporter.board.count_taken();
-                let mut connection = Connection::lent(socket, &lend, slot, buffer);
+                let mut connection = Connection::lent(borrowed.into(), &lend, slot, buffer);
                 connection.set_write_ahead(pending_report);
                 let mut turns = 1;
                 let lent = Instant::now();

@@ -60,13 +60,13 @@ pub fn serve<S: Service>(
         }
         // Without this sender, `idle` ends when the last serving thread has ended.
         drop(free);
-        lock(&reporter).send(&FromWorker::Ready)?;
+        lock(&reporter).send(&FromWorker::Ready { luggage: true }, None)?;
         let mut messages = MessageBuffer::default();
         while let Ok(buffer) = idle.recv() {
             match inbox.receive(&mut messages)? {
-                Assignment::Serve(lend, socket) => {
+                Assignment::Serve(lend, borrowed) => {
                     lock(&reporter).board.count_taken();
-                    let connection = Connection::lent(socket, &lend, slot, buffer);
+                    let connection = Connection::lent(borrowed.into(), &lend, slot, buffer);
                     if jobs.send(connection).is_err() {
                         break;
                     }

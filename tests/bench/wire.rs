@@ -3,16 +3,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use batond::wire::{FromWorker, Lend, Outcome, Peer, Report, ToWorker, Traffic};
+use batond::wire::{Extras, FromWorker, Lend, Outcome, Peer, Report, ToWorker, Traffic};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn wire(criterion: &mut Criterion) {
+    let peer = Peer::Inet("127.0.0.1:54321".parse().expect("it is an address"));
     let lend = ToWorker::Lend(Lend {
-        id: 7 << 32 | 12_345,
         turn: 42,
-        peer: Peer::Inet("127.0.0.1:54321".parse().expect("it is an address")),
         watched: true,
-        carry: b"",
+        ..Lend::first(7 << 32 | 12_345, peer)
     });
     let report = FromWorker::Report(Report {
         id: 7 << 32 | 12_345,
@@ -21,6 +20,7 @@ fn wire(criterion: &mut Criterion) {
             read: 128,
             written: 4096,
         }),
+        extras: Extras::default(),
         carry: b"GET / HT",
     });
     let lend_bytes = lend.header().as_bytes().to_vec();

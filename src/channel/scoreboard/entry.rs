@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::wire::{Outcome, Report, Traffic};
+use crate::wire::{Extras, Outcome, Report, Traffic};
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,7 @@ impl Entry {
             id: self.id,
             outcome: self.outcome,
             traffic: Some(self.traffic),
+            extras: Extras::default(),
             carry: &[],
         }
     }
@@ -51,14 +52,15 @@ pub(super) struct Cell {
 /// The id takes the bits below this one: the master gives no id of more than 60 bits.
 const OUTCOME_SHIFT: u32 = 60;
 
-/// An outcome is stored as its index in this list.
-pub(super) const OUTCOMES: [Outcome; 6] = [
+/// An outcome is stored as its index in this list. One that passes the connection on is a message.
+pub(super) const OUTCOMES: [Outcome; 7] = [
     Outcome::Park,
     Outcome::ParkDrained,
     Outcome::ParkWrite,
     Outcome::Again,
     Outcome::Close,
     Outcome::Linger,
+    Outcome::Home,
 ];
 
 // Loom's atomics have no `Default`.

@@ -66,6 +66,15 @@ pub fn sum(one: Traffic, other: Traffic) -> Traffic {
     }
 }
 
+/// What has been moved after a part of a connection's life.
+#[must_use]
+pub fn difference(now: Traffic, then: Traffic) -> Traffic {
+    Traffic {
+        read: now.read.wrapping_sub(then.read),
+        written: now.written.wrapping_sub(then.written),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
-use super::evidence::{Evidence, sum};
+use super::evidence::{Evidence, difference, sum};
+use super::luggage::Luggage;
 use crate::channel::scoreboard::Entry;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Interest, Progress, Verdict};
@@ -19,7 +20,7 @@ use crate::master::time::Time;
 use crate::service::Peer;
 use crate::sys::tcp;
 use crate::sys::unforked::Unforked;
-use crate::wire::{Outcome, Report, Traffic};
+use crate::wire::{Extras, LuggageChange, Outcome, Report, Traffic};
 
 /// How much of a lingering client's input is discarded at a time.
 pub const DRAIN_SIZE: usize = 64 * 1024;
@@ -42,6 +43,11 @@ pub struct Held {
     socket: OwnedFd,
     peer: Peer,
     carry: Unforked,
+    /// What the service has noted about the client.
+    note: Unforked,
+    luggage: Option<Luggage>,
+    /// If the worker of this turn dies, the connection is lent again as it stands.
+    resumable: bool,
     watch: Watch,
     /// A part of a response was sent, and the service means to send the rest.
     unfinished: bool,
@@ -54,6 +60,8 @@ pub struct Held {
     /// What all reported turns have moved; the kernel's own counters are compared with it after the
     /// death of a worker.
     total: Traffic,
+    /// What resumable turns have moved after that, whose workers died.
+    moved: Traffic,
     /// The connection's place in the ledger.
     kept: Option<Kept>,
     /// The service manager has a copy of the descriptor, so that closing this one does not end the
@@ -69,12 +77,16 @@ impl Held {
             socket,
             peer,
             carry: Unforked::default(),
+            note: Unforked::default(),
+            luggage: None,
+            resumable: false,
             watch: Watch::No,
             unfinished: false,
             noticed: EventFlags::empty(),
             ending: false,
             goes_on: false,
             total: Traffic::default(),
+            moved: Traffic::default(),
             kept: None,
             copied: false,
         }
@@ -100,6 +112,24 @@ impl Held {
     #[must_use]
     pub fn carry(&self) -> &[u8] {
         &self.carry
+    }
+
+    /// What the service has noted about the client.
+    #[must_use]
+    pub fn note(&self) -> &[u8] {
+        &self.note
+    }
+
+    /// What the service has put beside the connection.
+    #[must_use]
+    pub fn luggage(&self) -> Option<BorrowedFd<'_>> {
+        self.luggage.as_ref()?.descriptor()
+    }
+
+    /// What resumable turns have moved since the last report, whose workers died.
+    #[must_use]
+    pub fn moved(&self) -> Traffic {
+        self.moved
     }
 
     /// The descriptor, to be lent.
@@ -186,13 +216,13 @@ impl Held {
 
     // ---- between turns --------------------------------------------------------------------------
 
-    /// Counts what a report says, and keeps its carry. `whole` says that turns end between two
-    /// responses, but for those that wait for writing.
-    pub fn count(&mut self, report: &Report<'_>, whole: bool) {
+    /// Counts what a report says, and keeps what travels with the connection. `whole` says that
+    /// turns end between two responses, but for those that wait for writing.
+    pub fn count(&mut self, report: &Report<'_>, luggage: Option<Luggage>, whole: bool) {
         let before = self.total.written;
         match report.traffic {
             // The worker's word: only its own connection suffers if it is wrong.
-            Some(traffic) => self.total = sum(self.total, traffic),
+            Some(traffic) => self.total = sum(sum(self.total, self.moved), traffic),
             // A worker that does not count: the kernel does.
             None => {
                 if let Some(counted) = self.counted() {
@@ -206,6 +236,19 @@ impl Held {
         if self.carry.len() + report.carry.len() > 0 {
             self.carry = report.carry.into();
         }
+        self.moved = Traffic::default();
+        self.pack(&report.extras, luggage);
+    }
+
+    fn pack(&mut self, extras: &Extras<'_>, luggage: Option<Luggage>) {
+        self.resumable = extras.resumable;
+        if let Some(note) = extras.note {
+            self.note = note.into();
+        }
+        match extras.luggage {
+            LuggageChange::None => {}
+            LuggageChange::New | LuggageChange::Gone => self.luggage = luggage,
+        }
     }
 
     /// A turn is over, and it may have sent a part of a response. Only the service knows where one
@@ -215,7 +258,7 @@ impl Held {
         self.unfinished = match outcome {
             Outcome::ParkWrite => true,
             Outcome::Again => self.unfinished || partly,
-            Outcome::Park | Outcome::ParkDrained => false,
+            Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => false,
             Outcome::Close | Outcome::Linger => self.unfinished,
         };
     }
@@ -437,6 +480,11 @@ impl Held {
         let Some(now) = self.counted() else {
             return Verdict::Unknown;
         };
+        if self.resumable {
+            let moved = difference(now, self.total);
+            let progress = moved != std::mem::replace(&mut self.moved, moved);
+            return Verdict::Resumable { progress };
+        }
         let evidence = Evidence {
             reported: self.total,
             carried: !self.carry.is_empty(),
@@ -478,78 +526,4 @@ impl Drop for Held {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
-
-    /// A client that reads nothing, a server that has sent it more than it has room for and is to
-    /// linger for so long, and what the master holds.
-    fn stuck(linger: Duration) -> (TcpStream, Held) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (worker, peer) = listener.accept().unwrap();
-        let held = Held::new(worker.try_clone().unwrap().into(), Peer::Inet(peer));
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        while send(&worker, &[b'x'; 65536], flags).is_ok() {}
-        sockopt::set_socket_linger(&worker, Some(linger)).unwrap();
-        (client, held)
-    }
-
-    #[test]
-    fn a_worker_that_lingers_does_not_hold_up_the_master() {
-        let (mut client, held) = stuck(Duration::from_secs(20));
-        let begin = std::time::Instant::now();
-        drop(held);
-        assert!(begin.elapsed() < Duration::from_secs(5));
-        // And nothing is lost.
-        let mut all = Vec::new();
-        client.read_to_end(&mut all).unwrap();
-        assert!(all.len() >= 65536);
-    }
-
-    #[test]
-    fn a_service_that_asks_for_a_reset_gets_it() {
-        let (mut client, held) = stuck(Duration::ZERO);
-        drop(held);
-        let error = client.read_to_end(&mut Vec::new()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    }
-
-    #[test]
-    fn what_came_along_with_a_served_turn_does_not_come_again() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut worker, peer) = listener.accept().unwrap();
-        let mut held = Held::new(worker.try_clone().unwrap().into(), Peer::Inet(peer));
-        client.write_all(b"half and half").unwrap();
-        worker.read_exact(&mut [0; 5]).unwrap();
-        let moved = |read, written| Some(Traffic { read, written });
-        held.count(
-            &Report {
-                id: 1,
-                outcome: Outcome::Park,
-                traffic: moved(5, 0),
-                carry: b"half ",
-            },
-            true,
-        );
-        worker.read_exact(&mut [0; 8]).unwrap();
-        worker.write_all(b"whole").unwrap();
-        let pending = Entry {
-            id: 1,
-            outcome: Outcome::Park,
-            turns: 1,
-            traffic: Traffic {
-                read: 8,
-                written: 5,
-            },
-            took: std::time::Duration::ZERO,
-        };
-        let verdict = held.examine(None, Some(pending));
-        assert_eq!(verdict, Verdict::Served(Outcome::Park));
-        assert_eq!(held.carry(), b"");
-        assert_eq!(held.examine(None, None), Verdict::Untouched);
-    }
-}
+mod tests;

@@ -443,16 +443,23 @@ impl<C> Dispatcher<C> {
             return;
         }
         match verdict {
-            Verdict::Untouched | Verdict::Consumed if connection.hung => {
+            Verdict::Untouched | Verdict::Consumed | Verdict::Resumable { .. }
+                if connection.hung =>
+            {
                 self.linger(id.index(), Some(Canned::TimedOut), now);
             }
-            Verdict::Untouched if !connection.replayed => {
+            Verdict::Untouched | Verdict::Resumable { progress: false } if !connection.replayed => {
                 connection.replayed = true;
                 connection.turns -= 1;
                 self.requeue(id.index());
                 self.schedule(now);
             }
-            Verdict::Untouched | Verdict::Consumed => {
+            Verdict::Resumable { progress: true } => {
+                connection.turns -= 1;
+                self.requeue(id.index());
+                self.schedule(now);
+            }
+            Verdict::Untouched | Verdict::Consumed | Verdict::Resumable { progress: false } => {
                 self.linger(id.index(), Some(Canned::Crashed), now)
             }
             Verdict::Served(outcome) => {
@@ -460,7 +467,7 @@ impl<C> Dispatcher<C> {
                 connection.incomplete_since = None;
                 match outcome {
                     Outcome::Again => self.make_ready(id.index(), now),
-                    Outcome::Park | Outcome::ParkDrained => {
+                    Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => {
                         self.park(id.index(), Interest::Input, self.limits.idle, now);
                     }
                     Outcome::ParkWrite => {

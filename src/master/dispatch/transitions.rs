@@ -17,7 +17,7 @@ impl<C> Dispatcher<C> {
     pub(super) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
-            Outcome::Park | Outcome::ParkDrained => {
+            Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => {
                 let limit = if end.owes {
                     self.time_to_complete(index, end.answered, now)
                 } else {

@@ -100,6 +100,12 @@ pub enum Verdict {
     /// The turn was over, with this outcome, and had not been reported yet; nothing has happened
     /// since.
     Served(Outcome),
+    /// The turn was one that another worker can go on with. `progress` says that something was
+    /// moved since the last look.
+    Resumable {
+        /// See there.
+        progress: bool,
+    },
     /// Something was read, or had been before and came along; nothing was sent.
     Consumed,
     /// Something was sent.

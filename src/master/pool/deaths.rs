@@ -128,14 +128,19 @@ impl Pool<'_> {
         if let Some(process) = process {
             let consequence = match verdict {
                 Verdict::Untouched if again => "nothing was read, so another worker gets it",
+                Verdict::Resumable { .. } if again => "another worker goes on with it",
                 Verdict::Served(_) => "the turn was over, so nothing is lost",
-                Verdict::Untouched | Verdict::Consumed if unfinished => {
+                Verdict::Untouched | Verdict::Resumable { .. } | Verdict::Consumed
+                    if unfinished =>
+                {
                     "a part of the response was sent, so it is closed"
                 }
-                Verdict::Untouched | Verdict::Consumed if self.plan.profile.crashed.is_empty() => {
+                Verdict::Untouched | Verdict::Resumable { .. } | Verdict::Consumed
+                    if self.plan.profile.crashed.is_empty() =>
+                {
                     "nothing was sent, so it is closed"
                 }
-                Verdict::Untouched | Verdict::Consumed => {
+                Verdict::Untouched | Verdict::Resumable { .. } | Verdict::Consumed => {
                     "nothing was sent, so the client gets an error reply"
                 }
                 Verdict::Sent => "something was sent, so it is closed",

@@ -83,7 +83,7 @@ impl Pool<'_> {
     fn settle_lent(&mut self, mut held: Held, turn: u64, now: Time) {
         let peer = held.peer();
         let consequence = match held.examine(None, None) {
-            Verdict::Untouched => {
+            Verdict::Untouched | Verdict::Resumable { .. } => {
                 let unfinished = held.is_unfinished();
                 let progress = Progress {
                     ready: !unfinished && held.has_input(),

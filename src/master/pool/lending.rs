@@ -30,16 +30,28 @@ impl Pool<'_> {
                 Fate::Close => return self.dispatcher.withdraw(worker, id, None, now),
             }
         }
+        if held.luggage().is_some() && !process.channel.takes_luggage() {
+            let peer = held.peer();
+            log::warn!("cannot lend {peer} to worker {process}: it takes no luggage; closing it");
+            return self.dispatcher.withdraw(worker, id, None, now);
+        }
         let lend = Lend {
             id: id.into(),
             turn,
             peer: held.peer(),
             watched: held.is_watched(),
+            luggage: held.luggage().is_some(),
+            away: false,
+            moved: held.moved(),
+            note: held.note(),
             carry: held.carry(),
         };
         self.attention.may_stay |= uncontended;
         held.store(Place::Lent, &Progress::before(turn), now);
-        match process.channel.lend(lend, held.descriptor(), uncontended) {
+        match process
+            .channel
+            .lend(lend, held.descriptor(), held.luggage(), uncontended)
+        {
             Ok(Lent::Sent) => {}
             Ok(Lent::Full) => self.refused(worker, id, now),
             Ok(Lent::Refused(errno)) => {

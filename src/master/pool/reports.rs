@@ -4,6 +4,7 @@
 use crate::channel::scoreboard::{Entry, Malformed, RING, Sleep};
 use crate::error::Plain;
 use crate::master::connection::held::Held;
+use crate::master::connection::luggage::Luggage;
 use crate::master::dispatch::table::{ConnectionId, State};
 use crate::master::dispatch::{Dispatcher, Stray, TurnEnd, WorkerId};
 use crate::master::snapshot::Place;
@@ -46,7 +47,7 @@ impl Pool<'_> {
                 Some(Ok(entry)) => {
                     let dispatcher = &mut self.dispatcher;
                     let profile = &self.plan.profile;
-                    let said = (&entry.report(), Some(&entry));
+                    let said = (&entry.report(), None, Some(&entry));
                     if end_turn(dispatcher, worker, said, profile, now).is_err() {
                         return self.condemn(worker, &stray(entry.id), now);
                     }
@@ -75,9 +76,9 @@ impl Pool<'_> {
             match process.channel.next_message(&mut self.buffers.message) {
                 Ok(None) => return,
                 Ok(Some(Said::Ready)) => self.on_ready(worker, now),
-                Ok(Some(Said::Turn(report))) => {
+                Ok(Some(Said::Turn(report, luggage))) => {
                     let profile = &self.plan.profile;
-                    let said = (&report, None);
+                    let said = (&report, luggage.map(Luggage::from), None);
                     if end_turn(&mut self.dispatcher, worker, said, profile, now).is_err() {
                         let what = stray(report.id);
                         return self.condemn(worker, &what, now);
@@ -196,7 +197,7 @@ fn stray(id: u64) -> String {
 fn end_turn(
     dispatcher: &mut Dispatcher<Held>,
     worker: WorkerId,
-    (report, entry): (&Report<'_>, Option<&Entry>),
+    (report, luggage, entry): (&Report<'_>, Option<Luggage>, Option<&Entry>),
     profile: &ServiceProfile,
     now: Time,
 ) -> Result<(), Stray> {
@@ -212,7 +213,7 @@ fn end_turn(
         if report.outcome == Outcome::Close && held.would_lose(report, entry.is_some()) {
             end.outcome = Outcome::Linger;
         }
-        held.count(report, profile.whole_responses);
+        held.count(report, luggage, profile.whole_responses);
         end
     })?;
     if report.outcome == Outcome::Again {

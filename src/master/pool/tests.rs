@@ -21,7 +21,7 @@ use crate::master::listen::bind::bind_all;
 use crate::master::workers::channel::Channel;
 use crate::master::workers::slots::SlotId;
 use crate::service::ServiceProfile;
-use crate::wire::{FromWorker, Outcome, Report, Traffic};
+use crate::wire::{Extras, FromWorker, Outcome, Report, Traffic};
 
 mod endings;
 mod newcomers;
@@ -76,7 +76,10 @@ impl World {
     /// Starts a worker that has said that it can serve.
     fn hire(&mut self, slot: u32) -> Played {
         let (worker, played) = self.start(slot);
-        played.end.send(&FromWorker::Ready).unwrap();
+        played
+            .end
+            .send(&FromWorker::Ready { luggage: true }, None)
+            .unwrap();
         self.until("the worker is ready", |world| {
             world
                 .pool
@@ -148,7 +151,7 @@ impl World {
             self.round();
         }
         match worker.end.receive(&mut worker.messages).unwrap() {
-            Assignment::Serve(lend, socket) => (lend.id, TcpStream::from(socket)),
+            Assignment::Serve(lend, borrowed) => (lend.id, TcpStream::from(borrowed.connection)),
             Assignment::Retire => panic!("it is to exit"),
         }
     }
@@ -183,9 +186,10 @@ impl Played {
             id,
             outcome,
             traffic: Some(Traffic { read, written }),
+            extras: Extras::default(),
             carry,
         };
-        self.end.send(&FromWorker::Report(report)).unwrap();
+        self.end.send(&FromWorker::Report(report), None).unwrap();
     }
 }
 
@@ -264,7 +268,10 @@ fn a_worker_without_a_scoreboard_is_served_and_settled_like_the_others() {
 fn a_worker_that_is_ready_twice_breaks_the_protocol() {
     let mut world = World::new();
     let rogue = world.hire(0);
-    rogue.end.send(&FromWorker::Ready).unwrap();
+    rogue
+        .end
+        .send(&FromWorker::Ready { luggage: true }, None)
+        .unwrap();
     let pid = Pid::from_raw(rogue.program.id().cast_signed());
     world.until("the rogue is dead", |world| world.is_condemned(pid));
     world.kill(rogue);
@@ -304,7 +311,7 @@ fn a_worker_that_broke_the_protocol_is_lent_nothing_more_and_not_listened_to() {
     let worker = world.pool.workers.by_pid(pid).unwrap();
     let now = world.now();
     world.pool.receive(worker, now);
-    let process = world.pool.workers.get(worker).unwrap();
+    let process = world.pool.workers.get_mut(worker).unwrap();
     assert!(
         process
             .channel

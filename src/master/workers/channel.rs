@@ -7,7 +7,7 @@
 //! that makes room to send (unix_write_space in the kernel), and its lock is one that all share.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::channel::inbox::{Lent, MasterEnd, MessageBuffer};
 use crate::channel::scoreboard::{Entry, Malformed, Scoreboard, Sleep};
@@ -32,8 +32,8 @@ pub struct Channel {
 pub enum Said<'a> {
     /// The worker can serve.
     Ready,
-    /// A turn is over.
-    Turn(Report<'a>),
+    /// A turn is over, and this luggage came with the report.
+    Turn(Report<'a>, Option<OwnedFd>),
 }
 
 /// Why a worker's message cannot be used.
@@ -90,10 +90,11 @@ impl Channel {
         &mut self,
         lend: Lend<'_>,
         connection: BorrowedFd<'_>,
+        luggage: Option<BorrowedFd<'_>>,
         may_stay: bool,
     ) -> io::Result<Lent> {
         self.set_may_stay(may_stay);
-        let lent = self.end.lend(lend, connection)?;
+        let lent = self.end.lend(lend, connection, luggage)?;
         if lent == Lent::Sent {
             self.count_sent(self.sent + 1);
         }
@@ -150,6 +151,12 @@ impl Channel {
         }
     }
 
+    /// Whether the worker takes luggage.
+    #[must_use]
+    pub fn takes_luggage(&self) -> bool {
+        self.end.accepts_luggage()
+    }
+
     // ---- from the worker ------------------------------------------------------------------------
 
     /// The next report on the board. This costs no system call. It is the entry itself, because
@@ -168,7 +175,7 @@ impl Channel {
     /// [`Fault::Protocol`] for a message that no honest worker sends, and what recvmsg(2) fails
     /// with.
     pub fn next_message<'b>(
-        &self,
+        &mut self,
         buffer: &'b mut MessageBuffer,
     ) -> Result<Option<Said<'b>>, Fault> {
         if self.deaf {
@@ -176,8 +183,15 @@ impl Channel {
         }
         match self.end.receive(buffer) {
             Ok(None) => Ok(None),
-            Ok(Some(FromWorker::Ready)) => Ok(Some(Said::Ready)),
-            Ok(Some(FromWorker::Report(report))) => Ok(Some(Said::Turn(report))),
+            Ok(Some((FromWorker::Ready { luggage }, _))) => {
+                if luggage {
+                    self.end.accept_luggage().map_err(Fault::System)?;
+                }
+                Ok(Some(Said::Ready))
+            }
+            Ok(Some((FromWorker::Report(report), luggage))) => {
+                Ok(Some(Said::Turn(report, luggage)))
+            }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(Fault::Protocol(format!("bad message: {error}")))
             }
