@@ -11,6 +11,7 @@
 mod baggage;
 mod buffer;
 mod connection;
+mod keeping;
 mod turn;
 
 use std::borrow::Cow;
@@ -21,6 +22,7 @@ pub(crate) use baggage::Baggage;
 pub(crate) use buffer::Buffer;
 pub(crate) use connection::WriteAhead;
 pub use connection::{Connection, Fill};
+pub(crate) use keeping::Keeping;
 pub use turn::Turn;
 
 pub use crate::wire::Peer;

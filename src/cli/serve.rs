@@ -46,6 +46,10 @@ pub(super) struct ServeArgs {
     process: ProcessArgs,
     #[command(flatten)]
     settings: SettingArgs,
+    /// Keep what is too much for memory of what slow clients send, or do not take, in files without
+    /// a name in this directory. [default: TMPDIR, or /tmp]
+    #[arg(long, value_name = "DIR", value_parser = path(), help_heading = "Limits")]
+    body_dir: Option<PathBuf>,
 }
 
 /// Who may connect to Unix sockets.
@@ -180,6 +184,7 @@ impl ServeArgs {
                 listen: self.listen,
                 service,
                 choices: self.settings.choices(),
+                body_dir: self.body_dir,
                 user: self.process.user,
                 group: self.process.group,
                 unix: UnixAccess {

@@ -41,6 +41,7 @@ pub(crate) struct PoolDraft {
     pub(crate) service: Option<ServiceConfig>,
     /// Settings in the order in which they apply: a later one overrides an earlier one.
     pub(crate) choices: Vec<(Choice, Offset)>,
+    pub(crate) body_dir: Option<PathBuf>,
     pub(crate) confinement: Confinement,
     pub(crate) unix: UnixAccess,
 }
@@ -166,6 +167,9 @@ impl PoolDraft {
         let choices = flags.choices.iter();
         self.choices.extend(choices.map(|choice| (*choice, None)));
         self.unix = flags.unix.clone().or(std::mem::take(&mut self.unix));
+        if flags.body_dir.is_some() {
+            self.body_dir.clone_from(&flags.body_dir);
+        }
         if flags.user.is_some() {
             self.confinement.user.clone_from(&flags.user);
         }
@@ -209,6 +213,7 @@ impl PoolDraft {
     fn settings(&self, service: &ServiceConfig, defaults: &Settings) -> Result<Settings, Fault> {
         let mut settings = defaults.clone();
         settings.unix = self.unix.clone().or(settings.unix);
+        settings.body_dir = self.body_dir.clone().or(settings.body_dir);
         if *service == ServiceConfig::Echo {
             // People who talk to an echo by hand think between two lines. A choice below overrides
             // this.

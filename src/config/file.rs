@@ -25,7 +25,7 @@ const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
 const LOG: &[&str] = &["filter", "file"];
 
 /// The keys of `[[pool]]` that no list of its own has.
-const POOL: &[&str] = &["name", "listen", "service", "root"];
+const POOL: &[&str] = &["name", "listen", "service", "root", "body-dir"];
 
 /// The configuration that the text of a file and the flags make together. `file` is the path that
 /// the text was read from: errors name it, and relative paths in the text are taken from its
@@ -162,10 +162,12 @@ fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<Poo
             choices.push((read_choice(key, entry)?, Some(entry.offset())));
         }
     }
+    let body_dir = table.get("body-dir").map(|entry| entry.path(directory));
     Ok(PoolDraft {
         name,
         listen,
         choices,
+        body_dir: body_dir.transpose()?,
         service: read_service(table, directory)?,
         confinement: confinement::read(table, context, directory)?,
         unix: sockets::read(table)?,

@@ -17,6 +17,8 @@ pub(crate) struct Flags {
     pub(crate) service: Option<ServiceConfig>,
     /// Settings that apply to every pool.
     pub(crate) choices: Vec<Choice>,
+    /// The directory in which the workers of every pool keep what is too much for memory.
+    pub(crate) body_dir: Option<PathBuf>,
     /// The user that the workers of every pool run as.
     pub(crate) user: Option<String>,
     /// The group that the workers of every pool run as.

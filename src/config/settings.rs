@@ -1,5 +1,6 @@
 //! How a pool serves: its size, its limits, the lives of its workers. Pure.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::unix_access::UnixAccess;
@@ -52,6 +53,20 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// How long a client may take for the head of a request, from its first byte.
     pub head_timeout: Option<Duration>,
+    /// How many bytes a second a client must send of a request's body, and take of a response, at
+    /// the least.
+    pub min_rate: Option<u64>,
+    /// How long a client may be slower than `min_rate`, counted for each body and each response.
+    pub min_rate_grace: Duration,
+    /// The longest body of a request, in bytes.
+    pub max_body: Option<u64>,
+    /// The directory where the workers keep what a slow client sends, or does not take, if it is
+    /// too much for memory: in files without a name. With a `chroot` it must be within that. `None`
+    /// stands for the directory for temporary files (`TMPDIR`, or `/tmp`) as the workers see it.
+    pub body_dir: Option<PathBuf>,
+    /// How much of a response is kept for a client that does not take it, in bytes. A write beyond
+    /// that sleeps.
+    pub max_spool: u64,
     /// How long a finished connection stays open while its client is silent, to discard what it
     /// still sends.
     pub linger: Duration,
@@ -105,6 +120,11 @@ impl Settings {
             queue_wait: Some(Duration::from_secs(30)),
             idle_timeout: Some(Duration::from_secs(75)),
             head_timeout: Some(Duration::from_secs(30)),
+            min_rate: Some(240),
+            min_rate_grace: Duration::from_secs(30),
+            max_body: Some(1 << 20),
+            body_dir: None,
+            max_spool: 1 << 30,
             linger: Duration::from_secs(5),
             linger_total: None,
             client_timeout: Duration::from_secs(60),
@@ -140,6 +160,11 @@ impl Settings {
             queue_wait: self.queue_wait.map(time),
             idle_timeout: self.idle_timeout.map(time),
             head_timeout: self.head_timeout.map(time),
+            min_rate: self.min_rate.map(|rate| rate.max(1)),
+            min_rate_grace: time(self.min_rate_grace),
+            max_body: self.max_body,
+            body_dir: self.body_dir,
+            max_spool: self.max_spool,
             linger: time(self.linger),
             linger_total: self.linger_total.map(time),
             client_timeout: self.client_timeout.clamp(millisecond, LONGEST),
@@ -197,8 +222,9 @@ mod tests {
             maybe(any::<u32>()),
         );
         let usage = (maybe(any::<u64>()), maybe(any::<u64>()));
-        (times, limits, numbers, bounds, usage).prop_map(
-            |(times, limits, numbers, bounds, usage)| Settings {
+        let kept = (maybe(any::<u64>()), maybe(any::<u64>()), any::<u64>());
+        (times, limits, numbers, bounds, usage, kept).prop_map(
+            |(times, limits, numbers, bounds, usage, kept)| Settings {
                 grace: times.0,
                 patience: times.1,
                 linger: times.2,
@@ -222,6 +248,11 @@ mod tests {
                 per_client: bounds.3,
                 max_turns: usage.0,
                 max_rss: usage.1,
+                min_rate: kept.0,
+                min_rate_grace: times.1,
+                max_body: kept.1,
+                body_dir: None,
+                max_spool: kept.2,
                 unix: UnixAccess::default(),
             },
         )
@@ -237,6 +268,8 @@ mod tests {
                 queue_wait,
                 idle_timeout,
                 head_timeout,
+                min_rate,
+                min_rate_grace,
                 linger,
                 linger_total,
                 client_timeout,
@@ -254,7 +287,15 @@ mod tests {
                 linger_total,
                 max_lifetime,
             ];
-            let all = [grace, linger, client_timeout, defer_accept, start_timeout];
+            prop_assert_ne!(min_rate, Some(0));
+            let all = [
+                grace,
+                min_rate_grace,
+                linger,
+                client_timeout,
+                defer_accept,
+                start_timeout,
+            ];
             for time in all.into_iter().chain(may_be_none.into_iter().flatten()) {
                 prop_assert!(time <= LONGEST);
                 // Some are added to others, multiplied, counted in nanoseconds or in milliseconds.

@@ -1,6 +1,7 @@
 //! The builders that library users, and the command line, start from. They put master and worker
 //! together.
 
+mod body_dir;
 mod builder;
 mod check;
 mod pool;

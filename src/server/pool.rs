@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
-use super::socket_owner;
 use super::start::Plan;
+use super::{body_dir, socket_owner};
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
 use crate::config::{Address, Confinement, Settings, name_fault};
 use crate::error::{Error, Plain, Result};
 use crate::logging::{self, Role};
-use crate::service::{Service, ServiceProfile};
+use crate::service::{Keeping, Service, ServiceProfile};
 use crate::sys::processors;
 use crate::worker::{self, confine};
 
@@ -47,7 +47,7 @@ pub struct Pool<'a> {
 }
 
 /// Makes the services of a worker process, one for each of so many threads, and serves.
-type Serve<'a> = dyn Fn(WorkerHandles<'_>, usize) -> io::Result<()> + 'a;
+type Serve<'a> = dyn Fn(WorkerHandles<'_>, &'static Keeping, usize) -> io::Result<()> + 'a;
 
 impl<'a> Pool<'a> {
     /// A pool that listens nowhere yet, with the settings of [`Settings::for_processors`]. Each
@@ -58,9 +58,9 @@ impl<'a> Pool<'a> {
     /// dots. A pool keeps its connections in a reload if the new one has
     /// the same name.
     pub fn new<S: Service>(name: impl Into<String>, make: impl Fn() -> S + Sync + 'a) -> Self {
-        let serve = move |handles: WorkerHandles<'_>, threads| match threads {
-            1 => worker::serve(handles, &mut make()),
-            count => worker::serve_in_threads(handles, count, &make),
+        let serve = move |handles: WorkerHandles<'_>, keeping, threads| match threads {
+            1 => worker::serve(handles, keeping, &mut make()),
+            count => worker::serve_in_threads(handles, keeping, count, &make),
         };
         Self {
             name: name.into(),
@@ -159,6 +159,10 @@ impl<'a> Pool<'a> {
         let unix = unix.map_err(|reason| self.refused(&reason))?;
         let threads = self.settings.threads;
         let confinement = confine::Plan::new(&self.confinement, threads)?;
+        let settings = &self.settings;
+        let chroot = self.confinement.chroot.as_deref();
+        let body_dir = body_dir::find(settings.body_dir.as_deref(), chroot)?;
+        let limits = (settings.max_body.unwrap_or(u64::MAX), settings.max_spool);
         let (serve, owners) = (self.serve, self.keep);
         let keep = owners.iter().map(|owner| owner.as_fd().as_raw_fd());
         let keep = keep.collect();
@@ -170,7 +174,8 @@ impl<'a> Pool<'a> {
                 log::error!("{error}");
                 return 1;
             }
-            exit_status(serve(handles, threads))
+            let keeping = body_dir::open(body_dir.as_deref(), handles.slot, limits);
+            exit_status(serve(handles, keeping, threads))
         };
         Ok(Plan {
             name: self.name.into(),

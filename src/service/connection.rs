@@ -9,6 +9,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::service::baggage::Baggage;
 use crate::service::buffer::Buffer;
+use crate::service::keeping::Keeping;
 use crate::service::turn::Turn;
 use crate::sys;
 use crate::wire::{Extras, Lend, MAX_CARRY, Outcome, Peer, Traffic};
@@ -53,6 +54,7 @@ pub struct Connection {
     peer: Peer,
     watched: bool,
     slot: u32,
+    keeping: &'static Keeping,
     buffer: Buffer,
     baggage: Baggage,
     traffic: Traffic,
@@ -69,6 +71,7 @@ impl Connection {
         (socket, luggage): (OwnedFd, Option<OwnedFd>),
         lend: &Lend<'_>,
         slot: u32,
+        keeping: &'static Keeping,
         mut buffer: Buffer,
     ) -> Self {
         buffer.set(lend.carry);
@@ -87,6 +90,7 @@ impl Connection {
             peer,
             watched,
             slot,
+            keeping,
             buffer,
             baggage,
             traffic: Traffic::default(),
@@ -99,7 +103,8 @@ impl Connection {
     /// socket pair.
     pub fn adopt(socket: impl Into<OwnedFd>, peer: Peer) -> Self {
         let descriptors = (socket.into(), None);
-        Self::lent(descriptors, &Lend::first(0, peer), 0, Buffer::default())
+        let (keeping, buffer) = (Keeping::of_no_server(), Buffer::default());
+        Self::lent(descriptors, &Lend::first(0, peer), 0, keeping, buffer)
     }
 
     /// The client at the other end.
@@ -119,6 +124,17 @@ impl Connection {
     #[must_use]
     pub fn slot(&self) -> u32 {
         self.slot
+    }
+
+    /// How much is kept of what the client sends slowly, or does not take, and where.
+    pub(crate) fn keeping(&self) -> &'static Keeping {
+        self.keeping
+    }
+
+    /// The connection, as if its worker kept so much.
+    #[cfg(test)]
+    pub(crate) fn with_keeping(self, keeping: &'static Keeping) -> Self {
+        Self { keeping, ..self }
     }
 
     /// The bytes that were read and not yet consumed.

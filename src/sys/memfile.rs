@@ -12,9 +12,11 @@ use nix::libc::c_void;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
-    ftruncate, memfd_create,
+    ftruncate,
 };
 use rustix::io::Errno;
+
+use crate::sys::unlinked::memory_file;
 
 const WORD: usize = size_of::<u64>();
 
@@ -36,13 +38,7 @@ impl MemoryFile {
     /// # Errors
     /// What memfd_create(2), ftruncate(2), fcntl(2) and mmap(2) fail with.
     pub fn create(name: &str, count: usize) -> io::Result<Self> {
-        // The kernel may insist on files without the right to be executed (vm.memfd_noexec), or not
-        // know of that right.
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-            Err(Errno::INVAL) => memfd_create(name, flags)?,
-            file => file?,
-        };
+        let file = memory_file(name, MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&file, (count * WORD) as u64)?;
         fcntl_add_seals(&file, SIZE)?;
         Self::open(file)
@@ -116,6 +112,7 @@ impl Drop for MemoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::memfd_create;
 
     #[test]
     fn what_was_written_is_there_for_whoever_has_the_file() {

@@ -21,3 +21,4 @@ pub mod signals;
 pub mod socket_path;
 pub mod tcp;
 pub mod unforked;
+pub mod unlinked;

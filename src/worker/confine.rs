@@ -32,8 +32,8 @@ use identity::Identity;
 use means::Means;
 
 /// How many descriptors a worker has for itself: the standard streams, its inbox and a copy for the
-/// signal handler, its doorbell, a log, a directory to serve.
-const OWN_DESCRIPTORS: usize = 8;
+/// signal handler, its doorbell, a log, a directory to serve, and one for what slow clients send.
+const OWN_DESCRIPTORS: usize = 9;
 
 /// How many descriptors each of its threads opens: the connection, and a file to send.
 const TURN_DESCRIPTORS: usize = 2;

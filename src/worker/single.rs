@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::channel::inbox::{Assignment, MessageBuffer, WorkerEnd};
 use crate::channel::start::WorkerHandles;
-use crate::service::{Buffer, Connection, Service};
+use crate::service::{Buffer, Connection, Keeping, Service};
 use crate::wire::FromWorker;
 use crate::worker::report::{Reporter, Served, turn};
 
@@ -17,7 +17,11 @@ const KEEP: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// An error of the inbox, after which this worker can serve no more.
-pub fn serve(handles: WorkerHandles<'_>, service: &mut dyn Service) -> io::Result<()> {
+pub fn serve(
+    handles: WorkerHandles<'_>,
+    keeping: &'static Keeping,
+    service: &mut dyn Service,
+) -> io::Result<()> {
     let WorkerHandles {
         slot,
         inbox,
@@ -25,14 +29,14 @@ pub fn serve(handles: WorkerHandles<'_>, service: &mut dyn Service) -> io::Resul
         linger,
     } = handles;
     let mut reporter = Reporter::new(&inbox, board);
-    let served = serve_all(&inbox, slot, &mut reporter, service);
+    let served = serve_all(&inbox, (slot, keeping), &mut reporter, service);
     reporter.end(linger);
     served
 }
 
 fn serve_all(
     inbox: &WorkerEnd,
-    slot: u32,
+    (slot, keeping): (u32, &'static Keeping),
     reporter: &mut Reporter<'_>,
     service: &mut dyn Service,
 ) -> io::Result<()> {
@@ -45,7 +49,8 @@ fn serve_all(
         match inbox.receive(&mut messages)? {
             Assignment::Serve(lend, borrowed) => {
                 reporter.board.count_taken();
-                let mut connection = Connection::lent(borrowed.into(), &lend, slot, buffer);
+                let mut connection =
+                    Connection::lent(borrowed.into(), &lend, slot, keeping, buffer);
                 connection.set_write_ahead(pending_report);
                 let mut turns = 1;
                 let lent = Instant::now();

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::channel::inbox::{Assignment, MessageBuffer};
 use crate::channel::start::WorkerHandles;
 use crate::error::Plain;
-use crate::service::{Buffer, Connection, Service};
+use crate::service::{Buffer, Connection, Keeping, Service};
 use crate::sys::process::exit_now;
 use crate::wire::FromWorker;
 use crate::worker::report::{Reporter, Served, turn};
@@ -27,6 +27,7 @@ use crate::worker::report::{Reporter, Served, turn};
 /// An error of the inbox, or a thread that can't be started.
 pub fn serve<S: Service>(
     handles: WorkerHandles<'_>,
+    keeping: &'static Keeping,
     count: usize,
     make: &(impl Fn() -> S + Sync),
 ) -> io::Result<()> {
@@ -66,7 +67,8 @@ pub fn serve<S: Service>(
             match inbox.receive(&mut messages)? {
                 Assignment::Serve(lend, borrowed) => {
                     lock(&reporter).board.count_taken();
-                    let connection = Connection::lent(borrowed.into(), &lend, slot, buffer);
+                    let connection =
+                        Connection::lent(borrowed.into(), &lend, slot, keeping, buffer);
                     if jobs.send(connection).is_err() {
                         break;
                     }

@@ -161,12 +161,20 @@ fn what_the_file_names_is_looked_for() {
             "cannot confine workers to batond.toml: Not a directory",
         ),
         (
+            format!("{demo}body-dir = 'gone'\n"),
+            "cannot use body-dir gone: No such file or directory",
+        ),
+        (
+            format!("{demo}body-dir = 'batond.toml'\n"),
+            "cannot use body-dir batond.toml: Not a directory",
+        ),
+        (
             format!("{demo}cpu-affinity = 1023\n"),
             "cannot run workers on processor 1023: it is not among those that the master may run on",
         ),
         (
             format!("{demo}limits = {{ nofile = 4 }}\n"),
-            "cannot limit nofile of workers to 4: a worker needs 10 to serve anyone",
+            "cannot limit nofile of workers to 4: a worker needs 11 to serve anyone",
         ),
         (
             format!("log = {{ file = 'gone/log' }}\n{demo}"),

@@ -92,7 +92,8 @@ fn assert_no_escape(text: &str) {
     }
 }
 
-/// A directory that everyone may search, with a file for everyone and one for root.
+/// A directory that everyone may search, with a file for everyone and one for root, and a place for
+/// everyone's temporary files.
 fn shared_directory(within: &Path, name: &str) -> PathBuf {
     let directory = within.join(name);
     fs::create_dir(&directory).expect("a directory");
@@ -103,6 +104,9 @@ fn shared_directory(within: &Path, name: &str) -> PathBuf {
         fs::write(&file, name).expect("a file");
         fs::set_permissions(&file, Permissions::from_mode(mode)).expect("it is ours");
     }
+    fs::create_dir(directory.join("tmp")).expect("a directory");
+    let everyone = Permissions::from_mode(0o1777);
+    fs::set_permissions(directory.join("tmp"), everyone).expect("it is ours");
     directory.canonicalize().expect("it is there")
 }
 

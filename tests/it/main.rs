@@ -17,6 +17,7 @@ mod http;
 mod http_files;
 mod hung_directory;
 mod idle;
+mod keeping;
 mod leaks;
 mod library;
 mod limits;

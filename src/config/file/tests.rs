@@ -59,7 +59,8 @@ fn one_pool_needs_no_name_and_no_address() {
 fn relative_paths_begin_beside_the_file() {
     let config = good(
         "pid-file = 'run/pid'\ncontrol = '/run/c.sock'\n[log]\nfile = 'log'\nfilter = 'warn,batond=debug'\n\
-         [[pool]]\nservice = 'http'\nroot = '../srv'\nlisten = ['unix:s.sock', ':80']\nchroot = 'jail'\n",
+         [[pool]]\nservice = 'http'\nroot = '../srv'\nlisten = ['unix:s.sock', ':80']\nchroot = 'jail'\n\
+         body-dir = 'spool'\n",
     );
     assert_eq!(config.pid_file, Some("/etc/run/pid".into()));
     assert_eq!(config.control, Some("/run/c.sock".into()));
@@ -71,6 +72,7 @@ fn relative_paths_begin_beside_the_file() {
     let listen: Vec<_> = pool.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["unix:/etc/s.sock", ":80"]);
     assert_eq!(pool.confinement.chroot, Some("/etc/jail".into()));
+    assert_eq!(pool.settings.body_dir, Some("/etc/spool".into()));
 }
 
 #[test]
@@ -412,6 +414,7 @@ fn the_example_has_every_key() {
         };
         if let Some(key) = KEYS.iter().find(|key| key.name == name) {
             let default = key.default();
+            let value = value.trim_matches('"');
             assert_eq!(default.split(',').next(), Some(value), "{name}");
         }
     }

@@ -201,6 +201,42 @@ pub(crate) const KEYS: &[Key] = &[
         ..KEY
     },
     Key {
+        name: "min-rate",
+        unit: Unit::Bytes,
+        help: "Let a client send a body, and take a response, no slower than this many bytes a second. 0: as slowly as it likes.",
+        get: |s| s.min_rate.unwrap_or(0),
+        set: |s, n| s.min_rate = nonzero(n),
+        ..KEY
+    },
+    Key {
+        name: "min-rate-grace",
+        unit: Unit::Seconds,
+        help: "Let a client be slower than --min-rate for this many seconds.",
+        get: |s| s.min_rate_grace.as_secs(),
+        set: |s, n| s.min_rate_grace = Duration::from_secs(n),
+        ..KEY
+    },
+    Key {
+        name: "max-body",
+        unit: Unit::Bytes,
+        help: "Refuse a request whose body has more than this many bytes. 0: no limit.",
+        most: u64::MAX,
+        default: Some("1M"),
+        get: |s| s.max_body.unwrap_or(0),
+        set: |s, n| s.max_body = nonzero(n),
+        ..KEY
+    },
+    Key {
+        name: "max-spool",
+        unit: Unit::Bytes,
+        help: "Keep this many bytes of a response that a client does not take, before a write sleeps.",
+        most: u64::MAX,
+        default: Some("1G"),
+        get: |s| s.max_spool,
+        set: |s, n| s.max_spool = n,
+        ..KEY
+    },
+    Key {
         name: "client-timeout",
         unit: Unit::Seconds,
         help: "Let one read from or write to a client sleep this many seconds inside a turn.",

@@ -76,14 +76,11 @@ const MAX_WAIT: usize = 48 * 1024;
 /// request was complete before; this is for clients that are just sending a larger one.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The longest body that [`Request::read_body`] takes, in bytes, if not set.
-const DEFAULT_BODY_LIMIT: u64 = 1024 * 1024;
-
 /// The service that speaks HTTP and lets a [`Handler`] answer.
 #[derive(Debug)]
 pub struct Http<H> {
     handler: H,
-    body_limit: u64,
+    body_limit: Option<u64>,
     drain_patience: Duration,
     head: Head,
     /// The bytes of the request's head, copied because the body is read into the same buffer.
@@ -97,7 +94,7 @@ impl<H: Handler> Http<H> {
     pub fn new(handler: H) -> Self {
         Self {
             handler,
-            body_limit: DEFAULT_BODY_LIMIT,
+            body_limit: None,
             drain_patience: DRAIN_PATIENCE,
             head: Head::new(),
             head_bytes: Vec::new(),
@@ -105,11 +102,12 @@ impl<H: Handler> Http<H> {
         }
     }
 
-    /// Sets the longest body that [`Request::read_body`] takes, in bytes; 1 MiB if not set. A
-    /// longer one is the error that becomes 413.
+    /// Sets the longest body that [`Request::read_body`] takes, in bytes. If not set, it is what
+    /// the pool's settings say ([`max_body`](crate::config::Settings::max_body), 1 MiB by default).
+    /// A longer one is the error that becomes 413.
     #[must_use]
     pub fn body_limit(mut self, bytes: u64) -> Self {
-        self.body_limit = bytes;
+        self.body_limit = Some(bytes);
         self
     }
 
@@ -150,11 +148,12 @@ impl<H: Handler> Http<H> {
         self.head_bytes
             .extend_from_slice(&connection.buffer()[..length]);
         connection.consume(length);
+        let body_limit = self.body_limit.unwrap_or(connection.keeping().max_body);
         let mut request = Request {
             head: &self.head,
             bytes: &self.head_bytes,
             body: Body::new(connection, &self.head),
-            body_limit: self.body_limit,
+            body_limit,
         };
         let response = if self.head.is_about_server {
             Response::options(self.handler.methods())

@@ -269,7 +269,7 @@ fn limits_can_be_set_and_lived_with() {
     refused(&limit(&twice), &root(), message);
     let few = limit(&[(Resource::Nofile, 11)]);
     assert!(Plan::with(&few, 1, &root()).is_ok());
-    let message = "cannot limit nofile of workers to 11: a worker needs 16 to serve anyone";
+    let message = "cannot limit nofile of workers to 11: a worker needs 17 to serve anyone";
     let error = Plan::with(&few, 4, &root()).expect_err(message);
     assert_eq!(error.to_string(), message);
 }

@@ -4,6 +4,7 @@ use std::thread;
 
 use super::super::body::MAX_DRAIN as MAX_DRAIN_BYTES;
 use super::*;
+use crate::service::Keeping;
 
 const MAX_DRAIN: usize = MAX_DRAIN_BYTES as usize;
 const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -290,6 +291,26 @@ fn the_limit_of_a_body() {
     );
     let (answer, _) = Table::new(echo).exchange(post((1 << 20) + 1));
     assert_eq!(answer.status, 413, "1 MiB if not set");
+}
+
+#[test]
+fn the_limit_of_a_body_is_that_of_the_pool_unless_the_service_has_one() {
+    let keeping: &Keeping = Box::leak(Box::new(Keeping {
+        directory: None,
+        max_body: 7,
+        max_spool: 0,
+    }));
+    for (own, longest) in [(None, 7), (Some(5), 5), (Some(9), 9)] {
+        for (length, status) in [(longest, 200), (longest + 1, 413)] {
+            let mut table = Table::new(echo);
+            table.connection = table.connection.with_keeping(keeping);
+            if let Some(limit) = own {
+                table.http = table.http.body_limit(limit);
+            }
+            let (answer, _) = table.exchange(post(length) + &"x".repeat(length));
+            assert_eq!(answer.status, status, "{own:?}: {length}");
+        }
+    }
 }
 
 #[test]
