@@ -246,6 +246,8 @@ impl<'a> Pool<'a> {
             self.next_look_for_gone(),
             self.overload.next_due(),
             self.phase_due(),
+            // Its end may come after it was looked at, and then nothing else wakes the master.
+            (self.phase == Phase::Over).then(Time::default),
             self.workers.next_due(self.wants(), &self.dispatcher),
         ];
         due.into_iter().flatten().min()

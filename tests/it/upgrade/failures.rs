@@ -426,3 +426,22 @@ fn an_old_master_that_is_told_to_stop_after_it_has_handed_over_leaves_the_new_on
     let served = Served::of(&sleeper.get("/"));
     assert_eq!((served.turn, served.master), (2, new.pid().as_raw()));
 }
+
+#[test]
+fn an_old_master_ends_with_its_last_client_when_all_its_workers_have_been_killed() {
+    let mut server = Setup::new(&["demo", "-w", "2"])
+        .expect(" died in turn")
+        .start();
+    let workers = server.workers(2);
+    let (mut sleeper, new) = upgrade_with_a_sleeper(&mut server, 60_000);
+    server.follow(new.pid());
+    for worker in &workers {
+        process::signal(worker.pid, Signal::SIGKILL);
+    }
+    // After this reply it lingers, and the old master waits for nothing else.
+    assert_eq!(sleeper.reply().status, 502);
+    server.wait_for_lines("worker retired", 2);
+    drop(sleeper);
+    server.wait_for_former();
+    assert_eq!(server.get("/").status, 200);
+}
