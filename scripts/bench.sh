@@ -2,7 +2,7 @@
 # Measures what docs/benchmarks.md says, against Debian's nginx where there is something to compare.
 #
 #     scripts/bench.sh [WHAT...] [--seconds N] [--rounds N] [--markdown] [--update]
-#                      [--against BATOND]
+#                      [--against BATOND] [--program COMMAND]
 #
 # WHAT is one or more of these, or all of them (the default):
 #
@@ -17,8 +17,12 @@
 #     stop       SIGSTOP of one of four workers: who waits
 #     idle       the master's memory, and latency, beside 18,000 idle connections
 #     builds     CPU per request, against the build that --against names; not part of all
+#     slow       latency beside slow clients, and what these cost the server; not part of all: it
+#                takes half an hour, with --seconds 5 --rounds 1 two minutes
 #
 # --seconds is how long one measurement takes, --rounds how often the candidates take turns.
+# --program is a server that `slow` tries as well. It has two workers, logs and answers as
+# docs/examples/stream.rs does; POST /echo is what slow bodies are sent to.
 # --markdown prints tables for a document, --update puts them into docs/benchmarks.md.
 #
 # All traffic is on the loopback device. Exits 1 if something failed, never because a figure misses

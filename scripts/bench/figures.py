@@ -15,6 +15,7 @@ import time
 import disturb
 import processes
 from processes import Failure, batond, bare_limit, held, measure, nginx, proportional_set_size, wrk
+from slow import slow
 
 # What a process needs beside its connections.
 HEADROOM = 512
@@ -353,4 +354,7 @@ ALL = {
     "stop": (stop, 10, 1),
     "idle": (idle, 4, 5),
     "builds": (builds, 2, 15),
+    "slow": (slow, 30, 2),
 }
+# They take an argument, or long.
+NOT_OF_ALL = ["builds", "slow"]

@@ -34,6 +34,7 @@ def arguments():
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     parser.add_argument("--update", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("--against", metavar="BATOND", help="the executable of the other build")
+    parser.add_argument("--program", metavar="COMMAND", help="a server of one's own, for 'slow'")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--batond", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
@@ -42,9 +43,11 @@ def arguments():
         if what != "all" and what not in figures.ALL:
             parser.error(f"'{what}' is not known; there are: all, {', '.join(figures.ALL)}")
     if not options.what or "all" in options.what:
-        options.what = [what for what in figures.ALL if what != "builds"]
+        options.what = [what for what in figures.ALL if what not in figures.NOT_OF_ALL]
     if ("builds" in options.what) != bool(options.against):
         parser.error("'builds' and --against belong together")
+    if options.program and "slow" not in options.what:
+        parser.error("--program belongs to 'slow'")
     if options.against and not os.access(options.against, os.X_OK):
         parser.error(f"--against: {options.against} is no executable file")
     return options
@@ -74,6 +77,7 @@ def run(name, tools, options):
     asked = [f" --{option} {value}" for option, value in
              [("seconds", options.seconds), ("rounds", options.rounds)] if value]
     asked += [" --against BATOND"] if name == "builds" else []
+    asked += [" --program COMMAND"] if name == "slow" and options.program else []
     section = report.Section(name, "".join(asked))
     try:
         measure(section, tools, own)
@@ -88,7 +92,7 @@ def main():
         return 0
     # So that what was started is ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    tools = Tools(options.batond, options.scratch, options.against)
+    tools = Tools(options.batond, options.scratch, options.against, options.program)
     when = f"{time.strftime('%Y-%m-%d')}, {machine()}"
     print(when, flush=True)
     sections = []

@@ -25,9 +25,10 @@ class Failure(Exception):
 class Tools:
     """What the measurements are made with."""
 
-    def __init__(self, batond, scratch, against=None):
+    def __init__(self, batond, scratch, against=None, program=None):
         self.batond = batond
         self.against = against
+        self.program = program
         self.scratch = pathlib.Path(scratch)
         self.client = self.scratch / "client"
         self.bare_limit = self.scratch / "bare_limit"

@@ -1,5 +1,6 @@
 //! A program that uses the library for more than one pool: docs/examples/pools.rs, which reads them
 //! from a file, has a control socket and a pid file, and reloads and takes over as `batond` does.
+//! And one whose service is its own, docs/examples/stream.rs.
 
 use std::fs;
 use std::net::TcpListener;
@@ -242,4 +243,22 @@ fn what_is_wrong_at_the_start_is_said_before_any_worker_starts() {
         );
         assert!(!finished.stderr.contains("worker"), "{finished:?}");
     }
+}
+
+#[test]
+fn a_service_that_streams_sends_as_many_bytes_as_were_asked_for() {
+    let server = Setup::example("stream", &[]).start();
+    let mut client = server.connect();
+    let lines: String = (0..8192).map(|line| format!("{line:015}\n")).collect();
+    for length in [0, 1, 16, 65_535, 65_536, 65_537, 131_072] {
+        let reply = client.get(&format!("/bytes/{length}"));
+        assert_eq!(reply.status, 200);
+        assert!(reply.body == lines.as_bytes()[..length], "{length} bytes");
+    }
+    // Pipelined, and on the same connection as before.
+    client.send("GET / HTTP/1.1\r\n\r\nGET /bytes/3 HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\n\r\n");
+    assert_eq!(client.reply().body, &lines.as_bytes()[..16]);
+    assert_eq!(client.reply().body, b"000");
+    assert_eq!(client.reply().status, 405);
+    assert!(client.is_closed());
 }
