@@ -27,7 +27,9 @@ impl Drop for Luggage {
     /// A memory file is gone at once. To close a file can take long: it may have no name any more,
     /// and many blocks.
     fn drop(&mut self) {
-        if let Some(descriptor) = self.0.take_if(|file| !sys::luggage::is_memory(file))
+        if let Some(descriptor) = self
+            .0
+            .take_if(|file| !sys::luggage::is_quick_to_close(file))
             && let Err(error) = sys::dispose::close_elsewhere(vec![descriptor])
         {
             log::error!("cannot close a connection's luggage: {}", Plain(&error));
