@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::sync::LazyLock;
 
 use nix::sys::eventfd::EventFd;
 use rustix::fs::{MemfdFlags, Mode, ftruncate, memfd_create, open};
@@ -18,30 +17,37 @@ fn memory() -> OwnedFd {
 }
 
 /// A file with a name, opened so.
-fn file(options: &mut OpenOptions) -> File {
-    static NAMED: LazyLock<NamedTempFile> = LazyLock::new(|| NamedTempFile::new().unwrap());
-    options.open(&*NAMED).unwrap()
+fn file(named: &NamedTempFile, options: &mut OpenOptions) -> File {
+    options.open(named).unwrap()
 }
 
 #[test]
 fn memory_files_and_plain_files_are_acceptable() {
+    let named = NamedTempFile::new().unwrap();
     assert!(is_acceptable(memory()));
-    assert!(is_acceptable(file(File::options().read(true))));
+    assert!(is_acceptable(file(&named, File::options().read(true))));
     assert!(is_acceptable(tempfile::tempfile().unwrap()));
     // The second look is answered from what is known.
-    assert!(is_acceptable(file(File::options().read(true).append(true))));
+    assert!(is_acceptable(file(
+        &named,
+        File::options().read(true).append(true)
+    )));
 }
 
 #[test]
 fn nothing_else_is() {
+    let named = NamedTempFile::new().unwrap();
     let flag = |flag: OFlags| open("/tmp", flag | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let path = OFlags::PATH.bits().cast_signed();
     let others: [(&str, OwnedFd); 11] = [
         (
             "only a path",
-            file(File::options().read(true).custom_flags(path)).into(),
+            file(&named, File::options().read(true).custom_flags(path)).into(),
         ),
-        ("only written", file(File::options().append(true)).into()),
+        (
+            "only written",
+            file(&named, File::options().append(true)).into(),
+        ),
         ("a directory", flag(OFlags::DIRECTORY)),
         ("a path to one", flag(OFlags::PATH)),
         ("a device", File::open("/dev/null").unwrap().into()),
@@ -68,6 +74,7 @@ fn nothing_else_is() {
 
 #[test]
 fn what_gives_much_back_is_not_quick_to_close() {
+    let named = NamedTempFile::new().unwrap();
     let small = memory();
     rustix::io::write(&small, b"some").unwrap();
     // A hole is no memory.
@@ -76,8 +83,8 @@ fn what_gives_much_back_is_not_quick_to_close() {
     let large = memory();
     assert_eq!(rustix::io::write(&large, &vec![1; 2 << 20]), Ok(2 << 20));
     assert!(!is_quick_to_close(large));
-    assert!(is_quick_to_close(file(File::options().read(true))));
-    let written = file(File::options().append(true).read(true));
+    assert!(is_quick_to_close(file(&named, File::options().read(true))));
+    let written = file(&named, File::options().append(true).read(true));
     for file in [written, tempfile::tempfile().unwrap()] {
         // It is in memory where the directory is.
         assert_eq!(is_quick_to_close(&file), is_memory(&file));
