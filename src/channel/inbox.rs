@@ -23,7 +23,7 @@ use crate::error::Plain;
 use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use crate::sys;
 use crate::sys::unforked::Unforked;
-use crate::wire::{FromWorker, Lend, LuggageChange, MAX_MESSAGE, ToWorker};
+use crate::wire::{FromWorker, Lend, LuggageChange, MAX_HEADER, MAX_MESSAGE, ToWorker};
 
 /// The master's end of the pair, and its copy of the worker's end.
 #[derive(Debug)]
@@ -96,6 +96,17 @@ pub enum Lent {
     Refused(Errno),
     /// The worker has closed its end.
     Gone,
+}
+
+/// What came of an attempt to receive.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// There is no message.
+    Nothing,
+    /// The next message brings luggage, for which there is no room. It is still there.
+    Laden,
+    /// A message, and the luggage that came with it.
+    Message(FromWorker<'a>, Option<OwnedFd>),
 }
 
 /// What a worker is asked to do next.
@@ -228,8 +239,8 @@ impl MasterEnd {
         self.accepts
     }
 
-    /// Receives the worker's next message without sleeping, with the luggage that came with it;
-    /// `None` when there is none yet.
+    /// Receives the worker's next message without sleeping, with the luggage that came with it. One
+    /// that brings luggage stays where it is if there is no `room` for descriptors.
     ///
     /// # Errors
     /// Any error of recvmsg(2); `InvalidData` for a malformed message, and for descriptors that are
@@ -237,7 +248,11 @@ impl MasterEnd {
     pub fn receive<'a>(
         &self,
         buffer: &'a mut MessageBuffer,
-    ) -> io::Result<Option<(FromWorker<'a>, Option<OwnedFd>)>> {
+        room: bool,
+    ) -> io::Result<Received<'a>> {
+        if self.accepts && !room && self.is_laden(buffer) {
+            return Ok(Received::Laden);
+        }
         let received = fdpass::receive_into(
             &self.ours,
             &mut buffer.bytes,
@@ -265,7 +280,7 @@ impl MasterEnd {
                 return Err(error);
             }
         }) else {
-            return Ok(None);
+            return Ok(Received::Nothing);
         };
         if length == 0 {
             // This is no end of file, because the master holds the worker's end open too.
@@ -280,7 +295,22 @@ impl MasterEnd {
             }
         };
         let luggage = self.take_luggage(&message, descriptors)?;
-        Ok(Some((message, luggage)))
+        Ok(Received::Message(message, luggage))
+    }
+
+    /// Whether the next message says that it brings luggage. To look at it takes no descriptor,
+    /// because no space is offered for one.
+    fn is_laden(&self, buffer: &mut MessageBuffer) -> bool {
+        let header = &mut buffer.bytes[..MAX_HEADER];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let Ok((_, length)) = recv(&self.ours, &mut *header, flags) else {
+            return false;
+        };
+        let header = &header[..length.min(MAX_HEADER)];
+        let line = header.split(|byte| *byte == b'\n').next();
+        let mut words = line.unwrap_or_default().split(|byte| *byte == b' ');
+        buffer.length = buffer.length.max(header.len());
+        words.next() != Some(b"READY") && words.any(|word| word == b"luggage")
     }
 
     /// The luggage among the descriptors that came with a message.
@@ -369,8 +399,9 @@ fn dispose(descriptors: Vec<OwnedFd>) {
     if descriptors.is_empty() {
         return;
     }
-    if let Err(error) = sys::dispose::close_elsewhere(descriptors) {
+    if let Err((error, descriptors)) = sys::dispose::close_elsewhere(descriptors) {
         log::error!("cannot close what a worker has sent: {}", Plain(&error));
+        descriptors.into_iter().for_each(std::mem::forget);
     }
 }
 

@@ -92,6 +92,8 @@ pub fn run<'a>(start: Start<'a>, source: &'a PlanSource<'a>) -> Result<()> {
     if result.is_err() {
         master.pools.quit();
     }
+    let now = master.now();
+    master.pools.close_all(now);
     child::reap(master.pools.killed());
     master.upgrades.set_free();
     master.clear_store();

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown, sockopt};
 
 use super::child::{Child, ChildEvent};
+use super::connection::descriptors::Closing;
 use super::dispatch::table::ConnectionId;
 use super::events::epoll::Epoll;
 use super::listen::listener::Listener;
@@ -25,11 +26,24 @@ use super::workers::autoscale::Bounds;
 use super::workers::spawn;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::fdpass::MAX_DESCRIPTORS;
 use crate::service::Peer;
 use crate::sys::process::open_descriptors;
 
 /// Descriptors that are kept back for the master itself.
 const SPARE_DESCRIPTORS: usize = 8;
+
+/// Descriptors that are kept back for what workers send: a piece of luggage, and one more, which
+/// shows that a worker sends too many. With so many that it does not matter, all that one message
+/// can bring: what there is no room for the kernel closes here, and that may sleep.
+fn kept_for_luggage(limit: usize) -> usize {
+    const PLENTY: usize = 4096;
+    if limit < PLENTY {
+        2
+    } else {
+        MAX_DESCRIPTORS + 1
+    }
+}
 
 /// See the module.
 pub struct Pools<'a> {
@@ -39,6 +53,7 @@ pub struct Pools<'a> {
     store: Option<Store>,
     /// Workers and planners that were killed, and are to be reaped before the master exits.
     killed: Vec<Child>,
+    closing: Closing,
 }
 
 impl<'a> Pools<'a> {
@@ -50,6 +65,7 @@ impl<'a> Pools<'a> {
             epoll,
             store,
             killed: Vec::new(),
+            closing: Closing::default(),
         }
     }
 
@@ -129,8 +145,9 @@ impl<'a> Pools<'a> {
         times.max().unwrap_or_default()
     }
 
-    /// How many connections leave enough descriptors for the workers and their replacements, and
-    /// for a reload; so many descriptors are `open` already.
+    /// How many connections, each piece of luggage counted as one, leave enough descriptors for the
+    /// workers and their replacements, for a reload, and to receive luggage; so many descriptors
+    /// are `open` already.
     ///
     /// # Errors
     /// When not even one connection does: such a server would listen and never serve.
@@ -144,7 +161,7 @@ impl<'a> Pools<'a> {
         let kept_back = (spawn::DESCRIPTORS + 3) * workers + spawn::DESCRIPTORS * 2;
         let listen = |plan: &Plan<'_>| plan.listen.len() + plan.keep.len();
         let own: usize = plans.iter().map(listen).sum();
-        let needed = open + own + kept_back + SPARE_DESCRIPTORS + 1;
+        let needed = open + own + kept_back + kept_for_luggage(limit) + SPARE_DESCRIPTORS + 1;
         if limit < needed {
             let attempt = format!("serve with {workers} workers and {limit} open files");
             let reason = format!(
@@ -200,7 +217,8 @@ impl<'a> Pools<'a> {
     /// When something is to be done if nothing happens.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
-        self.iter().filter_map(Pool::next_due).min()
+        let pools = self.iter().filter_map(Pool::next_due);
+        pools.chain(self.closing.due()).min()
     }
 
     /// Whether the master may sleep. Each pool asks its workers to wake it then.
@@ -218,6 +236,16 @@ impl<'a> Pools<'a> {
     /// All events of a round were told, and time has passed.
     pub fn tick(&mut self, now: Time) {
         self.iter_mut().for_each(|pool| pool.tick(now));
+        let laden = self.iter().any(Pool::is_laden);
+        if laden {
+            self.iter_mut().for_each(|pool| pool.free_descriptors(now));
+        }
+        self.closing.advance(laden, now);
+    }
+
+    /// Closes what connections have left that are over.
+    pub fn close_all(&mut self, now: Time) {
+        self.closing.close_all(now);
     }
 
     /// Something has happened to a child of the master; false when it is no worker.

@@ -8,12 +8,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::process::{spawn, with_signals_blocked};
 
-/// Has a child process close these descriptors for the last time, while this one goes on. Without a
-/// child they stay open.
+/// Has a child process close these descriptors for the last time, while this one goes on.
 ///
 /// # Errors
-/// What pipe2(2) and fork(2) fail with, and `Unsupported` if this process has other threads.
-pub fn close_elsewhere(descriptors: Vec<OwnedFd>) -> io::Result<()> {
+/// What pipe2(2) and fork(2) fail with, and `Unsupported` if this process has other threads. The
+/// descriptors come back then: without a child, they are to stay open.
+pub fn close_elsewhere(descriptors: Vec<OwnedFd>) -> Result<(), (io::Error, Vec<OwnedFd>)> {
     match fork_closer(&descriptors) {
         Ok(release) => {
             // The child has them still, so that this is not the last time.
@@ -21,10 +21,7 @@ pub fn close_elsewhere(descriptors: Vec<OwnedFd>) -> io::Result<()> {
             drop(release);
             Ok(())
         }
-        Err(error) => {
-            descriptors.into_iter().for_each(std::mem::forget);
-            Err(error)
-        }
+        Err(error) => Err((error, descriptors)),
     }
 }
 

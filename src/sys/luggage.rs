@@ -90,8 +90,8 @@ fn look(descriptor: impl AsFd, wanted: StatxFlags) -> Option<Statx> {
         .then_some(found)
 }
 
-/// Whether the file system of a descriptor is [`LOCAL`]; `mount` is the number that the descriptor's
-/// mount has as long as it exists.
+/// Whether the file system of a descriptor is [`LOCAL`]; `mount` is the number that its mount has
+/// as long as it exists.
 fn is_local(descriptor: impl AsFd, mount: u64) -> bool {
     let unique = look(descriptor, UNIQUE).map(|found| found.stx_mnt_id);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);

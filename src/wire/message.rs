@@ -200,6 +200,15 @@ pub struct Extras<'a> {
     pub pool: &'a str,
 }
 
+impl Extras<'_> {
+    /// Whether something of this stays with the connection: if not, the report says nothing of what
+    /// travels with it.
+    #[must_use]
+    pub fn stay(&self) -> bool {
+        self.note.is_some() || self.luggage != LuggageChange::None || self.resumable
+    }
+}
+
 /// What a report says about the connection's luggage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LuggageChange {

@@ -10,6 +10,17 @@ fn lend(id: u64, carry: &[u8]) -> Lend<'_> {
     }
 }
 
+#[track_caller]
+fn message<'a>(
+    master: &MasterEnd,
+    buffer: &'a mut MessageBuffer,
+) -> (FromWorker<'a>, Option<OwnedFd>) {
+    match master.receive(buffer, true).unwrap() {
+        Received::Message(message, luggage) => (message, luggage),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_connection_goes_to_the_worker_and_the_report_comes_back() {
     let (master, worker) = pair().unwrap();
@@ -35,9 +46,12 @@ fn a_connection_goes_to_the_worker_and_the_report_comes_back() {
         carry: b"rest",
     });
     worker.send(&report, None).unwrap();
-    let (received, luggage) = master.receive(&mut buffer).unwrap().unwrap();
+    let (received, luggage) = message(&master, &mut buffer);
     assert_eq!((received, luggage.is_none()), (report, true));
-    assert!(master.receive(&mut buffer).unwrap().is_none());
+    assert!(matches!(
+        master.receive(&mut buffer, true),
+        Ok(Received::Nothing)
+    ));
 }
 
 #[test]
@@ -115,7 +129,7 @@ fn a_worker_that_sends_a_descriptor_is_no_honest_one() {
     }
     send().unwrap();
     let mut buffer = MessageBuffer::default();
-    let received = master.receive(&mut buffer);
+    let received = master.receive(&mut buffer, true);
     assert_eq!(received.unwrap_err().kind(), io::ErrorKind::InvalidData);
     send().unwrap();
     drop(master);
@@ -166,7 +180,7 @@ fn luggage_and_note_travel_both_ways() {
         carry: b"rest",
     });
     worker.send(&report, Some(memory.as_fd())).unwrap();
-    let (received, luggage) = master.receive(&mut buffer).unwrap().unwrap();
+    let (received, luggage) = message(&master, &mut buffer);
     assert_eq!(received, report);
     let lend = Lend {
         luggage: true,
@@ -180,6 +194,43 @@ fn luggage_and_note_travel_both_ways() {
         panic!("no lend")
     };
     assert_eq!((received, borrowed.luggage.is_some()), (lend, true));
+}
+
+#[test]
+fn luggage_waits_for_room_and_nothing_else_does() {
+    let (mut master, worker) = pair().unwrap();
+    master.accept_luggage().unwrap();
+    let mut buffer = MessageBuffer::default();
+    let memory = rustix::fs::memfd_create("luggage", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let report = |id, luggage| {
+        let luggage = match luggage {
+            true => LuggageChange::New,
+            false => LuggageChange::None,
+        };
+        let extras = Extras {
+            luggage,
+            ..Extras::default()
+        };
+        FromWorker::Report(Report {
+            id,
+            outcome: Outcome::Park,
+            traffic: None,
+            extras,
+            carry: b" luggage",
+        })
+    };
+    worker.send(&report(1, false), None).unwrap();
+    worker.send(&report(2, true), Some(memory.as_fd())).unwrap();
+    let first = master.receive(&mut buffer, false).unwrap();
+    assert!(matches!(first, Received::Message(_, None)), "{first:?}");
+    for _ in 0..2 {
+        let second = master.receive(&mut buffer, false).unwrap();
+        assert!(matches!(second, Received::Laden), "{second:?}");
+    }
+    let (second, luggage) = message(&master, &mut buffer);
+    assert_eq!((second, luggage.is_some()), (report(2, true), true));
+    let none = master.receive(&mut buffer, false).unwrap();
+    assert!(matches!(none, Received::Nothing), "{none:?}");
 }
 
 #[test]
@@ -200,7 +251,7 @@ fn what_is_no_luggage_is_refused() {
     });
     for luggage in [Some(worker.as_fd()), None] {
         worker.send(&report, luggage).unwrap();
-        let received = master.receive(&mut buffer);
+        let received = master.receive(&mut buffer, true);
         assert_eq!(received.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 
+use super::baggage::Baggage;
+use super::descriptors::Counted;
 use super::evidence::{Evidence, difference, sum};
 use super::luggage::Luggage;
 use crate::channel::scoreboard::Entry;
@@ -20,7 +22,7 @@ use crate::master::time::Time;
 use crate::service::Peer;
 use crate::sys::tcp;
 use crate::sys::unforked::Unforked;
-use crate::wire::{Extras, LuggageChange, Outcome, Report, Traffic};
+use crate::wire::{Outcome, Report, Traffic};
 
 /// How much of a lingering client's input is discarded at a time.
 pub const DRAIN_SIZE: usize = 64 * 1024;
@@ -43,11 +45,8 @@ pub struct Held {
     socket: OwnedFd,
     peer: Peer,
     carry: Unforked,
-    /// What the service has noted about the client.
-    note: Unforked,
-    luggage: Option<Luggage>,
-    /// If the worker of this turn dies, the connection is lent again as it stands.
-    resumable: bool,
+    /// What else travels with it; most connections have nothing.
+    baggage: Option<Box<Baggage>>,
     watch: Watch,
     /// A part of a response was sent, and the service means to send the rest.
     unfinished: bool,
@@ -60,13 +59,12 @@ pub struct Held {
     /// What all reported turns have moved; the kernel's own counters are compared with it after the
     /// death of a worker.
     total: Traffic,
-    /// What resumable turns have moved after that, whose workers died.
-    moved: Traffic,
     /// The connection's place in the ledger.
     kept: Option<Kept>,
     /// The service manager has a copy of the descriptor, so that closing this one does not end the
     /// connection.
     copied: bool,
+    _counted: Counted,
 }
 
 impl Held {
@@ -77,18 +75,16 @@ impl Held {
             socket,
             peer,
             carry: Unforked::default(),
-            note: Unforked::default(),
-            luggage: None,
-            resumable: false,
+            baggage: None,
             watch: Watch::No,
             unfinished: false,
             noticed: EventFlags::empty(),
             ending: false,
             goes_on: false,
             total: Traffic::default(),
-            moved: Traffic::default(),
             kept: None,
             copied: false,
+            _counted: Counted::new(),
         }
     }
 
@@ -117,19 +113,20 @@ impl Held {
     /// What the service has noted about the client.
     #[must_use]
     pub fn note(&self) -> &[u8] {
-        &self.note
+        self.baggage.as_ref().map_or(&[], |baggage| &baggage.note)
     }
 
     /// What the service has put beside the connection.
     #[must_use]
     pub fn luggage(&self) -> Option<BorrowedFd<'_>> {
-        self.luggage.as_ref()?.descriptor()
+        self.baggage.as_ref()?.luggage()
     }
 
     /// What resumable turns have moved since the last report, whose workers died.
     #[must_use]
     pub fn moved(&self) -> Traffic {
-        self.moved
+        let baggage = self.baggage.as_ref();
+        baggage.map_or_else(Traffic::default, |baggage| baggage.moved)
     }
 
     /// The descriptor, to be lent.
@@ -222,7 +219,7 @@ impl Held {
         let before = self.total.written;
         match report.traffic {
             // The worker's word: only its own connection suffers if it is wrong.
-            Some(traffic) => self.total = sum(sum(self.total, self.moved), traffic),
+            Some(traffic) => self.total = sum(sum(self.total, self.moved()), traffic),
             // A worker that does not count: the kernel does.
             None => {
                 if let Some(counted) = self.counted() {
@@ -236,18 +233,18 @@ impl Held {
         if self.carry.len() + report.carry.len() > 0 {
             self.carry = report.carry.into();
         }
-        self.moved = Traffic::default();
-        self.pack(&report.extras, luggage);
+        if self.baggage.is_some() || report.extras.stay() {
+            self.repack(report, luggage);
+        }
     }
 
-    fn pack(&mut self, extras: &Extras<'_>, luggage: Option<Luggage>) {
-        self.resumable = extras.resumable;
-        if let Some(note) = extras.note {
-            self.note = note.into();
-        }
-        match extras.luggage {
-            LuggageChange::None => {}
-            LuggageChange::New | LuggageChange::Gone => self.luggage = luggage,
+    /// Keeps what travels with the connection; nothing does when that is over.
+    #[cold]
+    fn repack(&mut self, report: &Report<'_>, luggage: Option<Luggage>) {
+        let baggage = self.baggage.get_or_insert_default();
+        baggage.repack(&report.extras, luggage);
+        if baggage.is_empty() || !report.outcome.keeps() {
+            self.baggage = None;
         }
     }
 
@@ -438,6 +435,7 @@ impl Held {
     /// What send(2) and shutdown(2) fail with: the client is gone.
     pub fn finish(&mut self, last_words: &[u8]) -> io::Result<()> {
         self.ending = true;
+        self.baggage = None;
         if !last_words.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             match send(&self.socket, last_words, flags) {
@@ -480,9 +478,9 @@ impl Held {
         let Some(now) = self.counted() else {
             return Verdict::Unknown;
         };
-        if self.resumable {
+        if let Some(baggage) = self.baggage.as_mut().filter(|baggage| baggage.resumable) {
             let moved = difference(now, self.total);
-            let progress = moved != std::mem::replace(&mut self.moved, moved);
+            let progress = moved != std::mem::replace(&mut baggage.moved, moved);
             return Verdict::Resumable { progress };
         }
         let evidence = Evidence {

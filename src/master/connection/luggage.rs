@@ -2,16 +2,16 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::error::Plain;
+use super::descriptors::{Counted, close_later};
 use crate::sys;
 
 /// See the module. The master keeps it, and neither reads it nor uses its offset.
 #[derive(Debug)]
-pub struct Luggage(Option<OwnedFd>);
+pub struct Luggage(Option<(OwnedFd, Counted)>);
 
 impl From<OwnedFd> for Luggage {
     fn from(descriptor: OwnedFd) -> Self {
-        Self(Some(descriptor))
+        Self(Some((descriptor, Counted::new())))
     }
 }
 
@@ -19,20 +19,17 @@ impl Luggage {
     /// The descriptor, to be lent.
     #[must_use]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.0.as_ref().map(AsFd::as_fd)
+        self.0.as_ref().map(|(descriptor, _)| descriptor.as_fd())
     }
 }
 
 impl Drop for Luggage {
-    /// A memory file is gone at once. To close a file can take long: it may have no name any more,
-    /// and many blocks.
+    /// To close a file can take long: it may have no name any more, and many blocks.
     fn drop(&mut self) {
-        if let Some(descriptor) = self
-            .0
-            .take_if(|file| !sys::luggage::is_quick_to_close(file))
-            && let Err(error) = sys::dispose::close_elsewhere(vec![descriptor])
+        if let Some((descriptor, counted)) = self.0.take()
+            && !sys::luggage::is_quick_to_close(&descriptor)
         {
-            log::error!("cannot close a connection's luggage: {}", Plain(&error));
+            close_later(descriptor, counted);
         }
     }
 }

@@ -66,6 +66,8 @@ pub struct Dispatcher<C> {
     /// When a worker on probation was last tried before its time.
     tried: Time,
     next_order: u64,
+    /// How many descriptors others have of those that there are.
+    elsewhere: usize,
     paused: bool,
     stopping: bool,
     lending: Lending,
@@ -91,6 +93,7 @@ impl<C> Dispatcher<C> {
             hang_checked: Time::default(),
             tried: Time::default(),
             next_order: 0,
+            elsewhere: 0,
             paused: false,
             stopping: false,
             lending: Lending::Yes,

@@ -10,6 +10,9 @@
 //! for writing never does, and neither does one whose client has sent part of a request: it has the
 //! time for the rest of it (`head`), and its end would cost that request.
 //!
+//! Descriptors that are no connections' count too: luggage, and whatever other pools have. The pool
+//! says how many there are; for want of one, an idle connection gives way as well.
+//!
 //! Both kinds are in lists in the order in which they came there, so that each step costs the same
 //! whatever their number.
 
@@ -32,7 +35,33 @@ impl<C> Dispatcher<C> {
     /// Whether there is no room for a further connection unless another one gives way.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.connections() >= self.limits.connections || self.table.len() >= self.limits.descriptors
+        self.connections() >= self.limits.connections || self.is_out_of_descriptors()
+    }
+
+    /// Whether there is no descriptor for a further connection.
+    fn is_out_of_descriptors(&self) -> bool {
+        self.table.len() + self.elsewhere >= self.limits.descriptors
+    }
+
+    /// How many descriptors there are for connections, and for what counts with them.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        self.limits.descriptors
+    }
+
+    /// So many descriptors are in use in all, those of connections included.
+    pub fn set_in_use(&mut self, all: usize) {
+        let elsewhere = all.saturating_sub(self.table.len());
+        if elsewhere != std::mem::replace(&mut self.elsewhere, elsewhere) {
+            self.resume_if_room();
+        }
+    }
+
+    /// Whether newcomers wait for room, and would have some if it were known how many descriptors
+    /// are in use.
+    #[must_use]
+    pub fn waits_in_vain(&self, in_use: usize) -> bool {
+        self.paused && !self.stopping && self.table.len() + self.elsewhere > in_use
     }
 
     /// Whether a newcomer, or the next request, is kept out or turned away if nothing changes.
@@ -49,7 +78,7 @@ impl<C> Dispatcher<C> {
         if self.connections() >= self.limits.connections {
             !self.idle.is_empty()
         } else {
-            !self.lingering.is_empty()
+            !self.lingering.is_empty() || !self.idle.is_empty()
         }
     }
 
@@ -58,20 +87,32 @@ impl<C> Dispatcher<C> {
     /// not been noticed yet.
     pub fn make_room(&mut self, newcomers: usize) {
         let free = self.limits.connections.saturating_sub(self.connections());
-        let mut short = newcomers.saturating_sub(free);
-        while short > 0
+        let gone = self.expire_idle(newcomers.saturating_sub(free));
+        let room = free + gone;
+        let in_use = self.table.len() + self.elsewhere - gone;
+        let free = self.limits.descriptors.saturating_sub(in_use);
+        self.free_descriptors(newcomers.min(room).saturating_sub(free));
+    }
+
+    /// Others give way, as far as they can, so that there are so many more descriptors.
+    pub fn free_descriptors(&mut self, mut short: usize) {
+        while short > 0 && self.end_oldest_lingering() {
+            short -= 1;
+        }
+        self.expire_idle(short);
+    }
+
+    /// The connections that have been idle for longest give way. Returns how many do.
+    fn expire_idle(&mut self, most: usize) -> usize {
+        let mut count = 0;
+        while count < most
             && let Some(index) = self.idle.first()
         {
             self.end_idleness(index);
             self.actions.push(Action::Expire(self.table.id(index)));
-            short -= 1;
+            count += 1;
         }
-        let free = self.limits.descriptors.saturating_sub(self.table.len());
-        let room = self.limits.connections.saturating_sub(self.connections());
-        let mut short = newcomers.min(room).saturating_sub(free);
-        while short > 0 && self.end_oldest_lingering() {
-            short -= 1;
-        }
+        count
     }
 
     /// Nobody has given way to a newcomer that waits: accepting pauses until somebody can. It does

@@ -122,6 +122,7 @@ impl World {
                 }
             }
             26 => self.stay(choice),
+            27 => self.pack(choice),
             21 => self.refuse_lends += u32::from(choice % 3),
             22 | 23 => self.pass(Duration::from_micros(u64::from(choice % 700))),
             24 => self.pass(Duration::from_millis(u64::from(choice % 300))),
@@ -132,6 +133,15 @@ impl World {
         self.bury_the_doomed(choice);
         self.forget_what_moved_on();
         self.check();
+    }
+
+    /// Others take descriptors, or give some back.
+    fn pack(&mut self, choice: u16) {
+        let elsewhere = usize::from(choice % 8);
+        let d = &mut self.dispatcher;
+        d.set_in_use(d.table.len() + elsewhere);
+        let short = d.table.len() + elsewhere;
+        d.free_descriptors(short.saturating_sub(d.descriptors()));
     }
 
     fn forget_what_moved_on(&mut self) {

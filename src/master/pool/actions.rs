@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::error::Plain;
+use crate::master::connection::descriptors;
 use crate::master::connection::held::Held;
 use crate::master::dispatch::table::{ConnectionId, State};
 use crate::master::dispatch::{Action, Canned, Interest};
@@ -61,6 +62,7 @@ impl Pool<'_> {
     /// Does what the dispatcher wants done.
     pub fn carry_out(&mut self, now: Time) {
         loop {
+            self.dispatcher.set_in_use(descriptors::count());
             let mut actions = self.dispatcher.take_actions();
             if actions.is_empty() {
                 self.dispatcher.reuse(actions);

@@ -55,7 +55,7 @@ impl Pool<'_> {
         };
         let stage = process.mark_dead(now);
         // What it said before it died counts, and what it never took up was never lent.
-        self.receive(worker, now);
+        self.receive_last(worker, now);
         self.collect(worker, now);
         self.take_back(worker, now);
         let in_turn = self.dispatcher.lent(worker) > 0;

@@ -8,6 +8,7 @@ mod actions;
 mod aside;
 mod deaths;
 mod handover;
+mod laden;
 mod lending;
 mod newcomers;
 mod overload;
@@ -91,6 +92,8 @@ struct Attention {
     awaited: Vec<ConnectionId>,
     /// Some worker was told that it may stay with its connection.
     may_stay: bool,
+    /// Workers that have sent luggage, for which there is no descriptor at the moment.
+    laden: Vec<WorkerId>,
 }
 
 /// Memory that is used again and again.
@@ -214,6 +217,7 @@ impl<'a> Pool<'a> {
         self.dispatcher.tick(now);
         // What is over for a client must not count when it comes again.
         self.carry_out(now);
+        self.receive_luggage(now);
         self.welcome_newcomers(now);
     }
 

@@ -3,6 +3,7 @@
 
 use crate::channel::scoreboard::{Entry, Malformed, RING, Sleep};
 use crate::error::Plain;
+use crate::master::connection::descriptors;
 use crate::master::connection::held::Held;
 use crate::master::connection::luggage::Luggage;
 use crate::master::dispatch::table::{ConnectionId, State};
@@ -62,19 +63,31 @@ impl Pool<'_> {
 
     /// Takes the messages that a worker has sent.
     pub(super) fn receive(&mut self, worker: WorkerId, now: Time) {
-        self.receive_into_buffer(worker, now);
+        self.receive_into_buffer(worker, false, now);
         // Carries are the clients', also those that came with a message that was refused.
         self.buffers.message.wipe();
     }
 
-    fn receive_into_buffer(&mut self, worker: WorkerId, now: Time) {
+    /// Takes the messages that a dead worker has left, also if there may be no descriptor for what
+    /// came with them: then its turn counts as one that it has not reported.
+    pub(super) fn receive_last(&mut self, worker: WorkerId, now: Time) {
+        self.receive_into_buffer(worker, true, now);
+        self.buffers.message.wipe();
+    }
+
+    fn receive_into_buffer(&mut self, worker: WorkerId, last: bool, now: Time) {
         // No honest worker has more to say at a time than fits on its board.
         for _ in 0..=RING {
             let Some(process) = self.workers.get_mut(worker) else {
                 return;
             };
-            match process.channel.next_message(&mut self.buffers.message) {
+            let room = last || descriptors::count() <= self.dispatcher.descriptors();
+            match process
+                .channel
+                .next_message(&mut self.buffers.message, room)
+            {
                 Ok(None) => return,
+                Ok(Some(Said::Laden)) => return self.keep_waiting(worker),
                 Ok(Some(Said::Ready)) => self.on_ready(worker, now),
                 Ok(Some(Said::Turn(report, luggage))) => {
                     let profile = &self.plan.profile;
@@ -145,6 +158,10 @@ impl Pool<'_> {
     /// Asks all moving workers to ring for their next report. False when one has reported in the
     /// meantime: then the master must not sleep.
     pub fn fall_asleep(&mut self) -> bool {
+        // Another pool may have given up what is wanted here.
+        if self.can_receive_luggage() || self.dispatcher.waits_in_vain(descriptors::count()) {
+            return false;
+        }
         let wanted = self.wants_reports();
         let (dispatcher, attention) = (&self.dispatcher, &mut self.attention);
         dispatcher.moving(&mut attention.moving);

@@ -23,6 +23,7 @@ use crate::master::workers::slots::SlotId;
 use crate::service::ServiceProfile;
 use crate::wire::{Extras, FromWorker, Outcome, Report, Traffic};
 
+mod baggage;
 mod endings;
 mod newcomers;
 
@@ -44,6 +45,11 @@ struct Played {
 
 impl World {
     fn new() -> Self {
+        Self::with_room(100)
+    }
+
+    /// A pool with descriptors for so many connections.
+    fn with_room(room: usize) -> Self {
         let epoll = Epoll::new().unwrap();
         let plan = Plan {
             name: "main".into(),
@@ -59,7 +65,7 @@ impl World {
         };
         let listeners = bind_all(&"127.0.0.1:0".parse().unwrap(), &plan.settings).unwrap();
         let address = listeners[0].local_address().unwrap();
-        let mut pool = Pool::new((0, &epoll), plan, 0, 100, None, false);
+        let mut pool = Pool::new((0, &epoll), plan, 0, room, None, false);
         pool.listen_on(listeners).unwrap();
         Self {
             epoll,
@@ -315,7 +321,7 @@ fn a_worker_that_broke_the_protocol_is_lent_nothing_more_and_not_listened_to() {
     assert!(
         process
             .channel
-            .next_message(&mut MessageBuffer::default())
+            .next_message(&mut MessageBuffer::default(), true)
             .unwrap()
             .is_none()
     );

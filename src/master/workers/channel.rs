@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use crate::channel::inbox::{Lent, MasterEnd, MessageBuffer};
+use crate::channel::inbox::{Lent, MasterEnd, MessageBuffer, Received};
 use crate::channel::scoreboard::{Entry, Malformed, Scoreboard, Sleep};
 use crate::master::dispatch::WorkerId;
 use crate::master::events::epoll::{EventFlags, PoolEpoll};
@@ -25,6 +25,8 @@ pub struct Channel {
     sent: u64,
     /// Whatever the worker still says is ignored.
     deaf: bool,
+    /// What the worker says is not listened to for a while.
+    put_off: bool,
 }
 
 /// What a worker says in a message.
@@ -34,6 +36,8 @@ pub enum Said<'a> {
     Ready,
     /// A turn is over, and this luggage came with the report.
     Turn(Report<'a>, Option<OwnedFd>),
+    /// It has sent luggage, which waits until there is a descriptor for it.
+    Laden,
 }
 
 /// Why a worker's message cannot be used.
@@ -54,6 +58,7 @@ impl Channel {
             board,
             sent: 0,
             deaf: false,
+            put_off: false,
         }
     }
 
@@ -76,6 +81,33 @@ impl Channel {
         match &self.board {
             Some(board) => epoll.remove(board.doorbell()),
             None => epoll.remove(&self.end),
+        }
+    }
+
+    /// Does not listen to messages until [`go_on`](Self::go_on). Reports on the board count all the
+    /// same.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn put_off(&mut self, epoll: &PoolEpoll, worker: WorkerId) -> io::Result<()> {
+        self.put_off = true;
+        self.set_watch(epoll, worker, EventFlags::empty())
+    }
+
+    /// Listens again.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) fails with.
+    pub fn go_on(&mut self, epoll: &PoolEpoll, worker: WorkerId) -> io::Result<()> {
+        self.put_off = false;
+        self.set_watch(epoll, worker, EventFlags::IN)
+    }
+
+    fn set_watch(&self, epoll: &PoolEpoll, worker: WorkerId, flags: EventFlags) -> io::Result<()> {
+        match self.board {
+            None if !self.deaf => epoll.modify(&self.end, PoolEvent::Worker(worker), flags),
+            // A doorbell makes one event for each ring, whether it is answered or not.
+            _ => Ok(()),
         }
     }
 
@@ -169,7 +201,7 @@ impl Channel {
         board.and_then(Scoreboard::collect)
     }
 
-    /// The next message.
+    /// The next message. Without `room` for descriptors, one that brings luggage stays where it is.
     ///
     /// # Errors
     /// [`Fault::Protocol`] for a message that no honest worker sends, and what recvmsg(2) fails
@@ -177,19 +209,21 @@ impl Channel {
     pub fn next_message<'b>(
         &mut self,
         buffer: &'b mut MessageBuffer,
+        room: bool,
     ) -> Result<Option<Said<'b>>, Fault> {
-        if self.deaf {
+        if self.deaf || self.put_off && !room {
             return Ok(None);
         }
-        match self.end.receive(buffer) {
-            Ok(None) => Ok(None),
-            Ok(Some((FromWorker::Ready { luggage }, _))) => {
+        match self.end.receive(buffer, room) {
+            Ok(Received::Nothing) => Ok(None),
+            Ok(Received::Laden) => Ok(Some(Said::Laden)),
+            Ok(Received::Message(FromWorker::Ready { luggage }, _)) => {
                 if luggage {
                     self.end.accept_luggage().map_err(Fault::System)?;
                 }
                 Ok(Some(Said::Ready))
             }
-            Ok(Some((FromWorker::Report(report), luggage))) => {
+            Ok(Received::Message(FromWorker::Report(report), luggage)) => {
                 Ok(Some(Said::Turn(report, luggage)))
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

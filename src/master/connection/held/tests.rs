@@ -1,6 +1,7 @@
 //! What the master holds, with a client and a worker in the same process.
 
 use super::*;
+use crate::wire::Extras;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;

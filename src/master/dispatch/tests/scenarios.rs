@@ -39,7 +39,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 fn scenario(length: usize) -> impl Strategy<Value = (Limits, Vec<Step>)> {
     (
         limits(),
-        proptest::collection::vec((0u8..27, any::<u16>()), 1..length),
+        proptest::collection::vec((0u8..28, any::<u16>()), 1..length),
     )
 }
 
