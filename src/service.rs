@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::io;
 use std::time::SystemTime;
 
-pub(crate) use baggage::Baggage;
+pub(crate) use baggage::{Baggage, GATHERED, GATHERING};
 pub(crate) use buffer::Buffer;
 pub(crate) use connection::WriteAhead;
 pub use connection::{Connection, Fill};

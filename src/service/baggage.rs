@@ -5,6 +5,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::wire::{Extras, Lend, LuggageChange, Traffic};
 
+/// The first byte of a record of this library: the worker's loop goes on with what is kept of a
+/// response.
+#[allow(dead_code, reason = "no response is kept yet")]
+pub(crate) const SENDING: u8 = 1;
+
+/// The first byte of a record: a request's body is being gathered in the luggage.
+pub(crate) const GATHERING: u8 = 2;
+
+/// The first byte of a record: a request's body is in the luggage.
+pub(crate) const GATHERED: u8 = 3;
+
 /// See the module.
 ///
 /// On the wire, a record of this library's own stands in front of the service's note: a byte that
@@ -22,7 +33,6 @@ pub(crate) struct Baggage {
     /// The connection was passed on by another pool.
     pub(crate) away: bool,
     /// What turns whose workers died have moved since the last report.
-    #[expect(dead_code)]
     pub(crate) moved: Traffic,
     /// The pool to which the connection is to be passed, as the wire has it.
     pub(crate) pool: String,
@@ -65,7 +75,6 @@ impl Baggage {
     }
 
     /// Sets this library's record: at most 255 bytes.
-    #[cfg_attr(not(test), expect(dead_code))]
     pub(crate) fn set_record(&mut self, record: &[u8]) {
         if record != self.record() {
             self.packed = pack(record, self.note());

@@ -32,6 +32,11 @@ impl Buffer {
         }
     }
 
+    /// Drops what comes after the first `length` unconsumed bytes.
+    pub(super) fn truncate(&mut self, length: usize) {
+        self.end = self.end.min(self.start + length);
+    }
+
     /// Makes room for `count` bytes after the unconsumed ones. What the caller stores there becomes
     /// part of the buffer with [`Buffer::grow`].
     pub(super) fn room(&mut self, count: usize) -> &mut [u8] {

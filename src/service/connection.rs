@@ -1,5 +1,7 @@
 //! A client's connection, as a service sees it for one turn.
 
+mod gathering;
+
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;

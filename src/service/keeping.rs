@@ -27,7 +27,6 @@ pub(crate) struct Keeping {
     pub(crate) max_spool: u64,
 }
 
-#[allow(dead_code, reason = "nothing is kept yet")]
 impl Keeping {
     /// What holds for a connection outside of any server.
     pub(super) fn of_no_server() -> &'static Self {

@@ -1,27 +1,27 @@
-//! The body of a request, read from its connection while the handler asks for it.
+//! The body of a request, read by the handler: from its connection, or from the luggage in which it
+//! was gathered.
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::chunked::{Chunked, Malformed};
-use super::head::{Framing, Head};
+use super::chunked::{Malformed, Piece};
+use super::head::Head;
 use super::response::Response;
+use super::rest::{MAX_CODED_DRAIN, MAX_DRAIN, Rest, Stored};
 use crate::service::{Connection, Fill};
 
-/// The longest rest of a body, in bytes, that is read and dropped when the handler has left it, so
-/// that the connection lives on.
-pub(super) const MAX_DRAIN: u64 = 64 * 1024;
+/// The answer that has a client send its body (RFC 9110 §15.2.1).
+pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// The longest such rest with its chunked coding, in bytes: enough for chunks of one byte.
-const MAX_CODED_DRAIN: usize = 8 * 64 * 1024;
-
-/// The body of a request. Reading sleeps until the client sends; it ends where the body ends, not
-/// the connection.
+/// The body of a request. It ends where the body ends, not the connection. Reading sleeps only if
+/// the handler has asked for the body [as it comes](super::OnHead::AsItComes), until the client
+/// sends.
 ///
 /// When a read fails, the client gets 400 or 408 in place of what the handler returns, and the
 /// connection closes: a handler may give up with any response.
@@ -29,16 +29,20 @@ const MAX_CODED_DRAIN: usize = 8 * 64 * 1024;
 pub struct Body<'a> {
     pub(super) connection: &'a mut Connection,
     rest: Rest,
-    /// The client waits for a 100 before it sends the body.
-    expected: bool,
+    source: Source,
     fault: Option<Fault>,
 }
 
-/// How much of the body is still to come.
-#[derive(Debug)]
-enum Rest {
-    Length(u64),
-    Chunked(Chunked),
+/// Where a body is to be had.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source {
+    /// In the connection.
+    Client {
+        /// The client waits for a 100 before it sends the body.
+        expected: bool,
+    },
+    /// In the luggage, and what is not there in the connection.
+    Luggage(Stored),
 }
 
 /// Why the rest of a body cannot be had.
@@ -48,6 +52,8 @@ pub(super) enum Fault {
     Truncated,
     TimedOut,
     Broken(io::Error),
+    /// It was gathered, and cannot be read again.
+    Lost(io::Error),
 }
 
 /// How the handler left the body.
@@ -100,16 +106,11 @@ impl From<BodyError> for Response {
 }
 
 impl<'a> Body<'a> {
-    pub(super) fn new(connection: &'a mut Connection, head: &Head) -> Self {
-        let rest = match head.framing {
-            Framing::Length(length) => Rest::Length(length),
-            Framing::Chunked => Rest::Chunked(Chunked::new()),
-        };
-        let expected = head.expects_continue && !rest.ended();
+    pub(super) fn new(connection: &'a mut Connection, head: &Head, source: Source) -> Self {
         Self {
             connection,
-            rest,
-            expected,
+            rest: Rest::of(head.framing),
+            source,
             fault: None,
         }
     }
@@ -117,9 +118,19 @@ impl<'a> Body<'a> {
     /// How many bytes are still to come, when the client said so; `None` for a chunked body.
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
-        match self.rest {
-            Rest::Length(remaining) => Some(remaining),
-            Rest::Chunked(_) => None,
+        self.rest.length()
+    }
+
+    /// The whole body as a file, and how long it is, if it is one: it came too slowly to be waited
+    /// for in memory, and was not chunked. It begins at offset 0. Do not use the file's own offset,
+    /// which other processes share: map the file, or read it with pread(2).
+    #[must_use]
+    pub fn as_file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        match self.source {
+            Source::Luggage(stored) if stored.whole && self.rest.length().is_some() => {
+                Some((self.connection.luggage()?, stored.end))
+            }
+            _ => None,
         }
     }
 
@@ -132,7 +143,11 @@ impl<'a> Body<'a> {
             return Err(BodyError::TooLong(limit));
         }
         // An announced length alone gets no memory: only what is here already does.
-        let here = self.connection.buffer().len() as u64;
+        let stored = match self.source {
+            Source::Luggage(stored) => stored.end - stored.at,
+            Source::Client { .. } => 0,
+        };
+        let here = stored + self.connection.buffer().len() as u64;
         let room = self.remaining().unwrap_or(0).min(here);
         let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
         self.by_ref()
@@ -149,8 +164,12 @@ impl<'a> Body<'a> {
     /// Whether it is dropped follows from what is sent, not from how the bytes arrive, unless the
     /// client is slower than that.
     pub(super) fn leave(mut self, patience: Duration) -> Leftover {
+        let expected = match self.source {
+            Source::Client { expected } => expected,
+            Source::Luggage(stored) => return self.leave_stored(stored),
+        };
         // A client that still waits for a 100 may send the body, or its next request.
-        let is_too_much = self.expected || self.remaining().is_some_and(|rest| rest > MAX_DRAIN);
+        let is_too_much = expected || self.remaining().is_some_and(|rest| rest > MAX_DRAIN);
         let (mut end, mut data, mut coded) = (None, 0, 0);
         while self.fault.is_none() && !self.rest.ended() {
             if is_too_much || data > MAX_DRAIN || coded > MAX_CODED_DRAIN {
@@ -173,6 +192,16 @@ impl<'a> Body<'a> {
             }
             coded += before - self.connection.buffer().len();
         }
+        self.fault.map_or(Leftover::Nothing, Leftover::Fault)
+    }
+
+    /// The same for a body in the luggage, of which no more has to come if it is there as a whole.
+    fn leave_stored(self, stored: Stored) -> Leftover {
+        if !stored.whole {
+            return self.fault.map_or(Leftover::Some, Leftover::Fault);
+        }
+        let unread = self.connection.buffer().len();
+        self.connection.consume(unread);
         self.fault.map_or(Leftover::Nothing, Leftover::Fault)
     }
 
@@ -201,29 +230,27 @@ impl<'a> Body<'a> {
     /// data.
     fn decode(&mut self, most: usize, with: impl FnOnce(&[u8])) -> Result<usize, Malformed> {
         let buffer = self.connection.buffer();
-        let (framing, data) = match &mut self.rest {
-            Rest::Length(remaining) => {
-                let here = buffer.len().min(most);
-                let data =
-                    usize::try_from(*remaining).map_or(here, |remaining| remaining.min(here));
-                *remaining -= data as u64;
-                (0, data)
-            }
-            Rest::Chunked(decoder) => {
-                let piece = decoder.next(buffer, most)?;
-                (piece.framing, piece.data)
-            }
-        };
+        let Piece { framing, data } = self.rest.next(buffer, most)?;
         with(&buffer[framing..framing + data]);
         self.connection.consume(framing + data);
         Ok(data)
     }
 
-    /// Receives more from the client, sleeping for it.
+    /// Gets more from the luggage, or from the client, sleeping for it.
     fn more(&mut self) -> Result<(), Fault> {
-        if std::mem::take(&mut self.expected) {
-            let sent = self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
-            sent.map_err(Fault::from)?;
+        match &mut self.source {
+            Source::Luggage(stored) if stored.at < stored.end => {
+                let most = stored.end - stored.at;
+                let read = self.connection.fill_from_luggage(stored.at, most);
+                stored.at += read.map_err(Fault::Lost)? as u64;
+                return Ok(());
+            }
+            Source::Client { expected: true } => {
+                self.source = Source::Client { expected: false };
+                let sent = self.connection.write_all(CONTINUE);
+                sent.map_err(Fault::from)?;
+            }
+            Source::Luggage(_) | Source::Client { expected: false } => {}
         }
         match self.connection.fill_wait()? {
             Fill::End => Err(Fault::Truncated),
@@ -253,22 +280,15 @@ impl Read for Body<'_> {
                 Ok(0) => {}
                 Ok(count) => {
                     // The client did not wait for a 100.
-                    self.expected = false;
+                    if let Source::Client { expected } = &mut self.source {
+                        *expected = false;
+                    }
                     return Ok(count);
                 }
                 Err(Malformed) => return Err(self.fail(Fault::Malformed)),
             }
         }
         Ok(0)
-    }
-}
-
-impl Rest {
-    fn ended(&self) -> bool {
-        match self {
-            Self::Length(remaining) => *remaining == 0,
-            Self::Chunked(decoder) => decoder.ended(),
-        }
     }
 }
 
@@ -292,7 +312,9 @@ impl Fault {
                 "the client ended before its request did",
             ),
             Self::TimedOut => io::Error::new(io::ErrorKind::TimedOut, "the client took too long"),
-            Self::Broken(error) => io::Error::new(error.kind(), error.to_string()),
+            Self::Broken(error) | Self::Lost(error) => {
+                io::Error::new(error.kind(), error.to_string())
+            }
         }
     }
 }

@@ -13,8 +13,11 @@ const MAX_EXTRA: usize = 16 * 1024;
 /// The most digits of a size: as many as fit into a `u64`.
 const MAX_DIGITS: u8 = 16;
 
+/// How many bytes a saved decoder has.
+pub(super) const SAVED: usize = 12;
+
 /// Decodes one body.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunked {
     state: State,
     /// How many bytes of extensions and trailers there were so far.
@@ -50,6 +53,7 @@ enum State {
 
 /// Which part of an extension comes next, or goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 enum Part {
     /// White space in front of a semicolon, which must follow.
     BeforeSemicolon,
@@ -118,18 +122,59 @@ impl Chunked {
         Ok(Piece { framing, data: 0 })
     }
 
-    /// Whether `input` begins with a whole body.
-    ///
-    /// # Errors
-    /// As [`Chunked::next`].
-    pub(super) fn is_whole(input: &[u8]) -> Result<bool, Malformed> {
-        let mut decoder = Self::new();
-        let mut rest = input;
-        while !rest.is_empty() && !decoder.ended() {
-            let Piece { framing, data } = decoder.next(rest, usize::MAX)?;
-            rest = &rest[framing + data..];
-        }
-        Ok(decoder.ended())
+    /// The decoder as bytes, for another process that goes on with it.
+    pub(super) fn save(&self) -> [u8; SAVED] {
+        use State::*;
+        let (kind, detail, size) = match self.state {
+            Size { digits, size } => (0, digits, size),
+            Extension { size, part } => (1, part as u8, size),
+            SizeLineFeed { size } => (2, 0, size),
+            Data { remaining } => (3, 0, remaining),
+            DataReturn => (4, 0, 0),
+            DataLineFeed => (5, 0, 0),
+            TrailerStart => (6, 0, 0),
+            TrailerName => (7, 0, 0),
+            TrailerValue => (8, 0, 0),
+            TrailerLineFeed => (9, 0, 0),
+            EndLineFeed => (10, 0, 0),
+            End => (11, 0, 0),
+        };
+        let mut bytes = [0; SAVED];
+        (bytes[0], bytes[1]) = (kind, detail);
+        bytes[2..10].copy_from_slice(&size.to_le_bytes());
+        let extra = u16::try_from(self.extra).unwrap_or(u16::MAX);
+        bytes[10..].copy_from_slice(&extra.to_le_bytes());
+        bytes
+    }
+
+    /// A decoder that was saved; `None` if it is none.
+    pub(super) fn restore(bytes: &[u8; SAVED]) -> Option<Self> {
+        use State::*;
+        let (kind, detail) = (bytes[0], bytes[1]);
+        let size = u64::from_le_bytes(*bytes[2..].first_chunk()?);
+        let extra = usize::from(u16::from_le_bytes(*bytes[10..].first_chunk()?));
+        let state = match kind {
+            0 if detail <= MAX_DIGITS => Size {
+                digits: detail,
+                size,
+            },
+            1 => Extension {
+                size,
+                part: *PARTS.get(usize::from(detail))?,
+            },
+            2 => SizeLineFeed { size },
+            3 => Data { remaining: size },
+            4 => DataReturn,
+            5 => DataLineFeed,
+            6 => TrailerStart,
+            7 => TrailerName,
+            8 => TrailerValue,
+            9 => TrailerLineFeed,
+            10 => EndLineFeed,
+            11 => End,
+            _ => return None,
+        };
+        (extra <= MAX_EXTRA).then_some(Self { state, extra })
     }
 
     /// The state after one byte of framing.
@@ -198,6 +243,22 @@ impl Part {
     }
 }
 
+/// Each part, at the place of its number.
+const PARTS: [Part; 9] = {
+    use Part::*;
+    [
+        BeforeSemicolon,
+        BeforeName,
+        Name,
+        BehindName,
+        BeforeValue,
+        Token,
+        Quoted,
+        Escaped,
+        BehindQuotes,
+    ]
+};
+
 const START: State = State::Size { digits: 0, size: 0 };
 
 fn hexadecimal(digit: u8) -> u64 {
@@ -218,6 +279,7 @@ mod tests {
         let (mut body, mut at) = (Vec::new(), 0);
         while at < input.len() && !decoder.ended() {
             let window = &input[at..input.len().min(at + step)];
+            decoder = passed_on(&decoder);
             let Piece { framing, data } = decoder.next(window, usize::MAX)?;
             body.extend_from_slice(&window[framing..framing + data]);
             at += framing + data;
@@ -355,16 +417,48 @@ mod tests {
         );
     }
 
+    /// The same decoder in another process.
+    fn passed_on(decoder: &Chunked) -> Chunked {
+        Chunked::restore(&decoder.save()).expect("what was saved is restored")
+    }
+
     #[test]
-    fn a_body_is_whole_with_its_last_line_end() {
-        let input = b"2;a=\"b\"\r\nxy\r\n0\r\nA: b\r\n\r\n";
-        for end in 0..input.len() {
-            assert_eq!(Chunked::is_whole(&input[..end]), Ok(false), "{end}");
+    fn every_state_is_saved() {
+        for body in [
+            &b"0a \t;a = \"b\\c\" ;d=e;f\t;g\r\n0123456789\r\n0;x=y\r\nT: u\r\n\r\n"[..],
+            b"FFFFFFFFFFFFFFFF\r\nx",
+        ] {
+            let mut decoder = Chunked::new();
+            for byte in body {
+                assert_eq!(passed_on(&decoder), decoder);
+                decoder.next(&[*byte], 1).unwrap();
+            }
+            assert_eq!(passed_on(&decoder), decoder);
         }
-        assert_eq!(Chunked::is_whole(input), Ok(true));
-        let followed = [input, &b"GET"[..]].concat();
-        assert_eq!(Chunked::is_whole(&followed), Ok(true));
-        assert_eq!(Chunked::is_whole(b"2\r\nxyz"), Err(Malformed));
+        let full = Chunked {
+            extra: MAX_EXTRA,
+            ..Chunked::new()
+        };
+        assert_eq!(passed_on(&full), full);
+        for (at, part) in PARTS.iter().enumerate() {
+            assert_eq!(*part as usize, at);
+        }
+    }
+
+    #[test]
+    fn what_is_no_decoder_is_not_restored() {
+        let with = |at: usize, byte| {
+            let mut bytes = Chunked::new().save();
+            bytes[0] = u8::from(at == 1);
+            bytes[at] = byte;
+            Chunked::restore(&bytes)
+        };
+        assert_eq!(with(0, 12), None);
+        assert_eq!(with(1, 9), None);
+        assert_eq!(with(11, 0xff), None, "more extensions than there may be");
+        let mut digits = Chunked::new().save();
+        digits[1] = MAX_DIGITS + 1;
+        assert_eq!(Chunked::restore(&digits), None);
     }
 
     proptest! {
@@ -381,6 +475,17 @@ mod tests {
             }
             input.extend_from_slice(b"0\r\n\r\n");
             prop_assert_eq!(decode(&input, step), Ok((chunks.concat(), input.len(), true)));
+        }
+
+        #[test]
+        fn no_bytes_break_a_decoder_that_is_restored(
+            saved in any::<[u8; SAVED]>(),
+            input in vec(any::<u8>(), 0..40),
+        ) {
+            if let Some(mut decoder) = Chunked::restore(&saved) {
+                prop_assert_eq!(&passed_on(&decoder), &decoder);
+                let _ = decoder.next(&input, usize::MAX);
+            }
         }
 
         #[test]

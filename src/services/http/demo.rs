@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ::http::{Method, StatusCode};
 
-use super::request::{Handler, Request};
+use super::request::{Handler, OnHead, Request};
 use super::response::{Response, is_standard};
 use super::syntax::elements;
 
@@ -64,6 +64,15 @@ impl Handler for Demo {
             ("crash", _) if reads => process::abort(),
             ("echo", _) if posts => echo(request),
             _ => Response::wrong_method(method, allowed),
+        }
+    }
+
+    fn on_head(&mut self, request: &Request<'_>) -> OnHead {
+        let takes_body = *request.method() == Method::POST && request.path() == "/echo";
+        let too_long = request.remaining() > Some(request.body_limit());
+        match takes_body && !too_long {
+            true => OnHead::Gather,
+            false => OnHead::Leave,
         }
     }
 

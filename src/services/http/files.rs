@@ -18,7 +18,7 @@ use super::cache::{Cache, CachedFile, Identity, MAX_FILE, Metadata, time};
 use super::complaints;
 use super::output::read_exactly;
 use super::preconditions::{Verdict, evaluate};
-use super::request::{Handler, Request};
+use super::request::{Handler, OnHead, Request};
 use super::response::{Content, Response};
 use crate::{Error, Result};
 
@@ -215,7 +215,7 @@ impl AsFd for Files {
 impl Handler for Files {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {
         let method = request.method();
-        if !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        if !is_served(method) {
             return Response::wrong_method(method, ALLOWED);
         }
         let now = (self.clock)();
@@ -227,9 +227,20 @@ impl Handler for Files {
         }
     }
 
+    fn on_head(&mut self, request: &Request<'_>) -> OnHead {
+        match is_served(request.method()) {
+            true => OnHead::Leave,
+            false => OnHead::Answer(Response::wrong_method(request.method(), ALLOWED)),
+        }
+    }
+
     fn methods(&self) -> &str {
         ALLOWED
     }
+}
+
+fn is_served(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 /// Undoes the percent-encoding of `path` into `into`, without its leading slashes, and resolves it

@@ -1,9 +1,9 @@
 //! HTTP/1.1 and HTTP/1.0 (RFC 9112, RFC 9110), served a turn at a time.
 //!
-//! [`Http`] owns the turn: when a head is complete, it calls a [`Handler`], which gets a
-//! [`Request`] and returns a [`Response`]. A head or a small body that is still arriving is left in
-//! the connection's buffer and occupies no worker. What a connection may cost is bounded at every
-//! step, and what is ambiguous is refused.
+//! [`Http`] owns the turn: when a request is complete, it calls a [`Handler`], which gets a
+//! [`Request`] and returns a [`Response`]. What is still arriving occupies no worker: a head or a
+//! small body is left in the connection's buffer, a larger body is gathered in a file. What a
+//! connection may cost is bounded at every step, and what is ambiguous is refused.
 //!
 //! ```
 //! use batond::http::{Http, Request, Response};
@@ -27,6 +27,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod arrival;
 mod beneath;
 mod body;
 mod cache;
@@ -34,11 +35,13 @@ mod chunked;
 mod complaints;
 mod demo;
 mod files;
+mod gathering;
 mod head;
 mod output;
 mod preconditions;
 mod request;
 mod response;
+mod rest;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -46,10 +49,12 @@ mod tests;
 use std::io;
 use std::time::Duration;
 
-use self::body::{Fault, Leftover};
-use self::chunked::{Chunked, Malformed};
+use self::arrival::Arrival;
+use self::body::{Fault, Leftover, Source};
+use self::gathering::{Gatherer, Purpose, Terms, Trouble};
 use self::head::{Framing, Head, Refusal, bad};
 use self::output::{DATE_SLOT, Failure, Output, SendMode, canned};
+use self::rest::MAX_DRAIN;
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
 pub use ::http::{Method, StatusCode};
@@ -58,7 +63,7 @@ pub use self::body::{Body, BodyError};
 pub use self::demo::Demo;
 pub use self::files::Files;
 pub use self::head::Version;
-pub use self::request::{Handler, Request};
+pub use self::request::{Handler, OnHead, Request};
 pub use self::response::Response;
 
 /// How many pipelined requests one turn answers, before others get a turn.
@@ -67,13 +72,8 @@ const MAX_PIPELINED: u32 = 32;
 /// How often one turn asks for more of what the client has sent, before others get a turn.
 const MAX_FILLS: u32 = 8;
 
-/// A request up to this size, in bytes of head and body on the wire, is waited for without
-/// occupying a worker. It is well below what the buffer can carry, so that a request behind it does
-/// not matter.
-const MAX_WAIT: usize = 48 * 1024;
-
-/// How long, all told, a worker waits for the rest of a body that its handler left unread. A small
-/// request was complete before; this is for clients that are just sending a larger one.
+/// How long, all told, a worker waits for the rest of a body that its handler has read as it came,
+/// and not to its end.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service that speaks HTTP and lets a [`Handler`] answer.
@@ -86,6 +86,7 @@ pub struct Http<H> {
     /// The bytes of the request's head, copied because the body is read into the same buffer.
     head_bytes: Vec<u8>,
     output: Output,
+    gatherer: Gatherer,
 }
 
 impl<H: Handler> Http<H> {
@@ -99,6 +100,7 @@ impl<H: Handler> Http<H> {
             head: Head::new(),
             head_bytes: Vec::new(),
             output: Output::default(),
+            gatherer: Gatherer::default(),
         }
     }
 
@@ -111,48 +113,188 @@ impl<H: Handler> Http<H> {
         self
     }
 
-    /// The length of the head in the buffer, when its request can be answered.
-    fn next_request(&mut self, buffer: &[u8]) -> Result<Option<usize>, Refusal> {
+    /// What has come of the next request.
+    fn arrival(&mut self, connection: &Connection) -> Result<Arrival, Refusal> {
+        let buffer = connection.buffer();
         if buffer.is_empty() {
-            return Ok(None);
+            return Ok(Arrival::Nothing);
         }
-        let Some(head) = self.head.parse(buffer)? else {
-            return Ok(None);
-        };
-        Ok(self.has_come(buffer, head)?.then_some(head))
+        match self.head.parse(buffer)? {
+            Some(length) => arrival::of(&self.head, length, buffer, self.limit(connection)),
+            None => Ok(Arrival::Nothing),
+        }
     }
 
-    /// Whether the request whose head is the first `head` bytes of the buffer can be answered: it
-    /// is all here, or it is large, or its client waits for a 100. This follows from the first
-    /// [`MAX_WAIT`] bytes, and not from how they came.
-    fn has_come(&self, buffer: &[u8], head: usize) -> Result<bool, Refusal> {
-        if self.head.expects_continue {
-            return Ok(true);
-        }
-        let window = &buffer[..buffer.len().min(MAX_WAIT)];
-        match self.head.framing {
-            Framing::Length(body) => {
-                let whole = body.saturating_add(head as u64);
-                Ok(window.len() as u64 >= whole || whole > MAX_WAIT as u64)
+    /// Answers the next request, or decides what is to become of it. Returns how the turn ends, if
+    /// it does.
+    fn answer(
+        &mut self,
+        connection: &mut Connection,
+        arrival: Arrival,
+    ) -> io::Result<Option<Turn>> {
+        match arrival {
+            Arrival::Whole(length) => {
+                let source = Source::Client { expected: false };
+                self.serve(connection, length, source)
             }
-            Framing::Chunked if window.len() == MAX_WAIT => Ok(true),
-            Framing::Chunked => Chunked::is_whole(&window[head..])
-                .map_err(|Malformed| bad("malformed chunked coding")),
+            Arrival::Large(length, is_here) => self.begin(connection, length, is_here),
+            Arrival::Nothing | Arrival::Part => Ok(None),
         }
+    }
+
+    /// The longest body that is gathered.
+    fn limit(&self, connection: &Connection) -> u64 {
+        let own = self.body_limit.unwrap_or_default();
+        connection.keeping().max_body.max(own)
+    }
+
+    /// Decides on a request whose head is the first `length` bytes of the buffer and whose body is
+    /// not to be waited for there; all the same it may be there. Returns how the turn ends, if it
+    /// does.
+    fn begin(
+        &mut self,
+        connection: &mut Connection,
+        length: usize,
+        is_here: bool,
+    ) -> io::Result<Option<Turn>> {
+        let expected = self.head.expects_continue;
+        let source = Source::Client { expected };
+        let decision = self.decide(connection, length);
+        let limit = self.limit(connection);
+        let purpose = match decision {
+            OnHead::AsItComes => return self.serve(connection, length, source),
+            OnHead::Leave if expected || self.body_exceeds(MAX_DRAIN) => {
+                return self.serve(connection, length, source);
+            }
+            OnHead::Leave => Purpose::Unwanted,
+            OnHead::Answer(response) => {
+                return self.answer_last(connection, response).map(Some);
+            }
+            OnHead::Gather if self.body_exceeds(limit) => {
+                return self.give_up(connection, Trouble::TooLong(limit)).map(Some);
+            }
+            OnHead::Gather => Purpose::Wanted,
+        };
+        let terms = Terms {
+            purpose,
+            expected,
+            limit,
+        };
+        if is_here {
+            // It did not wait for a 100.
+            let source = Source::Client { expected: false };
+            return match gathering::check(&connection.buffer()[length..], &self.head, terms) {
+                Ok(()) => self.serve(connection, length, source),
+                Err(trouble) => self.give_up(connection, trouble).map(Some),
+            };
+        }
+        let framing = self.head.framing;
+        match self.gatherer.begin(connection, length, framing, terms) {
+            Ok(turn) => Ok(Some(turn)),
+            Err(trouble) => self.give_up(connection, trouble).map(Some),
+        }
+    }
+
+    /// Asks the handler about the request whose head is the first `length` bytes of the buffer.
+    fn decide(&mut self, connection: &mut Connection, length: usize) -> OnHead {
+        if self.head.is_about_server {
+            return OnHead::Leave;
+        }
+        self.keep_head(&connection.buffer()[..length]);
+        let body_limit = self.read_limit(connection);
+        let source = Source::Client { expected: false };
+        let request = Request {
+            head: &self.head,
+            bytes: &self.head_bytes,
+            body: Body::new(connection, &self.head, source),
+            body_limit,
+        };
+        self.handler.on_head(&request)
+    }
+
+    /// Whether the client has announced a longer body.
+    fn body_exceeds(&self, limit: u64) -> bool {
+        matches!(self.head.framing, Framing::Length(length) if length > limit)
+    }
+
+    fn keep_head(&mut self, head: &[u8]) {
+        self.head_bytes.clear();
+        self.head_bytes.extend_from_slice(head);
+    }
+
+    /// The longest body that [`Request::read_body`] takes.
+    fn read_limit(&self, connection: &Connection) -> u64 {
+        self.body_limit.unwrap_or(connection.keeping().max_body)
+    }
+
+    /// Goes on with a request whose head is the buffer, and whose body is in the luggage, or
+    /// becomes so.
+    #[cold]
+    fn resume(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+        let stored = gathering::restore_stored(connection.baggage().record());
+        let limit = self.limit(connection);
+        let baggage = connection.baggage_mut();
+        (baggage.resumable, baggage.body) = (false, false);
+        let Some(stored) = stored else {
+            return match self.gatherer.go_on(connection, limit) {
+                Ok(turn) => Ok(turn),
+                Err(trouble) => {
+                    // Another process has read it; an answer depends on the method.
+                    let _ = self.head.parse(connection.buffer());
+                    self.give_up(connection, trouble)
+                }
+            };
+        };
+        let turn = match self.head.parse(connection.buffer()) {
+            Ok(Some(length)) => self.serve(connection, length, Source::Luggage(stored))?,
+            Ok(None) => Some(self.give_up(connection, Trouble::Truncated)?),
+            Err(refusal) => Some(self.refuse(connection, refusal)?),
+        };
+        Ok(turn.unwrap_or(Turn::Park))
+    }
+
+    /// Tells a client why its body cannot be gathered.
+    #[cold]
+    fn give_up(&mut self, connection: &mut Connection, trouble: Trouble) -> io::Result<Turn> {
+        let response = match trouble {
+            Trouble::Malformed => {
+                return self.refuse(connection, bad("malformed chunked coding"));
+            }
+            Trouble::Truncated => {
+                return self.refuse(connection, bad("the request is incomplete"));
+            }
+            Trouble::TooLong(limit) => BodyError::TooLong(limit).into(),
+            Trouble::Storage(error) => {
+                complaints::warn("keep the body of a request", &error, "answering 500");
+                Response::error(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            Trouble::Broken(error) => return Err(error),
+        };
+        self.answer_last(connection, response)
+    }
+
+    /// Gives an answer after which the connection ends, because nobody knows where the next request
+    /// begins.
+    fn answer_last(&mut self, connection: &mut Connection, response: Response) -> io::Result<Turn> {
+        self.send(connection, response, false)?;
+        Ok(Turn::Linger)
     }
 
     /// Answers the request whose head is the first `length` bytes of the buffer. Returns how the
     /// turn ends, if it does.
-    fn serve(&mut self, connection: &mut Connection, length: usize) -> io::Result<Option<Turn>> {
-        self.head_bytes.clear();
-        self.head_bytes
-            .extend_from_slice(&connection.buffer()[..length]);
+    fn serve(
+        &mut self,
+        connection: &mut Connection,
+        length: usize,
+        source: Source,
+    ) -> io::Result<Option<Turn>> {
+        self.keep_head(&connection.buffer()[..length]);
         connection.consume(length);
-        let body_limit = self.body_limit.unwrap_or(connection.keeping().max_body);
+        let body_limit = self.read_limit(connection);
         let mut request = Request {
             head: &self.head,
             bytes: &self.head_bytes,
-            body: Body::new(connection, &self.head),
+            body: Body::new(connection, &self.head, source),
             body_limit,
         };
         let response = if self.head.is_about_server {
@@ -164,6 +306,9 @@ impl<H: Handler> Http<H> {
             Leftover::Nothing => (response, true),
             Leftover::Some => (response, false),
             Leftover::Fault(Fault::Broken(error)) => return Err(error),
+            Leftover::Fault(Fault::Lost(error)) => {
+                return self.give_up(connection, Trouble::Storage(error)).map(Some);
+            }
             Leftover::Fault(Fault::TimedOut) => {
                 (Response::error(StatusCode::REQUEST_TIMEOUT), false)
             }
@@ -183,10 +328,8 @@ impl<H: Handler> Http<H> {
     }
 
     /// Tells the client why what it sent is refused.
-    fn refuse(&mut self, connection: &mut Connection, refusal: Refusal) -> io::Result<()> {
-        let text = format!("{}: {}\n", refusal.status, refusal.reason);
-        let response = Response::text(text).status(refusal.status);
-        self.send(connection, response, false)
+    fn refuse(&mut self, connection: &mut Connection, refusal: Refusal) -> io::Result<Turn> {
+        self.answer_last(connection, refused(refusal))
     }
 
     fn send(
@@ -195,6 +338,11 @@ impl<H: Handler> Http<H> {
         response: Response,
         keep_alive: bool,
     ) -> io::Result<()> {
+        if !connection.baggage().record().is_empty() {
+            // The answer ends the gathering.
+            connection.take_luggage();
+            connection.baggage_mut().set_record(&[]);
+        }
         let mode = SendMode {
             head_only: self.head.method == Method::HEAD,
             version: self.head.version,
@@ -229,10 +377,15 @@ impl<H: Handler> Http<H> {
     fn end(&mut self, connection: &mut Connection) -> io::Result<Turn> {
         let is_blank = |byte: &u8| matches!(byte, b'\r' | b'\n');
         if !connection.buffer().iter().all(is_blank) {
-            self.refuse(connection, bad("the request is incomplete"))?;
+            self.send(connection, refused(bad("the request is incomplete")), false)?;
         }
         Ok(Turn::Close)
     }
+}
+
+fn refused(refusal: Refusal) -> Response {
+    let text = format!("{}: {}\n", refusal.status, refusal.reason);
+    Response::text(text).status(refusal.status)
 }
 
 /// Skips line ends before a request, which are none of it (RFC 9112 §2.2): a client that has sent
@@ -245,35 +398,51 @@ fn skip_line_ends(connection: &mut Connection) {
 
 impl<H: Handler> Service for Http<H> {
     fn turn(&mut self, connection: &mut Connection) -> io::Result<Turn> {
+        if !connection.baggage().record().is_empty() {
+            return self.resume(connection);
+        }
         let mut served = 0;
         let mut fills = 0;
         loop {
             skip_line_ends(connection);
-            match self.next_request(connection.buffer()) {
-                Ok(Some(_)) if served == MAX_PIPELINED => return Ok(Turn::Again),
-                Ok(Some(length)) => {
-                    if let Some(turn) = self.serve(connection, length)? {
-                        return Ok(turn);
-                    }
-                    served += 1;
-                    if connection.buffer().is_empty() {
-                        return Ok(Turn::Park);
-                    }
+            let arrival = match self.arrival(connection) {
+                Ok(arrival) => arrival,
+                Err(refusal) => return self.refuse(connection, refusal),
+            };
+            if arrival.is_to_be_served() {
+                if served == MAX_PIPELINED {
+                    return Ok(Turn::Again);
                 }
-                // What was so after a turn before may have changed since.
-                Ok(None) if fills > 0 && connection.is_drained() => return Ok(Turn::Park),
-                // It can send line ends for as long as it likes; others are to have their turn.
-                Ok(None) if fills == MAX_FILLS => return Ok(Turn::Again),
-                Ok(None) => match connection.fill()? {
-                    Fill::Bytes(_) => fills += 1,
-                    Fill::Empty => return Ok(Turn::Park),
-                    Fill::End => return self.end(connection),
-                },
-                Err(refusal) => {
-                    self.refuse(connection, refusal)?;
-                    return Ok(Turn::Linger);
+                if let Some(turn) = self.answer(connection, arrival)? {
+                    return Ok(turn);
                 }
+                served += 1;
+                if connection.buffer().is_empty() {
+                    return Ok(Turn::Park);
+                }
+                continue;
             }
+            // What was so after a turn before may have changed since.
+            let is_all = fills > 0 && connection.is_drained();
+            // It can send line ends for as long as it likes; others are to have their turn.
+            let turn = if !is_all && fills == MAX_FILLS {
+                Turn::Again
+            } else {
+                match if is_all {
+                    Fill::Empty
+                } else {
+                    connection.fill()?
+                } {
+                    Fill::Bytes(_) => {
+                        fills += 1;
+                        continue;
+                    }
+                    Fill::Empty => Turn::Park,
+                    Fill::End => return self.end(connection),
+                }
+            };
+            connection.baggage_mut().body = arrival == Arrival::Part;
+            return Ok(turn);
         }
     }
 

@@ -18,16 +18,43 @@ pub trait Handler {
     /// Answers one request, whatever its method; only CONNECT and a request about the server as a
     /// whole (`OPTIONS *`) never get here.
     ///
-    /// A request of up to 48 KiB is complete by then. A longer one, and a body that the client
-    /// sends only after a 100, is received while the handler reads it. Up to 64 KiB of a body that
-    /// it leaves unread are dropped; if there is more, the connection ends.
+    /// The request is complete by then, unless [`on_head`](Self::on_head) has said otherwise. Of a
+    /// body that comes while the handler reads it, up to 64 KiB that it leaves unread are dropped;
+    /// if there is more, the connection ends.
     fn handle(&mut self, request: &mut Request<'_>) -> Response;
+
+    /// Decides what is to become of a request that is not to be waited for in memory: with its body
+    /// it has more than 48 KiB, or the body is longer than the limit, or the client sends it only
+    /// after a 100. Its head is complete, and nothing of its body can be read yet.
+    ///
+    /// This is asked once for such a request, and not for any other.
+    fn on_head(&mut self, _request: &Request<'_>) -> OnHead {
+        OnHead::Gather
+    }
 
     /// The methods that this handler serves somewhere: the value of Allow in the answer to
     /// `OPTIONS *` (RFC 9110 §9.3.7).
     fn methods(&self) -> &str {
         "GET, HEAD, OPTIONS"
     }
+}
+
+/// What is to become of a request whose head is here, before its body is.
+#[derive(Debug)]
+pub enum OnHead {
+    /// The body is gathered, without a worker, until it is complete; then the handler gets the
+    /// request. A body that is longer than
+    /// [`max_body`](crate::config::Settings::max_body) gets 413.
+    Gather,
+    /// The handler does not need the body. It gets the request when the next one can follow: when
+    /// the body has come, if that is short; at once, if it is long, and then the connection ends
+    /// after the answer.
+    Leave,
+    /// The handler gets the request at once, and reads the body as it comes. That occupies its
+    /// worker for as long as the client takes, so it is for those who do something with each part.
+    AsItComes,
+    /// This is the answer. The connection ends after it, because nobody reads the body.
+    Answer(Response),
 }
 
 impl<F: FnMut(&mut Request<'_>) -> Response> Handler for F {
@@ -108,6 +135,19 @@ impl<'a> Request<'a> {
         let bytes = self.bytes;
         let fields = self.head.fields.iter();
         fields.map(move |field| (field.name.of(bytes), field.value.of(bytes)))
+    }
+
+    /// How many bytes of the body are still to be read, when the client said so; `None` for a
+    /// chunked body.
+    #[must_use]
+    pub fn remaining(&self) -> Option<u64> {
+        self.body.remaining()
+    }
+
+    /// The longest body that [`Request::read_body`] takes, in bytes.
+    #[must_use]
+    pub fn body_limit(&self) -> u64 {
+        self.body_limit
     }
 
     /// The body, to read from.

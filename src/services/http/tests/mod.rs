@@ -67,6 +67,17 @@ impl<H: Handler> Table<H> {
         turn
     }
 
+    /// Serves turns for as long as there is something to do at once.
+    #[track_caller]
+    fn turns(&mut self) -> Turn {
+        loop {
+            match self.turn() {
+                Turn::Again => {}
+                turn => return turn,
+            }
+        }
+    }
+
     /// Sends, serves one turn, and takes one response.
     #[track_caller]
     fn exchange(&mut self, bytes: impl AsRef<[u8]>) -> (Answer, Turn) {
@@ -151,6 +162,21 @@ impl Answer {
 /// A request without a body.
 fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+/// A handler that decides so on each request that is not to be waited for in memory.
+struct Deciding<H>(Decision, H);
+
+type Decision = fn(&Request<'_>) -> OnHead;
+
+impl<H: Handler> Handler for Deciding<H> {
+    fn handle(&mut self, request: &mut Request<'_>) -> Response {
+        self.1.handle(request)
+    }
+
+    fn on_head(&mut self, request: &Request<'_>) -> OnHead {
+        (self.0)(request)
+    }
 }
 
 /// Answers with what it was asked for; leaves the body alone.
