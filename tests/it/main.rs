@@ -34,6 +34,7 @@ mod secrets;
 mod serve;
 mod shortage;
 mod signals;
+mod slow_writers;
 mod sockets;
 mod staying;
 mod stop;

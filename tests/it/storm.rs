@@ -10,10 +10,10 @@ use crate::harness::{
 };
 
 /// Numbers that look random and are the same in every run.
-struct Numbers(u64);
+pub struct Numbers(pub u64);
 
 impl Numbers {
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         // xorshift64*, by Marsaglia and Vigna.
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -24,7 +24,7 @@ impl Numbers {
 }
 
 /// The workers that have said that they are ready and are not reported dead.
-fn living(server: &Server) -> Vec<Worker> {
+pub fn living(server: &Server) -> Vec<Worker> {
     let dead: Vec<i32> = server
         .log_lines("worker died slot=")
         .iter()

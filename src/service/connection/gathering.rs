@@ -14,7 +14,7 @@ use crate::sys;
 use crate::wire::Peer;
 
 /// The longest content of a file in memory, in bytes. What is longer goes to the disk.
-const MAX_IN_MEMORY: u64 = 1 << 20;
+pub(crate) const MAX_IN_MEMORY: u64 = 1 << 20;
 
 /// How much is copied at a time from one file to another.
 const COPY_SIZE: usize = 64 * 1024;
@@ -105,22 +105,14 @@ impl Connection {
         }
     }
 
-    /// Has the luggage go to the disk if it is in memory, and `length` bytes are too long for that.
-    /// The first `present` bytes go with it. Returns whether it went.
+    /// Puts the luggage into a file that has room for `length` bytes: its first `present` bytes,
+    /// which are all that is in it.
     ///
     /// # Errors
     /// What making, reading and writing the files fails with.
-    pub(crate) fn move_long_luggage(&mut self, present: u64, length: u64) -> io::Result<bool> {
-        if length <= MAX_IN_MEMORY || self.keeping.directory.is_none() {
-            return Ok(false);
-        }
-        let Some(luggage) = self.luggage().filter(|file| sys::luggage::is_memory(file)) else {
-            return Ok(false);
-        };
+    pub(crate) fn move_luggage(&mut self, present: u64, length: u64) -> io::Result<()> {
+        let luggage = self.baggage.luggage().ok_or_else(lost)?;
         let file = self.file_for(length)?;
-        if sys::luggage::is_memory(&file) {
-            return Ok(false);
-        }
         let mut bytes = vec![0; COPY_SIZE];
         let mut at = 0;
         while at < present {
@@ -130,7 +122,7 @@ impl Connection {
             at += count as u64;
         }
         self.baggage.set_luggage(file);
-        Ok(true)
+        Ok(())
     }
 
     /// Writes all of `bytes` into the luggage, at this place.

@@ -14,7 +14,7 @@ use super::body::CONTINUE;
 use super::chunked::Malformed;
 use super::head::{Framing, Head};
 use super::rest::Stored;
-use crate::service::{Connection, Fill, Turn};
+use crate::service::{Connection, Fill, MAX_IN_MEMORY, Turn};
 
 pub(super) use self::state::{Purpose, restore_stored};
 use self::state::{State, save_stored};
@@ -75,12 +75,11 @@ impl Gatherer {
         let owes = terms.expected && here.is_empty();
         let owed = if owes { CONTINUE.len() as u8 } else { 0 };
         let mut state = State::new(framing, terms.purpose, owed);
-        let expected = state.expected().max(here.len() as u64);
         state.advance(here)?;
         check_limit(&state, terms.limit)?;
-        connection
-            .make_luggage(expected)
-            .map_err(Trouble::Storage)?;
+        state.long = state.expected() > MAX_IN_MEMORY;
+        let made = connection.make_luggage(state.expected());
+        made.map_err(Trouble::Storage)?;
         let stored = connection.write_to_luggage(&connection.buffer()[head..], 0);
         stored.map_err(Trouble::Storage)?;
         connection.truncate(head);
@@ -103,9 +102,10 @@ impl Gatherer {
         if !greet(connection, &mut state)? {
             return Ok(put_off(connection, &state, Turn::ParkForWriting));
         }
-        let length = state.expected();
-        let moved = connection.move_long_luggage(state.stored, length);
-        if moved.map_err(Trouble::Storage)? {
+        if !state.long && state.expected() > MAX_IN_MEMORY {
+            state.long = true;
+            let moved = connection.move_luggage(state.stored, state.expected());
+            moved.map_err(Trouble::Storage)?;
             // Nothing is taken before the master has the new file.
             return Ok(put_off(connection, &state, Turn::Again));
         }

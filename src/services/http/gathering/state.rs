@@ -32,6 +32,8 @@ pub(in super::super) struct State {
     pub(super) purpose: Purpose,
     /// How many bytes of the answer 100 the client is still to get.
     pub(super) owed: u8,
+    /// The luggage is a file for what is too long for memory.
+    pub(super) long: bool,
     /// How many bytes lie in the luggage, with their chunked coding.
     pub(super) stored: u64,
     /// How many of them are data.
@@ -44,6 +46,7 @@ impl State {
         Self {
             purpose,
             owed,
+            long: false,
             stored: 0,
             data: 0,
             rest: Rest::of(framing),
@@ -106,7 +109,7 @@ impl State {
     pub(super) fn save(&self) -> [u8; RECORD] {
         let mut bytes = [0; RECORD];
         bytes[0] = GATHERING;
-        bytes[1] = u8::from(self.purpose == Purpose::Unwanted);
+        bytes[1] = u8::from(self.purpose == Purpose::Unwanted) | u8::from(self.long) << 1;
         bytes[2] = self.owed;
         bytes[3..11].copy_from_slice(&self.stored.to_le_bytes());
         bytes[11..19].copy_from_slice(&self.data.to_le_bytes());
@@ -122,11 +125,12 @@ impl State {
         }
         Some(Self {
             purpose: match record[1] {
-                0 => Purpose::Wanted,
-                1 => Purpose::Unwanted,
+                0 | 2 => Purpose::Wanted,
+                1 | 3 => Purpose::Unwanted,
                 _ => return None,
             },
             owed: record[2],
+            long: record[1] & 2 != 0,
             stored: number(&record[3..])?,
             data: number(&record[11..])?,
             rest: Rest::restore(record[19..].first_chunk()?)?,
@@ -273,7 +277,7 @@ mod tests {
         #[test]
         fn no_record_breaks_anything(mut record in vec(any::<u8>(), RECORD), kind in 0_u8..4) {
             record[0] = kind;
-            record[1] &= 1;
+            record[1] &= 7;
             record[19] &= 1;
             if let Some(mut state) = State::restore(&record) {
                 prop_assert_eq!(State::restore(&state.save()), Some(state.clone()));
