@@ -470,6 +470,15 @@ impl Held {
         }
     }
 
+    /// What came of a turn whose worker died before it had the connection.
+    #[must_use]
+    pub fn examine_unseen(&self) -> Verdict {
+        match self.resumable {
+            true => Verdict::Resumable { progress: false },
+            false => Verdict::Untouched,
+        }
+    }
+
     /// What came of a turn whose worker died, by the kernel's counters. `unreported` is what the
     /// worker had served without a report, and `pending` what it would have reported if its last
     /// call came to its end.

@@ -331,7 +331,7 @@ impl<C> Dispatcher<C> {
         if !end.owes || end.answered {
             connection.incomplete_since = None;
         }
-        (connection.replayed, connection.hung) = (false, false);
+        (connection.replays, connection.hung) = (0, false);
         // The worker's word: whatever it claims, the count stays one.
         connection.turns = connection
             .turns
@@ -451,22 +451,17 @@ impl<C> Dispatcher<C> {
             {
                 self.linger(id.index(), Some(Canned::TimedOut), now);
             }
-            Verdict::Untouched | Verdict::Resumable { progress: false } if !connection.replayed => {
-                connection.replayed = true;
+            _ if let Some(replays) = verdict.replays_after(connection.replays) => {
+                connection.replays = replays;
                 connection.turns -= 1;
                 self.requeue(id.index());
                 self.schedule(now);
             }
-            Verdict::Resumable { progress: true } => {
-                connection.turns -= 1;
-                self.requeue(id.index());
-                self.schedule(now);
-            }
-            Verdict::Untouched | Verdict::Consumed | Verdict::Resumable { progress: false } => {
+            Verdict::Untouched | Verdict::Consumed | Verdict::Resumable { .. } => {
                 self.linger(id.index(), Some(Canned::Crashed), now)
             }
             Verdict::Served(outcome) => {
-                (connection.replayed, connection.hung) = (false, false);
+                (connection.replays, connection.hung) = (0, false);
                 connection.incomplete_since = None;
                 match outcome {
                     Outcome::Again => self.make_ready(id.index(), now),

@@ -87,8 +87,8 @@ pub struct Connection<C> {
     pub linger_end: Time,
     /// Its worker was taken for hung in this turn.
     pub hung: bool,
-    /// It was given to a second worker after the first died under it. That happens once a turn.
-    pub replayed: bool,
+    /// How many workers have died under it in this turn and left no sign of having done anything.
+    pub replays: u8,
     serial: u32,
 }
 
@@ -149,7 +149,7 @@ impl<C> Table<C> {
             incomplete_since: None,
             linger_end: Time::default(),
             hung: false,
-            replayed: false,
+            replays: 0,
             serial,
         });
         if index as usize == self.places.len() {

@@ -114,6 +114,25 @@ pub enum Verdict {
     Unknown,
 }
 
+/// How many workers may die under a turn that others go on with, one after the other and without
+/// progress. A worker does nothing of the service's in such a turn, so it is hardly what kills them.
+const MOST_FRUITLESS: u8 = 5;
+
+impl Verdict {
+    /// If another worker is to have the turn: how many have died under it without a sign of having
+    /// done anything, when so many had before.
+    #[must_use]
+    pub fn replays_after(self, before: u8) -> Option<u8> {
+        match self {
+            Self::Resumable { progress: true } => Some(0),
+            Self::Resumable { progress: false } if before < MOST_FRUITLESS => Some(before + 1),
+            // What kills the second one, too, is what the client has sent.
+            Self::Untouched if before == 0 => Some(1),
+            _ => None,
+        }
+    }
+}
+
 /// What the master is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<C> {

@@ -115,12 +115,12 @@ impl Pool<'_> {
                     .is_some_and(|count| count > 0)
         });
         let verdict = match unseen {
-            true => Verdict::Untouched,
+            true => held.examine_unseen(),
             false => held.examine(unreported, pending),
         };
         let (peer, unfinished) = (held.peer(), held.is_unfinished());
         self.dispatcher.examined(id, verdict, now);
-        // The second worker that dies under it without a sign is the last one.
+        // It does not get any number of workers that die under it without a sign.
         let again = matches!(
             self.dispatcher.state(id),
             Some(State::Ready | State::Lent(_))

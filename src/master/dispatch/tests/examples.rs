@@ -488,3 +488,19 @@ fn a_client_that_still_takes_what_was_sent_is_not_silent() {
         assert_eq!(world.dispatcher.state(id), None);
     }
 }
+
+#[test]
+fn a_turn_that_others_go_on_with_outlives_more_deaths_than_any_other() {
+    use Verdict::{Consumed, Resumable, Untouched};
+    // How many workers may die under it, if this is said each time.
+    let deaths = |verdict: Verdict| {
+        let replays = std::iter::successors(Some(0), |before| verdict.replays_after(*before));
+        replays.take(100).count()
+    };
+    assert_eq!(deaths(Consumed), 1);
+    assert_eq!(deaths(Untouched), 2);
+    assert_eq!(deaths(Resumable { progress: false }), 6);
+    assert_eq!(deaths(Resumable { progress: true }), 100);
+    assert_eq!(Resumable { progress: true }.replays_after(5), Some(0));
+    assert_eq!(Untouched.replays_after(3), None);
+}
