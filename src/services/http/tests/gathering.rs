@@ -1,7 +1,7 @@
 //! Bodies that come slowly: a master that lends the connection again and again, and workers that
 //! die before they report.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -266,12 +266,8 @@ fn a_100_is_sent_once_whoever_dies_meanwhile() {
         assert_eq!(master.turn(), Turn::Again);
         assert!(master.resumable);
         let (dead, rest) = CONTINUE.split_at(sent_by_the_dead);
-        (&master.socket.try_clone().unwrap())
-            .as_fd()
-            .try_clone_to_owned()
-            .map(std::fs::File::from)
-            .and_then(|mut socket| socket.write_all(dead.as_bytes()))
-            .unwrap();
+        let socket = master.socket.try_clone().unwrap();
+        UnixStream::from(socket).write_all(dead.as_bytes()).unwrap();
         master.moved.written = sent_by_the_dead as u64;
         assert_eq!(master.turns(), Turn::Park);
         let mut seen = vec![0; CONTINUE.len()];
