@@ -20,9 +20,9 @@ use std::time::SystemTime;
 
 pub(crate) use baggage::{Baggage, GATHERED, GATHERING};
 pub(crate) use buffer::Buffer;
+pub(crate) use connection::WriteAhead;
 pub use connection::{Connection, Fill};
-pub(crate) use connection::{MAX_IN_MEMORY, WriteAhead};
-pub(crate) use keeping::Keeping;
+pub(crate) use keeping::{Keeping, MAX_IN_MEMORY};
 pub use turn::Turn;
 
 pub use crate::wire::Peer;

@@ -2,8 +2,6 @@
 
 mod gathering;
 
-pub(crate) use self::gathering::MAX_IN_MEMORY;
-
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;

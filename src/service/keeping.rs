@@ -14,6 +14,9 @@ const MAX_BODY: u64 = 1 << 20;
 /// How much of a response is kept, in bytes, where nobody has said it.
 const MAX_SPOOL: u64 = 1 << 30;
 
+/// The longest content of a file in memory, in bytes. What is longer goes to the disk.
+pub(crate) const MAX_IN_MEMORY: u64 = 1 << 20;
+
 /// What all connections of a worker have in common: how much is kept of what a client sends slowly,
 /// or does not take, and in which files.
 #[derive(Debug)]

@@ -4,11 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::process::{is_alive, reserve_descriptors, sleeps, wait_until_reading};
+use crate::harness::process::{reserve_descriptors, sleeps};
 use crate::harness::{
     Client, Counting, DEADLINE, Habit, Ledger, Server, Setup, Worker, begin_sleep, eventually,
 };
 use crate::harness::{Clients, Tally};
+use crate::slow_writers::wait_until_taken;
 
 /// A way in which a server goes over to new workers while it serves.
 pub trait ChangeOver {
@@ -210,26 +211,26 @@ pub fn pipelined_requests_are_answered_in_order(way: &impl ChangeOver) {
     new_workers(&server, &old);
 }
 
-/// A body that is still coming belongs to the turn that reads it.
-pub fn a_slow_body_is_read_by_its_old_worker(way: &impl ChangeOver) {
+/// A body that is still coming belongs to no worker.
+pub fn a_slow_body_goes_on_with_new_workers(way: &impl ChangeOver) {
     let mut server = way.start(&["demo", "-w", "1"]);
     let old = server.workers(1);
     let content = vec![b'x'; 400_000];
     let mut client = server.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 400000\r\n\r\n");
     client.send(&content[..200_000]);
-    wait_until_reading(old[0].pid);
+    wait_until_taken(&server, &client);
     way.change_over(&mut server);
     let mut ledger = Ledger::default();
     assert_served_by_others(&mut server.connect(), &old, &mut ledger);
-    assert!(is_alive(old[0].pid));
+    let new = new_workers(&server, &old)[0];
     for part in content[200_000..].chunks(50_000) {
         client.send(part);
     }
     assert!(client.reply().body == content);
+    ledger.count(new.pid.as_raw(), 2);
     assert_served_by_others(&mut client, &old, &mut ledger);
     ledger.assert_exactly_once();
-    new_workers(&server, &old);
 }
 
 /// Who waits for a worker while all of them are busy gets a new one, without waiting for the old

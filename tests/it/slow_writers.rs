@@ -1,5 +1,5 @@
-//! Clients that send a body slowly, or stop in the middle: they occupy no worker, and what they send
-//! arrives whatever becomes of the workers meanwhile.
+//! Clients that send a body slowly, or stop in the middle: they occupy no worker, and what they
+//! send arrives whatever becomes of the workers meanwhile.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,7 +59,7 @@ fn under_way(server: &Server, client: &Client) -> u64 {
 
 /// Waits until the server has taken all that this client has sent, and the turn is over.
 #[track_caller]
-fn wait_until_taken(server: &Server, client: &Client) {
+pub fn wait_until_taken(server: &Server, client: &Client) {
     eventually("the server has taken what was sent", || {
         under_way(server, client) == 0
     });

@@ -473,9 +473,9 @@ impl Held {
     /// What came of a turn whose worker died before it had the connection.
     #[must_use]
     pub fn examine_unseen(&self) -> Verdict {
-        match self.resumable {
-            true => Verdict::Resumable { progress: false },
-            false => Verdict::Untouched,
+        match &self.baggage {
+            Some(baggage) if baggage.resumable => Verdict::Resumable { progress: false },
+            _ => Verdict::Untouched,
         }
     }
 

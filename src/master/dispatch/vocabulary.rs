@@ -115,7 +115,8 @@ pub enum Verdict {
 }
 
 /// How many workers may die under a turn that others go on with, one after the other and without
-/// progress. A worker does nothing of the service's in such a turn, so it is hardly what kills them.
+/// progress. The service does nothing in such a turn, so what the client has sent is hardly what
+/// kills them.
 const MOST_FRUITLESS: u8 = 5;
 
 impl Verdict {

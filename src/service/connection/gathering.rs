@@ -9,12 +9,9 @@ use rustix::io::{Errno, pread, pwrite};
 use rustix::net::{RecvFlags, recv};
 
 use super::{Connection, Fill, READ_SIZE};
-use crate::service::keeping::Keeping;
+use crate::service::keeping::{Keeping, MAX_IN_MEMORY};
 use crate::sys;
 use crate::wire::Peer;
-
-/// The longest content of a file in memory, in bytes. What is longer goes to the disk.
-pub(crate) const MAX_IN_MEMORY: u64 = 1 << 20;
 
 /// How much is copied at a time from one file to another.
 const COPY_SIZE: usize = 64 * 1024;

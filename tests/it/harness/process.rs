@@ -277,14 +277,6 @@ pub fn sleeps(pid: Pid) -> bool {
     calls(pid, libc::SYS_clock_nanosleep)
 }
 
-/// Waits until a worker waits for a client to send the rest of a body.
-#[track_caller]
-pub fn wait_until_reading(pid: Pid) {
-    eventually(&format!("process {pid} waits for a client"), || {
-        calls(pid, libc::SYS_recvfrom) || calls(pid, libc::SYS_read)
-    });
-}
-
 /// Whether a process sleeps in this system call.
 fn calls(pid: Pid, number: libc::c_long) -> bool {
     let path = format!("/proc/{pid}/syscall");

@@ -37,8 +37,8 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_slow_body_is_read_by_its_old_worker() {
-    lives::a_slow_body_is_read_by_its_old_worker(&Upgrade);
+fn a_slow_body_goes_on_with_new_workers() {
+    lives::a_slow_body_goes_on_with_new_workers(&Upgrade);
 }
 
 #[test]
