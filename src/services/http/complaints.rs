@@ -1,5 +1,5 @@
-//! Warnings of files that cannot be sent, at a bounded rate: a client can ask for one as often as
-//! it likes.
+//! Warnings of files that cannot be sent, and of bodies that cannot be kept, at a bounded rate: a
+//! client can ask for one as often as it likes.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -35,7 +35,7 @@ impl Said {
     }
 }
 
-/// Warns that a file cannot be sent, and of what comes of it: at once if the cause is new, and then
+/// Warns that something cannot be done, and of what comes of it: at once if the cause is new, and then
 /// once a minute, with the count.
 #[cold]
 pub(super) fn warn(attempt: impl Display, error: &io::Error, consequence: impl Display) {
