@@ -25,6 +25,7 @@ mod lingering;
 mod lives;
 mod logging;
 mod lookups;
+mod luggage;
 mod overload;
 mod reconfigure;
 mod recycle;
