@@ -12,6 +12,7 @@ mod baggage;
 mod buffer;
 mod connection;
 mod keeping;
+mod outgoing;
 mod turn;
 
 use std::borrow::Cow;

@@ -8,6 +8,10 @@ pub(crate) struct Buffer {
     memory: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes of the connection's that are held back until more comes to be sent.
+    pub(super) held: Vec<u8>,
+    /// Room for what goes from a file to a socket. It holds nothing between two calls.
+    pub(super) block: Vec<u8>,
 }
 
 impl Buffer {
@@ -17,8 +21,18 @@ impl Buffer {
 
     pub(super) fn set(&mut self, bytes: &[u8]) {
         (self.start, self.end) = (0, 0);
+        self.held.clear();
         self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
         self.end = bytes.len();
+    }
+
+    /// Puts bytes in front of the unconsumed ones.
+    pub(super) fn prepend(&mut self, bytes: &[u8]) {
+        let length = self.end - self.start;
+        self.room(bytes.len());
+        self.memory.copy_within(0..length, bytes.len());
+        self.memory[..bytes.len()].copy_from_slice(bytes);
+        self.end = bytes.len() + length;
     }
 
     pub(super) fn consume(&mut self, count: usize) {

@@ -1,20 +1,21 @@
 //! A client's connection, as a service sees it for one turn.
 
 mod gathering;
+mod sending;
+mod writing;
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::writev;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, recv};
 
 use crate::service::baggage::Baggage;
 use crate::service::buffer::Buffer;
 use crate::service::keeping::Keeping;
-use crate::service::turn::Turn;
+use crate::service::outgoing::kept::Kept;
 use crate::sys;
-use crate::wire::{Extras, Lend, MAX_CARRY, Outcome, Peer, Traffic};
+use crate::wire::{Lend, MAX_CARRY, Outcome, Peer, Traffic};
 
 /// How many bytes one [`Connection::fill`] asks the kernel for, at most.
 const READ_SIZE: usize = 16 * 1024;
@@ -45,9 +46,25 @@ pub(crate) trait WriteAhead: Sync + std::fmt::Debug {
 /// Reading goes through a buffer, [`Connection::buffer`], which holds what was read and not yet
 /// consumed, beginning with the carry of the previous turn. [`Read`] takes bytes from the buffer
 /// first, then from the client, and sleeps until the client sends; [`Connection::fill`] never
-/// sleeps. Writing is unbuffered and sleeps until the kernel has taken everything. A sleep that
-/// lasts longer than the connection's timeout ([`Connection::set_timeouts`]) fails with
-/// [`TimedOut`](io::ErrorKind::TimedOut).
+/// sleeps.
+///
+/// Writing ([`Write`](io::Write), [`Connection::send_file`]) does not sleep either. What the kernel
+/// has no room for, because the client is slow to take it, is kept, and sent on when the turn is
+/// over and the client has taken some: in turns that the service does not see, by any worker. The
+/// service has the connection back when all is sent, with the turn that it had returned; if that
+/// one closes the connection, it is closed then. More than 256 KiB at a time are kept before their
+/// first byte is sent, so that not even a worker that is killed in the middle cuts them off. (On a
+/// Unix socket it does: the kernel does not count there.)
+///
+/// Four writes sleep: what would be more than the limit `max-spool` with what is kept already; what
+/// cannot be kept, because no file can be made or the service has [luggage](Self::luggage) of its
+/// own (up to 16 KiB need none); what is still kept when the service makes a read that sleeps,
+/// because the client may be waiting for just that; and any write on a connection outside of a
+/// server ([`Connection::adopt`]).
+///
+/// A sleep that lasts longer than the connection's timeout ([`Connection::set_timeouts`]) fails
+/// with [`TimedOut`](io::ErrorKind::TimedOut). Do not write to the descriptor ([`AsFd`]): that
+/// would get in front of what is kept.
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
@@ -60,6 +77,8 @@ pub struct Connection {
     buffer: Buffer,
     baggage: Baggage,
     traffic: Traffic,
+    /// What was written in this turn, and the client has not taken.
+    kept: Option<Box<Kept>>,
     pending_report: Option<&'static dyn WriteAhead>,
     /// Whether the last read got fewer bytes than it asked for, and so emptied the socket
     /// (epoll(7), question 9).
@@ -96,6 +115,7 @@ impl Connection {
             buffer,
             baggage,
             traffic: Traffic::default(),
+            kept: None,
             pending_report: None,
             drained: false,
         }
@@ -153,12 +173,18 @@ impl Connection {
         self.buffer.consume(count);
     }
 
-    /// Adds to the buffer what the client has sent so far, without sleeping.
+    /// Adds to the buffer what the client has sent so far, without sleeping. A client that sends on
+    /// and takes nothing is not read from: when more than 256 KiB of what was written are kept for
+    /// it, this is [`Fill::Empty`].
     ///
     /// # Errors
     /// Any error of recv(2); [`OutOfMemory`](io::ErrorKind::OutOfMemory) when the buffer holds 64
     /// KiB already, in which case the service has to consume some of it or close the connection.
     pub fn fill(&mut self) -> io::Result<Fill> {
+        if self.is_far_behind()? {
+            self.drained = false;
+            return Ok(Fill::Empty);
+        }
         match self.receive(RecvFlags::DONTWAIT) {
             Ok(0) => Ok(Fill::End),
             Ok(count) => Ok(Fill::Bytes(count)),
@@ -173,6 +199,7 @@ impl Connection {
     /// # Errors
     /// Those of [`Connection::fill`], and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn fill_wait(&mut self) -> io::Result<Fill> {
+        self.send_all()?;
         match self.receive(RecvFlags::empty()) {
             Ok(0) => Ok(Fill::End),
             Ok(count) => Ok(Fill::Bytes(count)),
@@ -203,122 +230,6 @@ impl Connection {
         self.buffer.grow(count);
         self.traffic.read += count as u64;
         Ok(count)
-    }
-
-    /// Sends as many of `bytes` as the kernel takes without sleeping, and returns how many these
-    /// were; 0 means that there is no room now.
-    ///
-    /// # Errors
-    /// Any error of send(2), most often `BrokenPipe`.
-    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.transmit(bytes, SendFlags::DONTWAIT) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            result => result,
-        }
-    }
-
-    /// Sends all of `bytes`, as the last act of a turn: the service must then return `then` without
-    /// reading or writing any more.
-    ///
-    /// This is [`Write::write_all`], or [`Connection::write_more`] if the connection ends. In
-    /// addition, if the worker is killed before it can report, the master can tell whether
-    /// everything was sent, and if so the client notices nothing.
-    ///
-    /// # Errors
-    /// Any error of send(2), and [`TimedOut`](io::ErrorKind::TimedOut).
-    pub fn write_last(&mut self, bytes: &[u8], then: Turn) -> io::Result<()> {
-        if let Some(pending_report) = self.pending_report
-            && self.may_be_foreseen()
-        {
-            let mut traffic = self.traffic;
-            traffic.written += bytes.len() as u64;
-            pending_report.write_ahead(self.id, then.outcome(), traffic);
-        }
-        match then {
-            Turn::Close | Turn::Linger => self.write_more(bytes),
-            _ => self.write_all(bytes),
-        }
-    }
-
-    /// Writes the report of the turn ahead, as the connection stands now, if it is one that can be.
-    pub(crate) fn write_ahead(&self, outcome: Outcome) {
-        if let Some(pending_report) = self.pending_report
-            && self.may_be_foreseen()
-        {
-            pending_report.write_ahead(self.id, outcome, self.traffic);
-        }
-    }
-
-    /// Whether the report can be told from the outcome and the counters alone, since nothing
-    /// travels with the connection that was not there before.
-    fn may_be_foreseen(&self) -> bool {
-        self.buffer().is_empty() && self.baggage.extras() == Extras::default()
-    }
-
-    /// Sets where reports are written ahead of the last call of a turn.
-    pub(crate) fn set_write_ahead(&mut self, pending_report: &'static dyn WriteAhead) {
-        self.pending_report = Some(pending_report);
-    }
-
-    /// Sends all of `bytes`, but lets the kernel hold back the last packet if it is short (send(2),
-    /// MSG_MORE). Use it when more follows at once: the file after a head
-    /// ([`Connection::send_file`]), or the end of the connection after its last bytes
-    /// ([`Turn::Close`], [`Turn::Linger`]).
-    ///
-    /// # Errors
-    /// Any error of send(2), and [`TimedOut`](io::ErrorKind::TimedOut).
-    pub fn write_more(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let count = self
-                .transmit(bytes, SendFlags::MORE)
-                .map_err(slept_too_long)?;
-            bytes = &bytes[count..];
-        }
-        Ok(())
-    }
-
-    fn transmit(&mut self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
-        self.transmit_with(|socket| send(socket, bytes, flags | SendFlags::NOSIGNAL))
-    }
-
-    fn transmit_with(
-        &mut self,
-        call: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
-    ) -> io::Result<usize> {
-        loop {
-            match call(&self.socket) {
-                Ok(count) => {
-                    self.traffic.written += count as u64;
-                    return Ok(count);
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Sends `length` bytes of `file`, from `offset` on, without copying them through this process
-    /// (sendfile(2)).
-    ///
-    /// # Errors
-    /// Any error of sendfile(2); [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when the file is
-    /// shorter.
-    pub fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
-        let mut at = offset;
-        let end = offset + length;
-        while at < end {
-            // One call transfers at most 0x7ffff000 bytes (sendfile(2)).
-            let chunk = usize::try_from(end - at)
-                .unwrap_or(usize::MAX)
-                .min(0x7fff_f000);
-            match rustix::fs::sendfile(&self.socket, &file, Some(&mut at), chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.traffic.written += count as u64,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(slept_too_long(error.into())),
-            }
-        }
-        Ok(())
     }
 
     /// Limits how long a read or a write on this connection may sleep. `None` is no limit. The
@@ -470,25 +381,6 @@ impl Read for Connection {
         into[..count].copy_from_slice(&self.buffer()[..count]);
         self.consume(count);
         Ok(count)
-    }
-}
-
-impl Write for Connection {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.transmit(bytes, SendFlags::empty())
-            .map_err(slept_too_long)
-    }
-
-    /// Sends the parts as one piece, for example a head and a body in one packet, without copying
-    /// them together.
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        // writev(2) has no flag against SIGPIPE, but a Rust program ignores that signal.
-        self.transmit_with(|socket| writev(socket, parts))
-            .map_err(slept_too_long)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -11,9 +11,6 @@ use crate::sys::unlinked::{self, Directory};
 /// The longest body of a request, in bytes, where nobody has said it.
 const MAX_BODY: u64 = 1 << 20;
 
-/// How much of a response is kept, in bytes, where nobody has said it.
-const MAX_SPOOL: u64 = 1 << 30;
-
 /// The longest content of a file in memory, in bytes. What is longer goes to the disk.
 pub(crate) const MAX_IN_MEMORY: u64 = 1 << 20;
 
@@ -26,7 +23,6 @@ pub(crate) struct Keeping {
     /// The longest body of a request, in bytes.
     pub(crate) max_body: u64,
     /// How much of a response is kept, in bytes. A write beyond that sleeps.
-    #[allow(dead_code, reason = "responses are not kept yet")]
     pub(crate) max_spool: u64,
 }
 
@@ -36,7 +32,8 @@ impl Keeping {
         static KEEPING: LazyLock<Keeping> = LazyLock::new(|| Keeping {
             directory: Directory::open(&std::env::temp_dir()).ok(),
             max_body: MAX_BODY,
-            max_spool: MAX_SPOOL,
+            // Nobody would send it on.
+            max_spool: 0,
         });
         &KEEPING
     }

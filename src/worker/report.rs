@@ -23,9 +23,13 @@ const STAY: Timespec = Timespec {
     tv_nsec: 10_000_000,
 };
 
-/// Runs the service once. An error of the service closes the connection.
+/// Runs the service once, or sends on what the client has not taken of an earlier turn. An error of
+/// the service closes the connection, when all is sent that was written before.
 pub(super) fn turn(service: &mut dyn Service, connection: &mut Connection) -> Outcome {
-    match service.turn(connection) {
+    if connection.sends_on() {
+        return connection.send_on(false);
+    }
+    let outcome = match service.turn(connection) {
         Ok(Turn::Pass(pool)) => pass(connection, pool),
         Ok(turn) => turn.outcome(),
         Err(error) => {
@@ -33,13 +37,18 @@ pub(super) fn turn(service: &mut dyn Service, connection: &mut Connection) -> Ou
             log::debug!("closing {peer}: its turn {number} failed: {error}");
             Outcome::Close
         }
-    }
+    };
+    connection.settle(outcome)
 }
 
 /// Another pool is to go on with the connection.
 #[cold]
 fn pass(connection: &mut Connection, pool: &str) -> Outcome {
     match wire::pool_word(pool) {
+        _ if connection.is_behind() => {
+            log::error!("cannot pass a connection to pool {pool:?}: it is being answered already");
+            Outcome::Close
+        }
         Some(word) => {
             connection.baggage_mut().pool = word;
             Outcome::Pass
@@ -135,10 +144,15 @@ impl<'a> Reporter<'a> {
     /// connection can use it.
     pub(super) fn give_back(
         &mut self,
-        connection: Connection,
+        mut connection: Connection,
         served: &Served,
     ) -> io::Result<Buffer> {
         let outcome = match served.outcome {
+            // Nobody else is there who would send on.
+            _ if connection.sends_on() && self.inbox.is_abandoned() => connection.send_on(true),
+            outcome => outcome,
+        };
+        let outcome = match outcome {
             Outcome::Park if connection.is_drained() => Outcome::ParkDrained,
             // Closing would reset the connection, and could destroy what was sent.
             Outcome::Close if !connection.is_drained() && connection.has_unread() => {

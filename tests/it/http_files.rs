@@ -25,7 +25,8 @@ impl Files {
     }
 
     fn start_by(start: impl FnOnce(Setup) -> Server) -> Self {
-        let setup = Setup::new(&["http", "public", "-w", "2"]).expect("cannot read the file");
+        let setup =
+            Setup::new(&["http", "public", "-w", "2"]).expect("cannot send the rest of a file");
         let public = setup.directory().join("public");
         fs::create_dir_all(public.join("sub/deep")).expect("directories");
         let write = |path: &str, text: &[u8]| fs::write(public.join(path), text).expect("a file");
@@ -348,9 +349,7 @@ fn a_file_that_becomes_shorter_while_it_is_sent_is_logged_and_cut_off() {
     file.set_len(0).expect("a length");
     let rest = client.read_until_close();
     assert!((rest.len() as u64) < length, "{}", rest.len());
-    let line = files
-        .server
-        .wait_for_log("cannot read the file for /shrinking.bin");
+    let line = files.server.wait_for_log("cannot send the rest of a file");
     assert!(line.contains("it is shorter than it was"), "{line}");
     assert_eq!(files.server.get("/notes.txt").status, 200);
 }

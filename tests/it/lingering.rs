@@ -97,6 +97,8 @@ fn a_worker_that_has_its_connections_linger() {
         "1",
         "--linger-total",
         "2",
+        "--max-spool",
+        "0",
     ];
     let setup = Setup::new(&arguments);
     if !may_meddle(setup.directory()) {

@@ -35,6 +35,7 @@ mod secrets;
 mod serve;
 mod shortage;
 mod signals;
+mod slow_readers;
 mod slow_writers;
 mod sockets;
 mod staying;

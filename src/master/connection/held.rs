@@ -229,7 +229,8 @@ impl Held {
         }
         let uncounted = report.traffic.is_none() && self.peer == Peer::Unix;
         let answered = uncounted || self.total.written != before;
-        self.end_turn(report.outcome, answered && !whole);
+        let between = whole && !report.extras.resumable;
+        self.end_turn(report.outcome, answered && !whole, between);
         if self.carry.len() + report.carry.len() > 0 {
             self.carry = report.carry.into();
         }
@@ -250,11 +251,12 @@ impl Held {
 
     /// A turn is over, and it may have sent a part of a response. Only the service knows where one
     /// ends. The master takes it for unfinished after `PARK-WRITE`, and when such a turn goes on
-    /// with `AGAIN`, until the connection is parked.
-    fn end_turn(&mut self, outcome: Outcome, partly: bool) {
+    /// with `AGAIN`, until the connection is parked; but not after a turn that ends `between` two
+    /// responses.
+    fn end_turn(&mut self, outcome: Outcome, partly: bool, between: bool) {
         self.unfinished = match outcome {
             Outcome::ParkWrite => true,
-            Outcome::Again => self.unfinished || partly,
+            Outcome::Again => !between && (self.unfinished || partly),
             Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => false,
             Outcome::Close | Outcome::Linger => self.unfinished,
         };
@@ -490,6 +492,7 @@ impl Held {
         if let Some(baggage) = self.baggage.as_mut().filter(|baggage| baggage.resumable) {
             let moved = difference(now, self.total);
             let progress = moved != std::mem::replace(&mut baggage.moved, moved);
+            self.unfinished |= moved.written > 0;
             return Verdict::Resumable { progress };
         }
         let evidence = Evidence {
@@ -501,7 +504,7 @@ impl Held {
         let (verdict, total) = evidence.weigh(now);
         self.total = total;
         if let Verdict::Served(outcome) = verdict {
-            self.end_turn(outcome, true);
+            self.end_turn(outcome, true, false);
             // A turn that ends without a message leaves nothing to carry.
             self.carry = Unforked::default();
         }

@@ -142,11 +142,13 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// A parked client whose request has come and was not noticed yet is answered all the same.
+    /// A parked client whose request has come and was not noticed yet is answered all the same, and
+    /// one that has yet to take the rest of an answer goes on.
     fn answer_what_has_come(&mut self, now: Time) {
+        let goes_on = |held: &Held| held.is_unfinished() || held.has_input();
         let parked: Vec<_> = self.dispatcher.parked().collect();
         for id in parked {
-            self.end_parked(id, Held::has_input, now);
+            self.end_parked(id, goes_on, now);
         }
     }
 

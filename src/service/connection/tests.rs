@@ -1,6 +1,7 @@
 //! A connection with a client in the same process.
 
 use super::*;
+use std::io::{IoSlice, Write};
 use std::os::unix::net::UnixStream;
 
 fn pair() -> (Connection, UnixStream) {

@@ -416,6 +416,10 @@ impl<H: Handler> Service for Http<H> {
                 if let Some(turn) = self.answer(connection, arrival)? {
                     return Ok(turn);
                 }
+                if connection.is_behind() {
+                    // The next answer can wait until the client has taken this one.
+                    return Ok(Turn::Park);
+                }
                 served += 1;
                 if connection.buffer().is_empty() {
                     return Ok(Turn::Park);

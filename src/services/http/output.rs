@@ -99,7 +99,7 @@ impl Output {
             Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last)?,
             Content::Cached(file) => self.send_bytes(connection, &file.body, last)?,
             Content::Repeated { pattern, length } => {
-                self.send_repeated(connection, pattern, length)?;
+                self.send_repeated(connection, pattern, length, last)?;
             }
             Content::File {
                 file,
@@ -138,27 +138,21 @@ impl Output {
     fn send_repeated(
         &mut self,
         connection: &mut Connection,
-        pattern: &[u8],
+        pattern: &'static [u8],
         length: u64,
+        last: bool,
     ) -> io::Result<()> {
-        let mut remaining = length;
-        let mut next = || {
-            let count = usize::try_from(remaining)
-                .map_or(pattern.len(), |remaining| remaining.min(pattern.len()));
-            remaining -= count as u64;
-            (count > 0).then(|| &pattern[..count])
-        };
-        if length <= INLINE as u64 {
-            while let Some(block) = next() {
-                self.buffer.extend_from_slice(block);
-            }
-            return connection.write_all(&self.buffer);
+        if length > INLINE as u64 {
+            connection.write_more(&self.buffer)?;
+            return connection.send_repeated(pattern, length);
         }
-        connection.write_more(&self.buffer)?;
-        while let Some(block) = next() {
-            connection.write_all(block)?;
+        let mut left = length as usize;
+        while left > 0 {
+            let block = &pattern[..left.min(pattern.len())];
+            self.buffer.extend_from_slice(block);
+            left -= block.len();
         }
-        Ok(())
+        self.send_buffer(connection, last)
     }
 
     fn send_file(

@@ -16,6 +16,7 @@ const MUST_BE: &[&str] = &[
     "src/master/workers/crash_loop.rs",
     "src/master/workers/lifetime.rs",
     "src/master/workers/autoscale.rs",
+    "src/service/outgoing/record.rs",
     "src/services/http/head.rs",
     "src/services/http/head/",
     "src/services/http/chunked.rs",
