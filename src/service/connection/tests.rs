@@ -1,5 +1,7 @@
 //! A connection with a client in the same process.
 
+mod slow;
+
 use super::*;
 use std::io::{IoSlice, Write};
 use std::os::unix::net::UnixStream;

@@ -131,12 +131,9 @@ impl Kept {
 
     /// Keeps bytes behind all that is kept already: all of them, or none.
     pub fn add(&mut self, bytes: &[u8], room: Room) -> Result<(), Full> {
-        let all = self.length().saturating_add(bytes.len() as u64);
-        if all > room.keeping.max_spool {
-            return Err(Full::TooMuch(room.keeping.max_spool));
-        }
         let own = matches!(self.file, Some((_, Kind::Memory | Kind::Disk)));
-        if !own && self.carried.len() + bytes.len() <= IN_MEMORY {
+        let most = room.keeping.max_spool.min(IN_MEMORY as u64) as usize;
+        if !own && self.carried.len() + bytes.len() <= most {
             self.carried.extend_from_slice(bytes);
             match self.file {
                 None => self.record.front += bytes.len() as u32,
@@ -228,11 +225,18 @@ impl Kept {
             return Err(Full::Luggage);
         }
         let all = self.length();
+        if all.saturating_add(more) > keeping.max_spool {
+            return Err(Full::TooMuch(keeping.max_spool));
+        }
         let (file, kind) = match long(all + more) {
             true => (keeping.unlinked_file(), Kind::Disk),
             false => (Keeping::memory_file(), Kind::Memory),
         };
-        let file = file.map_err(Full::File)?;
+        let file = match file.map_err(Full::File)? {
+            file if luggage::is_acceptable(&file) => file,
+            // The master would not take it: closing a file of that file system may sleep.
+            _ => Keeping::memory_file().map_err(Full::File)?,
+        };
         self.pour_into(&file)?;
         self.carried.clear();
         self.file = Some((file, kind));

@@ -10,7 +10,7 @@ pub const LENGTH: usize = 32;
 pub const SLOW: u8 = 2;
 
 /// Tells a record from those of others, and from one of another version.
-const TAG: [u8; 2] = *b"S1";
+const TAG: [u8; 2] = [1, 1];
 
 /// What the service had returned, as the number of its place.
 const OUTCOMES: [Outcome; 6] = [

@@ -42,6 +42,7 @@ mod preconditions;
 mod request;
 mod response;
 mod rest;
+mod stream;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -316,7 +317,9 @@ impl<H: Handler> Http<H> {
                 (Response::error(StatusCode::BAD_REQUEST), false)
             }
         };
-        let keep_alive = whole && self.head.keep_alive && !response.close;
+        // Without a length and without chunks, the end of the connection ends the body.
+        let ends = response.content.length().is_none() && self.head.version == Version::Http10;
+        let keep_alive = whole && self.head.keep_alive && !response.close && !ends;
         self.send(connection, response, keep_alive)?;
         Ok(if keep_alive {
             None
@@ -348,26 +351,26 @@ impl<H: Handler> Http<H> {
             version: self.head.version,
             keep_alive,
         };
-        let error = match self.output.send(connection, response, mode) {
-            Err(Failure::File(error)) => error,
-            Err(Failure::CutOff(error)) => {
+        let (what, error) = match self.output.send(connection, response, mode) {
+            Err(Failure::Body(what, error)) => (what, error),
+            Err(Failure::CutOff(what, error)) => {
                 // More bytes were announced, so only the end of the connection tells the client.
-                self.warn_of_file(&error, "closing the connection within the response");
+                self.warn_of(what, &error, "closing the connection within the response");
                 return Err(error);
             }
             Err(Failure::Client(error)) => return Err(error),
             Ok(()) => return Ok(()),
         };
-        self.warn_of_file(&error, "answering 500");
+        self.warn_of(what, &error, "answering 500");
         let response = Response::error(StatusCode::INTERNAL_SERVER_ERROR);
         let result = self.output.send(connection, response, mode);
         result.map_err(Failure::into_error)
     }
 
-    fn warn_of_file(&self, error: &io::Error, consequence: &str) {
+    fn warn_of(&self, what: &str, error: &io::Error, consequence: &str) {
         let target = self.head.target.of(&self.head_bytes).escape_ascii();
         complaints::warn(
-            format_args!("read the file for {target}"),
+            format_args!("read the {what} for {target}"),
             error,
             consequence,
         );

@@ -9,10 +9,14 @@ use rustix::fd::AsFd;
 
 use super::head::Version;
 use super::response::{Content, Response};
+use super::stream::Stream;
 use crate::service::{Connection, Turn};
 
 /// A body up to this length, in bytes, is copied behind its head, so that both leave with one call.
 const INLINE: usize = 32 * 1024;
+
+/// What a log line calls a body that is a file.
+const FILE: &str = "file";
 
 /// Sends responses, one after the other, from the same buffer.
 #[derive(Debug, Default)]
@@ -36,16 +40,16 @@ pub(super) struct SendMode {
 pub(super) enum Failure {
     /// Writing to the client failed. The response may have gone in part.
     Client(io::Error),
-    /// The file of the body could not be read. Nothing was sent.
-    File(io::Error),
-    /// The file of the body could not be read to its end. A part was sent.
-    CutOff(io::Error),
+    /// The body could not be read from where it is, which is named. Nothing was sent.
+    Body(&'static str, io::Error),
+    /// The body could not be read to its end. A part was sent.
+    CutOff(&'static str, io::Error),
 }
 
 impl Failure {
     pub(super) fn into_error(self) -> io::Error {
         match self {
-            Self::Client(error) | Self::File(error) | Self::CutOff(error) => error,
+            Self::Client(error) | Self::Body(_, error) | Self::CutOff(_, error) => error,
         }
     }
 }
@@ -78,10 +82,16 @@ impl Output {
             self.buffer.extend_from_slice(&file.metadata.fields);
         }
         let has_content = has_content(response.status);
-        if has_content {
-            let mut digits = itoa::Buffer::new();
-            let length = digits.format(response.content.length());
-            write_field(&mut self.buffer, "Content-Length", length);
+        match response.content.length() {
+            _ if !has_content => {}
+            Some(length) => {
+                let mut digits = itoa::Buffer::new();
+                write_field(&mut self.buffer, "Content-Length", digits.format(length));
+            }
+            None if mode.version == Version::Http11 => {
+                write_field(&mut self.buffer, "Transfer-Encoding", "chunked");
+            }
+            None => {}
         }
         match (mode.keep_alive, mode.version) {
             (false, _) => self.buffer.extend_from_slice(b"Connection: close\r\n"),
@@ -106,6 +116,11 @@ impl Output {
                 offset,
                 length,
             } => self.send_file(connection, file, offset, length, last)?,
+            Content::Stream { source, length } => {
+                let chunked = length.is_none() && mode.version == Version::Http11;
+                let stream = Stream::new(source.0, length, chunked);
+                stream.send(connection, &mut self.buffer, last)?;
+            }
         }
         Ok(())
     }
@@ -166,16 +181,17 @@ impl Output {
         match usize::try_from(length) {
             Ok(length) if length <= INLINE => {
                 let end = self.buffer.len() + length;
-                read_exactly(&mut self.buffer, file, offset, end).map_err(Failure::File)?;
+                read_exactly(&mut self.buffer, file, offset, end)
+                    .map_err(|error| Failure::Body(FILE, error))?;
                 Ok(self.send_buffer(connection, last)?)
             }
             _ => {
                 connection.write_more(&self.buffer)?;
                 let sent = connection.send_file(file, offset, length);
                 sent.map_err(|error| match error.kind() {
-                    io::ErrorKind::UnexpectedEof => Failure::CutOff(shorter()),
+                    io::ErrorKind::UnexpectedEof => Failure::CutOff(FILE, shorter()),
                     kind if is_of_client(kind) => Failure::Client(error),
-                    _ => Failure::CutOff(error),
+                    _ => Failure::CutOff(FILE, error),
                 })
             }
         }

@@ -1,6 +1,8 @@
 //! What a handler answers.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -50,15 +52,30 @@ pub(super) enum Content {
     },
     /// A whole file in memory; its header fields come with it.
     Cached(Arc<CachedFile>),
+    /// What is read while it is sent; so many bytes if that is known.
+    Stream {
+        source: Source,
+        length: Option<u64>,
+    },
+}
+
+/// Something to read from.
+pub(super) struct Source(pub(super) Box<dyn Read>);
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Source")
+    }
 }
 
 impl Content {
-    /// How long the body is, in bytes.
-    pub(super) fn length(&self) -> u64 {
+    /// How long the body is, in bytes, if that is known before it is sent.
+    pub(super) fn length(&self) -> Option<u64> {
         match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Cached(file) => file.body.len() as u64,
-            Self::Repeated { length, .. } | Self::File { length, .. } => *length,
+            Self::Bytes(bytes) => Some(bytes.len() as u64),
+            Self::Cached(file) => Some(file.body.len() as u64),
+            Self::Repeated { length, .. } | Self::File { length, .. } => Some(*length),
+            Self::Stream { length, .. } => *length,
         }
     }
 }
@@ -194,6 +211,32 @@ impl Response {
             file,
             offset,
             length,
+        };
+        self
+    }
+
+    /// Sets the body to what `source` gives until its end, in chunks, each sent when it has been
+    /// read: at most 64 KiB at a time. (A client that speaks HTTP/1.0 gets it without chunks, and
+    /// the connection ends with it.) What a slow client does not take is kept, so that the worker
+    /// is in the turn only until the source has ended; with a source that has no end, until the
+    /// limit `max-spool` is reached, and then for as long as the client stays.
+    ///
+    /// If the source fails before it has given anything, that is logged, and the client gets 500;
+    /// later, the connection is cut off, so that the client notices.
+    pub fn stream(mut self, source: impl Read + 'static) -> Self {
+        self.content = Content::Stream {
+            source: Source(Box::new(source)),
+            length: None,
+        };
+        self
+    }
+
+    /// Sets the body to the first `length` bytes of what `source` gives, as [`Response::stream`]
+    /// does, but without chunks. A source that ends before that has failed.
+    pub fn stream_of(mut self, source: impl Read + 'static, length: u64) -> Self {
+        self.content = Content::Stream {
+            source: Source(Box::new(source)),
+            length: Some(length),
         };
         self
     }

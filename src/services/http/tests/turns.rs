@@ -464,3 +464,116 @@ proptest! {
         }
     }
 }
+
+/// Gives its pieces, one at a time, then ends or fails.
+struct Pieces {
+    pieces: Vec<&'static [u8]>,
+    end: Option<io::ErrorKind>,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match (self.pieces.pop(), self.end) {
+            (Some(piece), _) => {
+                let count = piece.len().min(into.len());
+                into[..count].copy_from_slice(&piece[..count]);
+                Ok(count)
+            }
+            (None, None) => Ok(0),
+            (None, Some(kind)) => Err(kind.into()),
+        }
+    }
+}
+
+/// Answers with the pieces, the last of which comes first; of so many bytes if that is known.
+fn streaming(
+    pieces: &'static [&'static [u8]],
+    end: Option<io::ErrorKind>,
+    length: Option<u64>,
+) -> impl Handler {
+    move |_: &mut Request<'_>| {
+        let pieces = pieces.to_vec();
+        let source = Pieces { pieces, end };
+        let response = Response::new(StatusCode::OK);
+        match length {
+            Some(length) => response.stream_of(source, length),
+            None => response.stream(source),
+        }
+    }
+}
+
+#[test]
+fn a_stream_goes_out_in_chunks_and_the_connection_goes_on() {
+    let mut table = Table::new(streaming(&[b"and the rest", b"first "], None, None));
+    for _ in 0..2 {
+        table.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(table.turn(), Turn::Park);
+        let mut bytes = vec![0; 4096];
+        let mut received = String::new();
+        while !received.ends_with("\r\n0\r\n\r\n") {
+            let count = table.client.read(&mut bytes).unwrap();
+            received.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        }
+        let (head, body) = received.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("\r\nTransfer-Encoding: chunked"), "{head}");
+        assert!(!head.contains("Content-Length"), "{head}");
+        assert_eq!(
+            body,
+            "00006\r\nfirst \r\n0000c\r\nand the rest\r\n0\r\n\r\n"
+        );
+    }
+}
+
+#[test]
+fn a_stream_to_an_old_client_ends_with_the_connection() {
+    let mut table = Table::new(streaming(&[b"all"], None, None));
+    table.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(table.turn(), Turn::Close);
+    let received = rest_of(table);
+    let (head, body) = received.split_once("\r\n\r\n").unwrap();
+    assert!(head.ends_with("\r\nConnection: close"), "{head}");
+    assert!(!head.contains("Transfer-Encoding"), "{head}");
+    assert_eq!(body, "all");
+}
+
+#[test]
+fn a_stream_of_known_length_has_no_more_bytes_and_no_chunks() {
+    let mut table = Table::new(streaming(&[b"fghij", b"abcde"], None, Some(8)));
+    table.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(table.turn(), Turn::Close);
+    let received = rest_of(table);
+    assert!(received.contains("\r\nContent-Length: 8\r\n"), "{received}");
+    assert!(received.ends_with("\r\n\r\nabcdefgh"), "{received}");
+    let mut table = Table::new(streaming(&[b"fghij"], None, Some(8)));
+    table.send("HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(table.turn(), Turn::Close);
+    assert!(rest_of(table).ends_with("\r\n\r\n"));
+}
+
+#[test]
+fn a_stream_that_fails_is_500_or_cut_off() {
+    let broken = Some(io::ErrorKind::BrokenPipe);
+    let mut table = Table::new(streaming(&[], broken, None));
+    let (answer, turn) = table.exchange("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!((answer.status, turn), (500, Turn::Park));
+    for (end, length) in [(broken, None), (None, Some(9)), (broken, Some(9))] {
+        let mut table = Table::new(streaming(&[b"a part"], end, length));
+        table.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(table.http.turn(&mut table.connection).is_err());
+        let received = rest_of(table);
+        assert!(received.trim_end().ends_with("a part"), "{received}");
+    }
+}
+
+/// What the client still gets when the connection is closed.
+fn rest_of<H>(table: Table<H>) -> String {
+    let Table {
+        connection,
+        mut client,
+        ..
+    } = table;
+    drop(connection);
+    let mut received = String::new();
+    client.read_to_string(&mut received).unwrap();
+    received
+}
