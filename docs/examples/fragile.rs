@@ -8,7 +8,8 @@
 //! by 100 MiB, `curl localhost:8080/exit` to have one exit in the middle of a turn, `curl
 //! localhost:8080/half` to have one exit between two turns of one response, and `curl
 //! localhost:8080/flood` to have one keep so many descriptors in flight that its user may pass no
-//! more (without CAP_SYS_RESOURCE and CAP_SYS_ADMIN). `echo exit >
+//! more (without CAP_SYS_RESOURCE and CAP_SYS_ADMIN). `curl localhost:8080/endless` gets a stream
+//! without end, `curl localhost:8080/late` a long answer after half a second. `echo exit >
 //! /tmp/mood` makes each worker exit with status 3 when it is started, and `quit` with status 0;
 //! `hang` makes it hang at its start, and `cling` at its end. Anything else is well.
 
@@ -57,6 +58,9 @@ struct Arguments {
     /// For how long they may, in milliseconds.
     #[arg(long, default_value_t = 30_000)]
     queue_wait: u64,
+    /// How much of a response is kept for a slow client, in bytes.
+    #[arg(long, default_value_t = 1 << 30)]
+    max_spool: u64,
     /// For how many seconds the kernel may keep a silent client to itself.
     #[arg(long, default_value_t = 5)]
     defer_accept: u64,
@@ -132,6 +136,11 @@ impl Handler for Fragile {
         ) {
             ("/", _) => {}
             ("/exit", _) => process::exit(0),
+            ("/endless", _) => return Response::new(StatusCode::OK).stream(io::repeat(b'x')),
+            ("/late", _) => {
+                thread::sleep(Duration::from_millis(500));
+                return Response::new(StatusCode::OK).repeated(b"late", 24 << 20);
+            }
             ("/flood", _) => self.flood(),
             (_, Some(mebibytes)) => self.hoard.push(vec![1; mebibytes << 20]),
             (_, None) => return Response::error(StatusCode::NOT_FOUND),
@@ -182,6 +191,7 @@ fn main() -> batond::Result<()> {
             settings.start_timeout = Duration::from_millis(arguments.start_timeout);
             settings.defer_accept = Duration::from_secs(arguments.defer_accept);
             settings.queue = arguments.queue;
+            settings.max_spool = arguments.max_spool;
             settings.queue_wait = Some(Duration::from_millis(arguments.queue_wait));
         })
         .run(move || Halved(Http::new(Fragile::new(&mood))))

@@ -2,10 +2,13 @@
 //! its place, whatever becomes of workers and masters meanwhile.
 
 use std::fs;
+use std::thread;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Client, Server, Setup, Worker, wait_until_idle};
+use crate::harness::{
+    Client, Server, Setup, Worker, eventually, open_descriptors, process, wait_until_idle,
+};
 
 /// More than the sockets between a server and a client that reads nothing have room for.
 const LONG: usize = 24 << 20;
@@ -138,4 +141,197 @@ fn a_download_outlives_a_reload() {
     server.signal(Signal::SIGHUP);
     server.wait_for_log("reloaded");
     assert_rest(&mut client, &bytes);
+}
+
+#[test]
+fn random_kills_cost_no_byte() {
+    // The seed is fixed; when the kills come is up to the machine.
+    const CLIENTS: usize = 8;
+    let (setup, bytes) = files(&["-w", "3"], LONG / 2);
+    let server = setup.expect(" died ").expect("die at their start").start();
+    let workers = server.workers(3);
+    let mut downloads: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let path = match number % 2 {
+                0 => "/big".to_owned(),
+                _ => "/big?again".to_owned(),
+            };
+            let client = slow(&server, &path);
+            let body = bytes.clone();
+            thread::spawn(move || {
+                let mut client = client;
+                assert_rest(&mut client, &body);
+            })
+        })
+        .collect();
+    let mut random = 42_u64;
+    let mut slots = workers;
+    while downloads.iter().any(|download| !download.is_finished()) {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let slot = (random >> 33) as usize % slots.len();
+        server.kill(slots[slot]);
+        slots[slot] = server.replacement(slots[slot]);
+    }
+    for download in downloads.drain(..) {
+        download.join().expect("it has all bytes");
+    }
+    assert!(server.log_lines(" died ").len() > 1);
+}
+
+#[test]
+fn requests_whose_answers_nobody_reads_are_answered_in_order() {
+    const COUNT: usize = 10_000;
+    let server = Server::start(&["demo", "-w", "1"]);
+    let workers = server.workers(1);
+    let mut client = server.endpoint().connect_narrow();
+    let mut sender = client.try_clone().expect("a copy");
+    let sending = thread::spawn(move || {
+        for number in 0..COUNT {
+            sender.send_get(&format!("/bytes/{}", number % 5000));
+        }
+    });
+    // All of it: more than the sockets have room for.
+    wait_until_idle(workers[0].pid);
+    assert_eq!(server.get("/").status, 200);
+    for number in 0..COUNT {
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.body.len()), (200, number % 5000));
+    }
+    sending.join().expect("all was sent");
+    wait_until_idle(workers[0].pid);
+}
+
+#[test]
+fn what_is_long_goes_to_the_disk_and_all_of_it_goes_away() {
+    // A body of a POST comes back from memory; a file is its own luggage.
+    let setup = Setup::new(&["demo", "-w", "1", "--max-body", "32M"]);
+    let server = setup.also(&["--body-dir", "."]).start();
+    let workers = server.workers(1);
+    assert_eq!(server.get("/").status, 200);
+    wait_until_idle(workers[0].pid);
+    let before = open_descriptors(server.master());
+    for (length, place) in [(LONG / 2, "(deleted)"), (400_000, "/memfd:batond-kept")] {
+        // The sockets have room for megabytes: only what is kept first is kept for sure.
+        let body = unlike(length, 3);
+        let mut client = server.endpoint().connect_narrow();
+        let head = format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        client.send(head);
+        client.send(&body);
+        assert_eq!(client.read_exact(15), b"HTTP/1.1 200 OK");
+        if length > 4 << 20 {
+            wait_until_idle(workers[0].pid);
+            let now = open_descriptors(server.master());
+            let kept = now.values().find(|name| name.contains(place));
+            assert!(kept.is_some(), "{now:?}");
+        }
+        assert_rest(&mut client, &body);
+        drop(client);
+        eventually("the master has let all of it go", || {
+            open_descriptors(server.master()).len() == before.len()
+        });
+    }
+}
+
+#[test]
+fn the_end_of_a_connection_comes_after_the_last_byte() {
+    let (setup, bytes) = files(&["-w", "1"], LONG / 2);
+    let server = setup.start();
+    let workers = server.workers(1);
+    for request in [
+        "GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        "GET /big HTTP/1.0\r\n\r\n",
+    ] {
+        let mut client = server.endpoint().connect_narrow();
+        client.send(request);
+        assert_eq!(client.read_exact(15), b"HTTP/1.1 200 OK");
+        wait_for_rest(&workers);
+        assert_eq!(server.get("/small").body, b"small");
+        let rest = client.read_until_close();
+        assert!(rest.ends_with(&bytes), "{} bytes", rest.len());
+    }
+    // An answer to HEAD is short, however long the file.
+    let mut client = server.connect();
+    let reply = client.head("/big");
+    assert_eq!(
+        reply.header("content-length"),
+        Some(&*bytes.len().to_string())
+    );
+    assert_eq!(client.get("/small").body, b"small");
+}
+
+#[test]
+fn a_stop_waits_for_who_reads_and_not_beyond_its_grace_for_who_does_not() {
+    let (setup, bytes) = files(&["-w", "1", "--grace", "5"], LONG / 2);
+    let setup = setup.expect("the grace period is over: closing 1 connections");
+    let mut server = setup.start();
+    let workers = server.workers(1);
+    let mut reader = slow(&server, "/big");
+    let mut other = slow(&server, "/big");
+    wait_for_rest(&workers);
+    server.signal(Signal::SIGTERM);
+    assert_rest(&mut reader, &bytes);
+    assert!(reader.is_closed());
+    server.wait_for_log("the grace period is over: closing 1 connections");
+    assert!(server.wait().success());
+    let rest = other.read_until_close();
+    assert!(rest.len() < bytes.len());
+}
+
+#[test]
+fn a_worker_without_a_master_sends_what_it_was_asked_for() {
+    let mut server = Setup::example("fragile", &["--mood", "mood", "-w", "1"]).start();
+    let worker = server.workers(1)[0];
+    let watched = process::Watched::new(worker.pid);
+    let mut client = server.endpoint().connect_narrow();
+    client.send_get("/late");
+    eventually("the worker is in the turn", || process::sleeps(worker.pid));
+    server.signal(Signal::SIGKILL);
+    server.wait_for_master();
+    let all = client.read_until_close();
+    assert!(
+        all.ends_with(&b"late".repeat(6 << 20)),
+        "{} bytes",
+        all.len()
+    );
+    watched.reap_orphan();
+}
+
+#[test]
+fn on_a_unix_socket_a_death_closes_the_connection_and_nothing_else_does() {
+    let (setup, bytes) = files(&["-w", "1"], LONG / 2);
+    let setup = setup.listen("unix:socket").expect(" died ");
+    let server = setup.start();
+    let worker = server.workers(1)[0];
+    let mut clients = server.connect_all(2);
+    for client in &mut clients {
+        client.send_get("/big");
+        assert_eq!(client.read_exact(15), b"HTTP/1.1 200 OK");
+    }
+    wait_until_idle(worker.pid);
+    assert_rest(&mut clients[0], &bytes);
+    // Between two turns a death is nobody's business.
+    server.kill(worker);
+    server.replacement(worker);
+    assert_rest(&mut clients[1], &bytes);
+}
+
+#[test]
+fn a_stream_that_is_longer_than_what_is_kept_holds_its_worker_and_the_log_says_so() {
+    let arguments = ["--mood", "mood", "-w", "2", "--max-spool", "1000000"];
+    let setup = Setup::example("fragile", &arguments);
+    let server = setup.expect("its worker waits for it").start();
+    let mut client = slow(&server, "/endless");
+    let line = server.wait_for_log("its worker waits for it");
+    let words = "has yet to take 1000000 bytes (max-spool): its worker waits for it";
+    assert!(line.ends_with(words), "{line}");
+    // The other worker serves.
+    assert_eq!(server.get("/").status, 200);
+    client.read_exact(8_000_000);
+    drop(client);
+    server
+        .workers(2)
+        .into_iter()
+        .for_each(|worker| wait_until_idle(worker.pid));
 }

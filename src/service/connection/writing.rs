@@ -117,20 +117,21 @@ impl Connection {
     pub(crate) fn send_repeated(&mut self, pattern: &'static [u8], length: u64) -> io::Result<()> {
         let whole = (self.buffer.held.len() as u64).saturating_add(length);
         if self.is_kept_first(whole)
-            && let Ok(file) = pattern::file(pattern)
+            && let Ok((file, period)) = pattern::file(pattern)
         {
             let segment = Segment {
                 offset: 0,
                 length,
-                period: pattern.len() as u64,
+                period,
             };
             return self.put_segment(file, segment, true);
         }
+        let block = pattern::block(pattern);
         let mut left = length;
         while left > 0 {
-            let count = usize::try_from(left).map_or(pattern.len(), |left| left.min(pattern.len()));
+            let count = usize::try_from(left).map_or(block.len(), |left| left.min(block.len()));
             left -= count as u64;
-            self.put(&pattern[..count], left > 0)?;
+            self.put(&block[..count], left > 0)?;
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ mod cache;
 mod chunked;
 mod complaints;
 mod demo;
+mod failure;
 mod files;
 mod gathering;
 mod head;
@@ -52,9 +53,10 @@ use std::time::Duration;
 
 use self::arrival::Arrival;
 use self::body::{Fault, Leftover, Source};
+use self::failure::Failure;
 use self::gathering::{Gatherer, Purpose, Terms, Trouble};
 use self::head::{Framing, Head, Refusal, bad};
-use self::output::{DATE_SLOT, Failure, Output, SendMode, canned};
+use self::output::{DATE_SLOT, Output, SendMode, canned};
 use self::rest::MAX_DRAIN;
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::output::Failure;
+use super::failure::Failure;
 use crate::service::{Connection, Turn};
 
 /// How much is read at a time, in bytes.

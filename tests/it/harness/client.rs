@@ -503,8 +503,9 @@ impl Client {
             0 => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!(
-                    "the server closed after {:?}",
-                    String::from_utf8_lossy(&self.pending)
+                    "the server closed after {} bytes, {:?}",
+                    self.pending.len(),
+                    String::from_utf8_lossy(&self.pending[..self.pending.len().min(1000)])
                 ),
             )),
             count => {
