@@ -7,7 +7,6 @@ use crate::wire::{Extras, Lend, LuggageChange, Traffic};
 
 /// The first byte of a record of this library: the worker's loop goes on with what is kept of a
 /// response.
-#[allow(dead_code, reason = "no response is kept yet")]
 pub(crate) const SENDING: u8 = 1;
 
 /// The first byte of a record: a request's body is being gathered in the luggage.

@@ -11,12 +11,18 @@ use crate::harness::{DEADLINE, Server, Setup, load, open_descriptors};
 
 type Open = BTreeMap<Pid, BTreeMap<i32, String>>;
 
+/// All but the file that a worker makes once, when it first sends a pattern at length.
 fn open_now(server: &Server, workers: usize) -> Open {
     let mut pids = vec![server.master()];
-    pids.extend(server.workers(workers).iter().map(|worker| worker.pid));
-    pids.into_iter()
-        .map(|pid| (pid, open_descriptors(pid)))
-        .collect()
+    let workers: Vec<_> = server.workers(workers);
+    pids.extend(workers.iter().map(|worker| worker.pid));
+    let open = |pid| {
+        let mut open = open_descriptors(pid);
+        let pattern = |name: &str| name.starts_with("/memfd:batond-pattern");
+        open.retain(|_, name| pid == server.master() || !pattern(name));
+        open
+    };
+    pids.into_iter().map(|pid| (pid, open(pid))).collect()
 }
 
 /// Waits until every process has as many descriptors as before; the master may need a moment to

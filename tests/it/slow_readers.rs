@@ -146,7 +146,7 @@ fn a_download_outlives_a_reload() {
 #[test]
 fn random_kills_cost_no_byte() {
     // The seed is fixed; when the kills come is up to the machine.
-    const CLIENTS: usize = 8;
+    const CLIENTS: usize = 6;
     let (setup, bytes) = files(&["-w", "3"], LONG / 2);
     let server = setup.expect(" died ").expect("die at their start").start();
     let workers = server.workers(3);

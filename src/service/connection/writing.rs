@@ -13,6 +13,7 @@ use crate::service::outgoing::record::{Record, Segment};
 use crate::service::outgoing::transmit::{Line, Sent};
 use crate::service::outgoing::{AT_ONCE, HELD, pattern};
 use crate::service::turn::Turn;
+use crate::sys::luggage;
 use crate::wire::{Extras, Outcome};
 
 impl Connection {
@@ -106,7 +107,8 @@ impl Connection {
         if length == 0 {
             return Ok(());
         }
-        let first = self.is_kept_first((self.buffer.held.len() as u64).saturating_add(length));
+        let whole = (self.buffer.held.len() as u64).saturating_add(length);
+        let first = self.is_kept_first(whole) && luggage::is_acceptable(&file);
         self.put_segment(file, segment, first)
     }
 

@@ -51,6 +51,10 @@ pub fn warn_of_wait(peer: impl Display, full: &Full) {
             "cannot keep what {peer} has yet to take: its service has luggage of its own; its \
              worker waits for it{end}"
         ),
+        Full::Strange => log::warn!(
+            "cannot keep what {peer} has yet to take: it is a file that is not sure to be on this \
+             machine; its worker waits for it{end}"
+        ),
         Full::File(error) => log::warn!(
             "cannot keep what {peer} has yet to take: {}; its worker waits for it{end}",
             Plain(error)

@@ -7,14 +7,14 @@ use rustix::io::{Errno, pread, pwrite};
 
 use super::record::{Next, Record, Segment};
 use super::transmit::{Fault, Line, Sent};
-use crate::service::keeping::Keeping;
+use crate::service::keeping::{Keeping, MAX_IN_MEMORY};
 use crate::sys::luggage;
 
 /// So much of it, in bytes, is kept in this process, and travels in front of the carry.
 pub const IN_MEMORY: usize = 16 * 1024;
 
-/// So much, in bytes, is kept in a file in memory; what is longer in one on disk.
-const IN_MEMORY_FILE: u64 = 1024 * 1024;
+/// The longest file, in bytes, that is copied because the master would not take it.
+const SOON_COPIED: u64 = 1024 * 1024;
 
 /// How much of a file is copied at a time, in bytes.
 const BLOCK: usize = 64 * 1024;
@@ -54,6 +54,8 @@ pub enum Full {
     TooMuch(u64),
     /// The service has luggage of its own, and only one file travels with a connection.
     Luggage,
+    /// It is a long file of a file system that may not answer.
+    Strange,
     /// It cannot be written to a file.
     File(io::Error),
 }
@@ -150,23 +152,24 @@ impl Kept {
         Ok(())
     }
 
-    /// Keeps a part of a file behind all that is kept already: the file itself, or, if there is one
-    /// already or it is not for strangers, a copy.
+    /// Keeps a part of a file behind all that is kept already: the file itself, or a copy if there
+    /// is one already. One that the master would not take is copied only if that is soon done.
     pub fn add_file(
         &mut self,
         file: BorrowedFd<'_>,
         segment: Segment,
         room: Room,
     ) -> Result<(), Full> {
-        let fits = self.file.is_none() && room.files && luggage::is_acceptable(file);
-        if fits {
+        let acceptable = luggage::is_acceptable(file);
+        if acceptable && self.file.is_none() && room.files {
+            let file = file.try_clone_to_owned().map_err(Full::File)?;
             self.record.has_file = true;
             self.record.segment = segment;
-            self.file = Some((
-                file.try_clone_to_owned().map_err(Full::File)?,
-                Kind::Foreign,
-            ));
+            self.file = Some((file, Kind::Foreign));
             return Ok(());
+        }
+        if !acceptable && segment.length > SOON_COPIED {
+            return Err(Full::Strange);
         }
         self.copy(file, segment, room)
     }
@@ -210,7 +213,7 @@ impl Kept {
     pub fn spool(&mut self, more: u64, room: Room) -> Result<(), Full> {
         let keeping = room.keeping;
         let Segment { offset, length, .. } = self.record.segment;
-        let long = |length: u64| length > IN_MEMORY_FILE && keeping.directory.is_some();
+        let long = |length: u64| length > MAX_IN_MEMORY && keeping.directory.is_some();
         let end = offset.saturating_add(length).saturating_add(more);
         match self.file {
             Some((_, Kind::Memory)) if long(end) => {}

@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::MemfdFlags;
+
 use super::kept::write_all;
-use crate::service::keeping::Keeping;
+use crate::sys::unlinked::memory_file;
 
 /// For how many there are files. The bytes are a program's constants, and few.
 const MOST: usize = 64;
@@ -54,7 +56,10 @@ pub fn file(bytes: &'static [u8]) -> io::Result<(BorrowedFd<'static>, u64)> {
         place,
         length,
         period: block.len() as u64,
-        file: Box::leak(Box::new(Keeping::memory_file()?)),
+        file: Box::leak(Box::new(memory_file(
+            "batond-pattern",
+            MemfdFlags::empty(),
+        )?)),
     };
     write_all(made.file, &block, 0)?;
     files.push(made);

@@ -1,6 +1,7 @@
 //! What is left of what a client has not taken, as it travels with the connection: how much of it
 //! stands in front of the carry, how much in the luggage, and what follows. Pure.
 
+use crate::service::baggage::SENDING;
 use crate::wire::Outcome;
 
 /// How many bytes a record has.
@@ -10,7 +11,7 @@ pub const LENGTH: usize = 32;
 pub const SLOW: u8 = 2;
 
 /// Tells a record from those of others, and from one of another version.
-const TAG: [u8; 2] = [1, 1];
+const TAG: [u8; 2] = [SENDING, 1];
 
 /// What the service had returned, as the number of its place.
 const OUTCOMES: [Outcome; 6] = [
