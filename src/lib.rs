@@ -227,6 +227,6 @@ pub fn main() -> std::process::ExitCode {
 pub mod internals {
     pub use crate::channel::scoreboard::{Entry, Publisher, Scoreboard, Sleep, Urgency};
     pub use crate::master::dispatch::table::ConnectionId;
-    pub use crate::master::dispatch::{Action, Dispatcher, Limits, TurnEnd, WorkerId};
+    pub use crate::master::dispatch::{Action, Dispatcher, Limits, Owes, TurnEnd, WorkerId};
     pub use crate::master::time::Time;
 }

@@ -57,6 +57,8 @@ impl Plan<'_> {
             queue_wait: settings.queue_wait,
             idle: settings.idle_timeout,
             head: settings.head_timeout,
+            rate: settings.min_rate,
+            rate_grace: settings.min_rate_grace,
             linger: linger.silence,
             linger_total: linger.total,
             turn: settings.turn_timeout,

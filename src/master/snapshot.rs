@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use super::dispatch::{Interest, Progress};
+use super::dispatch::{Interest, Progress, TimeLeft};
 use crate::service::Peer;
 use crate::sys::unforked::Unforked;
 use crate::wire::Traffic;
@@ -60,6 +60,8 @@ pub struct Snapshot {
     pub remaining: Option<Duration>,
     /// How long ago the client began the request that it has not completed.
     pub incomplete_for: Option<Duration>,
+    /// How much time the client has left for what else is due. A ledger does not say.
+    pub time_left: Option<TimeLeft>,
     /// What all turns have moved.
     pub total: Traffic,
     /// A service manager has a copy of its descriptor.
@@ -92,6 +94,7 @@ impl Snapshot {
             turns: self.turns,
             remaining: self.remaining,
             incomplete_for: self.incomplete_for,
+            time_left: self.time_left,
         }
     }
 
@@ -118,7 +121,17 @@ impl Snapshot {
             "pool={pool} peer={peer} waiting={waiting} turns={}",
             self.turns
         );
-        for (name, value) in [("remaining", remaining), ("incomplete", incomplete)] {
+        let (body, reading) = match self.time_left {
+            Some(TimeLeft::Body(left)) => (Some(left), None),
+            Some(TimeLeft::Reading(left)) => (None, Some(left)),
+            None => (None, None),
+        };
+        for (name, value) in [
+            ("remaining", remaining),
+            ("incomplete", incomplete),
+            ("body", millis(body)),
+            ("reading", millis(reading)),
+        ] {
             if let Some(value) = value {
                 let _ = write!(line, " {name}={value}");
             }
@@ -160,6 +173,7 @@ impl Snapshot {
             turns: 0,
             remaining: None,
             incomplete_for: None,
+            time_left: None,
             total: Traffic::default(),
             stored: false,
             carry: carry.into(),
@@ -183,6 +197,8 @@ impl Snapshot {
                 "turns" => snapshot.turns = number(value)?,
                 "remaining" => snapshot.remaining = span(value)?,
                 "incomplete" => snapshot.incomplete_for = span(value)?,
+                "body" => snapshot.time_left = span(value)?.map(TimeLeft::Body),
+                "reading" => snapshot.time_left = span(value)?.map(TimeLeft::Reading),
                 "read" => snapshot.total.read = number(value)?,
                 "written" => snapshot.total.written = number(value)?,
                 "stored" => snapshot.stored = flag(value)?,
@@ -272,6 +288,13 @@ mod tests {
         proptest::option::of(any::<u32>().prop_map(|ms| Duration::from_millis(ms.into())))
     }
 
+    fn time_left() -> impl Strategy<Value = Option<TimeLeft>> {
+        (any::<bool>(), spans()).prop_map(|(body, left)| match body {
+            true => left.map(TimeLeft::Body),
+            false => left.map(TimeLeft::Reading),
+        })
+    }
+
     fn places() -> impl Strategy<Value = (Place, Interest)> {
         prop_oneof![
             Just((Place::Ready, Interest::Input)),
@@ -288,6 +311,7 @@ mod tests {
             (place, interest) in places(),
             remaining in spans(),
             incomplete_for in spans(),
+            time_left in time_left(),
             traffic: (u64, u64),
             stored: bool,
             carry: Vec<u8>,
@@ -301,15 +325,18 @@ mod tests {
                 turns,
                 remaining,
                 incomplete_for,
+                time_left,
                 total: Traffic { read: traffic.0, written: traffic.1 },
                 stored,
                 carry: (&carry[..]).into(),
             };
-            for version in [1, 2] {
-                let line = snapshot.line(&name, version);
-                let parsed = Snapshot::parse(line.split(' '), version, &carry);
-                prop_assert_eq!(parsed, Ok((name.clone(), snapshot.clone())), "{}", line);
-            }
+            let line = snapshot.line(&name, 2);
+            let parsed = Snapshot::parse(line.split(' '), 2, &carry);
+            prop_assert_eq!(parsed, Ok((name.clone(), snapshot.clone())), "{}", line);
+            let line = snapshot.line(&name, 1);
+            let parsed = Snapshot::parse(line.split(' '), 1, &carry);
+            let known = Snapshot { time_left: None, ..snapshot };
+            prop_assert_eq!(parsed, Ok((name, known)), "{}", line);
         }
 
         #[test]

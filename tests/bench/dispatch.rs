@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Duration;
 
-use batond::internals::{Action, ConnectionId, Dispatcher, Limits, Time, TurnEnd, WorkerId};
+use batond::internals::{Action, ConnectionId, Dispatcher, Limits, Owes, Time, TurnEnd, WorkerId};
 use batond::wire::Outcome;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -81,8 +81,10 @@ impl World {
             let end = TurnEnd {
                 outcome,
                 turns: 1,
-                owes: false,
+                owes: Owes::Nothing,
                 answered: true,
+                read: 100,
+                taken: 0,
                 took: None,
             };
             self.dispatcher

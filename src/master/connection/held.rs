@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
@@ -13,7 +14,7 @@ use super::evidence::{Evidence, difference, sum};
 use super::luggage::Luggage;
 use crate::channel::scoreboard::Entry;
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::dispatch::{Interest, Progress, Verdict};
+use crate::master::dispatch::{Interest, Look, Progress, Verdict};
 use crate::master::events::epoll::{EventFlags, PoolEpoll};
 use crate::master::events::token::PoolEvent;
 use crate::master::snapshot::{Place, PoolKey, Snapshot};
@@ -177,6 +178,7 @@ impl Held {
             turns: progress.turns,
             remaining: progress.remaining,
             incomplete_for: progress.incomplete_for,
+            time_left: progress.time_left,
             total: self.total,
             stored: self.kept.as_ref().is_some_and(Kept::is_stored),
             carry: self.carry.clone(),
@@ -214,9 +216,10 @@ impl Held {
     // ---- between turns --------------------------------------------------------------------------
 
     /// Counts what a report says, and keeps what travels with the connection. `whole` says that
-    /// turns end between two responses, but for those that wait for writing.
-    pub fn count(&mut self, report: &Report<'_>, luggage: Option<Luggage>, whole: bool) {
-        let before = self.total.written;
+    /// turns end between two responses, but for those that wait for writing. Returns how many bytes
+    /// were read since the report before.
+    pub fn count(&mut self, report: &Report<'_>, luggage: Option<Luggage>, whole: bool) -> u64 {
+        let before = self.total;
         match report.traffic {
             // The worker's word: only its own connection suffers if it is wrong.
             Some(traffic) => self.total = sum(sum(self.total, self.moved()), traffic),
@@ -228,7 +231,7 @@ impl Held {
             }
         }
         let uncounted = report.traffic.is_none() && self.peer == Peer::Unix;
-        let answered = uncounted || self.total.written != before;
+        let answered = uncounted || self.total.written != before.written;
         let between = whole && !report.extras.resumable;
         self.end_turn(report.outcome, answered && !whole, between);
         if self.carry.len() + report.carry.len() > 0 {
@@ -237,6 +240,7 @@ impl Held {
         if self.baggage.is_some() || report.extras.stay() {
             self.repack(report, luggage);
         }
+        difference(self.total, before).read
     }
 
     /// Keeps what travels with the connection; nothing does when that is over.
@@ -294,8 +298,33 @@ impl Held {
     /// the client already.
     #[must_use]
     pub fn has_unsent(&self) -> bool {
-        let inet = matches!(self.peer, Peer::Inet(_));
-        inet && tcp::unacknowledged(&self.socket).is_ok_and(|unsent| unsent > 0)
+        matches!(self.peer, Peer::Inet(_)) && self.untaken() > 0
+    }
+
+    /// How many bytes the client has not taken of those that were sent. Of a Unix socket it is what
+    /// they take in memory.
+    fn untaken(&self) -> u64 {
+        tcp::unacknowledged(&self.socket).unwrap_or(0)
+    }
+
+    /// How much the client has taken of what all reported turns have sent. Where the worker has
+    /// counted wrong, or memory is what is counted, it may be less than nothing: it wraps around.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.total.written.wrapping_sub(self.untaken())
+    }
+
+    /// What is seen of the connection when its time is over.
+    #[must_use]
+    pub fn look(&self) -> Look {
+        let untaken = self.untaken();
+        Look {
+            // What the client has sent may lie behind other events that have not been looked at
+            // yet.
+            unread: self.has_unread(),
+            unsent: matches!(self.peer, Peer::Inet(_)) && untaken > 0,
+            taken: self.total.written.wrapping_sub(untaken),
+        }
     }
 
     /// Whether closing the connection after this turn could destroy what was sent: the kernel
@@ -449,6 +478,14 @@ impl Held {
         }
         shutdown(&self.socket, Shutdown::Write)?;
         Ok(())
+    }
+
+    /// What the client has not taken is given up when the connection is closed, by a reset: it
+    /// occupies no memory of the kernel any more, and the client does not take a part of a response
+    /// for the whole.
+    pub fn give_up_unsent(&self) {
+        // An error means that the client is gone.
+        let _ = sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
     }
 
     /// Discards what the client has sent. True when that was the last of it.

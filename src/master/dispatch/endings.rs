@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use crate::master::dispatch::table::{ConnectionId, State};
-use crate::master::dispatch::{Action, Canned, Dispatcher, Interest, WorkerId};
+use crate::master::dispatch::due::Over;
+use crate::master::dispatch::table::{ConnectionId, Due, State};
+use crate::master::dispatch::{Action, Canned, Dispatcher, Interest, Late, Look, WorkerId};
 use crate::master::time::Time;
 
 /// When the server stops, a client that has been silent for so long is not sending any more.
@@ -64,31 +65,53 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// The time of a parked or lingering connection is over, and its client has sent nothing. A
-    /// client that owes the rest of a request is told so, and an idle one is closed. `unsent` says
-    /// that the kernel has yet to deliver something: until then the connection lingers, within the
-    /// total.
-    pub fn expired(&mut self, id: ConnectionId, unsent: bool, now: Time) {
-        let Some(connection) = self.table.get(id) else {
-            return;
-        };
-        let owes = connection.incomplete_since.is_some();
+    /// The time of a parked or lingering connection is over, and the master has looked at it. A
+    /// client that owes the rest of a request is told so, and an idle one is closed; what the
+    /// kernel has yet to deliver lingers, within the total. A client that does not take a response
+    /// is cut off. Returns for which bound the client was too slow, if it was.
+    pub fn expired(&mut self, id: ConnectionId, look: Look, now: Time) -> Option<Late> {
+        let index = id.index();
+        let connection = self.table.get_mut(id)?;
         match connection.state {
-            State::Lingering if unsent => return self.linger_on(id.index(), now),
+            State::Lingering if look.unread => self.actions.push(Action::Drain(id)),
+            State::Lingering if look.unsent => self.linger_on(index, now),
             State::Lingering => {
-                self.end_lingering(id.index());
-                return self.close(id.index());
+                self.end_lingering(index);
+                self.close(index);
             }
-            State::Parked => {}
-            State::Ready | State::Lent(_) | State::Examined => return,
+            State::Parked => return self.expired_parked(id, look, now),
+            State::Ready | State::Lent(_) | State::Examined => {}
         }
-        self.unpark(id.index());
-        if owes {
-            self.linger(id.index(), Some(Canned::RequestTimeout), now);
-        } else if unsent {
-            self.linger(id.index(), None, now);
-        } else {
-            self.close(id.index());
+        None
+    }
+
+    fn expired_parked(&mut self, id: ConnectionId, look: Look, now: Time) -> Option<Late> {
+        let index = id.index();
+        let due = &mut self.table.at_mut(index).due;
+        // Of a client that is to read, it does not matter what it sends.
+        let reads = matches!(due, Due::Reading { .. });
+        if look.unread && !reads {
+            self.readable(id, now);
+            return None;
+        }
+        let over = due.over(&look, &self.limits, now);
+        let limit = due.limit(&self.limits, now);
+        self.unpark(index);
+        match over {
+            Over::Not => {
+                self.wait_for(index, limit, now);
+            }
+            Over::Late(Late::Head | Late::Body | Late::SilentBody) => {
+                self.linger(index, Some(Canned::RequestTimeout), now);
+            }
+            Over::Late(Late::Reader) => self.cut_off(index),
+            Over::Idle if reads => self.cut_off(index),
+            Over::Idle if look.unsent => self.linger(index, None, now),
+            Over::Idle => self.close(index),
+        }
+        match over {
+            Over::Late(late) => Some(late),
+            Over::Not | Over::Idle => None,
         }
     }
 

@@ -15,6 +15,7 @@
 mod average;
 pub mod chains;
 mod demand;
+mod due;
 mod endings;
 mod hang;
 mod passing;
@@ -28,7 +29,7 @@ pub mod wheel;
 mod workers;
 
 use crate::master::dispatch::chains::{Chains, List};
-use crate::master::dispatch::table::{ConnectionId, State, Table};
+use crate::master::dispatch::table::{ConnectionId, Due, State, Table};
 use crate::master::dispatch::wheel::Wheel;
 use crate::master::time::Time;
 use crate::wire::Outcome;
@@ -36,7 +37,8 @@ use average::Average;
 use workers::{Pace, Tenure, Workers};
 
 pub use vocabulary::{
-    Action, Canned, Excess, Interest, Lending, Limits, Progress, Stray, TurnEnd, Verdict,
+    Action, Canned, Excess, Interest, Late, Lending, Limits, Look, Owes, Progress, Stray, TimeLeft,
+    TurnEnd, Verdict,
 };
 pub use workers::{MAX_DEPTH, WorkerId};
 
@@ -257,7 +259,7 @@ impl<C> Dispatcher<C> {
         if ready {
             self.make_ready(id.index(), now);
         } else {
-            self.park(id.index(), Interest::Input, self.limits.idle, now);
+            self.park(id.index(), Interest::Input, now);
         }
         id
     }
@@ -328,9 +330,7 @@ impl<C> Dispatcher<C> {
         let end = end(&mut connection.payload);
         let took = end.took.unwrap_or(now.since(connection.started));
         self.turn.add(took);
-        if !end.owes || end.answered {
-            connection.incomplete_since = None;
-        }
+        connection.due = (connection.due).after(&end, connection.ready_at, &self.limits, now);
         (connection.replays, connection.hung) = (0, false);
         // The worker's word: whatever it claims, the count stays one.
         connection.turns = connection
@@ -462,15 +462,13 @@ impl<C> Dispatcher<C> {
             }
             Verdict::Served(outcome) => {
                 (connection.replays, connection.hung) = (0, false);
-                connection.incomplete_since = None;
+                connection.due = Due::after_lost_report(outcome, &self.limits, now);
                 match outcome {
                     Outcome::Again => self.make_ready(id.index(), now),
                     Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => {
-                        self.park(id.index(), Interest::Input, self.limits.idle, now);
+                        self.park(id.index(), Interest::Input, now);
                     }
-                    Outcome::ParkWrite => {
-                        self.park(id.index(), Interest::Output, self.limits.idle, now);
-                    }
+                    Outcome::ParkWrite => self.park(id.index(), Interest::Output, now),
                     Outcome::Close | Outcome::Linger => self.linger(id.index(), None, now),
                 }
             }

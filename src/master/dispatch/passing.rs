@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::master::dispatch::Dispatcher;
-use crate::master::dispatch::table::{ConnectionId, State};
+use crate::master::dispatch::table::{ConnectionId, Due, State};
 use crate::master::dispatch::vocabulary::{Canned, Interest, Lending, Progress};
 use crate::master::time::Time;
+use crate::wire::Outcome;
 
 /// A deadline that is this far away stands for none.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -36,11 +37,13 @@ impl<C> Dispatcher<C> {
         };
         let remaining = Some(connection.deadline.since(now));
         let remaining = remaining.filter(|remaining| !ready && *remaining < NEVER);
+        let (incomplete_for, time_left) = connection.due.told(now);
         Some(Progress {
             ready,
             turns: connection.turns,
             remaining,
-            incomplete_for: connection.incomplete_since.map(|since| now.since(since)),
+            incomplete_for,
+            time_left,
         })
     }
 
@@ -67,13 +70,22 @@ impl<C> Dispatcher<C> {
         let id = self.admit(payload);
         let connection = self.table.at_mut(id.index());
         connection.turns = progress.turns;
-        connection.incomplete_since = progress
-            .incomplete_for
-            .map(|incomplete_for| Time(now.0.saturating_sub(incomplete_for.as_nanos() as u64)));
+        connection.due = match (interest, progress) {
+            // The other master does not say, or did not have to know.
+            (
+                Interest::Output,
+                Progress {
+                    time_left: None,
+                    ready: false,
+                    ..
+                },
+            ) => Due::after_lost_report(Outcome::ParkWrite, &self.limits, now),
+            _ => Due::adopted(progress.incomplete_for, progress.time_left, now),
+        };
         if progress.ready {
             self.make_ready(id.index(), now);
         } else {
-            self.park(id.index(), interest, progress.remaining, now);
+            self.park_for(id.index(), interest, progress.remaining, now);
         }
         id
     }

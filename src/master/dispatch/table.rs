@@ -64,6 +64,30 @@ pub enum State {
     Lingering,
 }
 
+/// What a client is to do next, and by when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// It owes nothing.
+    Nothing,
+    /// It has begun a request, and owes the rest of its head.
+    Head {
+        /// When it began.
+        since: Time,
+    },
+    /// It owes the rest of a body.
+    Body {
+        /// If nothing more comes, it is too slow from then on.
+        until: Time,
+    },
+    /// It is to take what was sent, so that more can be.
+    Reading {
+        /// If it takes nothing more, it is too slow from then on.
+        until: Time,
+        /// How much it had taken when that was reckoned, in all its life.
+        taken: u64,
+    },
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Connection<C> {
@@ -81,8 +105,8 @@ pub struct Connection<C> {
     pub started: Time,
     /// Parked or lingering: when that ends. Else meaningless.
     pub deadline: Time,
-    /// Since when the client owes the rest of a request that it has begun.
-    pub incomplete_since: Option<Time>,
+    /// What its client is to do next, and by when.
+    pub due: Due,
     /// Lingering: when it ends, however much its client still sends. Else meaningless.
     pub linger_end: Time,
     /// Its worker was taken for hung in this turn.
@@ -146,7 +170,7 @@ impl<C> Table<C> {
             ready_at: Time::default(),
             started: Time::default(),
             deadline: Time::default(),
-            incomplete_since: None,
+            due: Due::Nothing,
             linger_end: Time::default(),
             hung: false,
             replays: 0,

@@ -6,6 +6,7 @@ mod examples;
 mod passing;
 mod promises;
 mod scenarios;
+mod slow;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -254,8 +255,14 @@ impl World {
         let end = TurnEnd {
             outcome,
             turns: 1,
-            owes: outcome.keeps() && choice.is_multiple_of(5),
+            owes: match choice % 5 {
+                0 if outcome.keeps() => Owes::Head,
+                1 if outcome.keeps() => Owes::Body,
+                _ => Owes::Nothing,
+            },
             answered: choice.is_multiple_of(3),
+            read: (choice % 700).into(),
+            taken: (choice / 7).into(),
             // Some workers do not measure, and what others say may be nonsense.
             took: choice
                 .is_multiple_of(2)
@@ -263,7 +270,7 @@ impl World {
         };
         self.examined_this_turn.remove(&id.into());
         self.owing.remove(&id.into());
-        if end.owes {
+        if end.owes != Owes::Nothing {
             self.owing.insert(id.into());
         }
         assert_eq!(
@@ -438,12 +445,16 @@ impl World {
                     self.is_parked(id) || lingers,
                     "expires what waits for a client"
                 );
-                if self.roll(4) == 0 {
-                    self.watched.insert(id.into(), Watch::Nothing);
-                    self.dispatcher.readable(id, self.now);
-                } else {
-                    let unsent = self.roll(4) == 0;
-                    self.dispatcher.expired(id, unsent, self.now);
+                let look = Look {
+                    unread: self.roll(4) == 0,
+                    unsent: self.roll(4) == 0,
+                    taken: self.roll(9000),
+                };
+                self.dispatcher.expired(id, look, self.now);
+                if self.dispatcher.state(id) != state {
+                    self.watched
+                        .entry(id.into())
+                        .and_modify(|watch| *watch = Watch::Nothing);
                 }
             }
             Action::Drain(id) => {
@@ -490,7 +501,7 @@ impl World {
                 let last_chance = Duration::from_secs(1);
                 self.doomed.push((worker, self.now.after(last_chance)));
             }
-            Action::Close(id, _) => {
+            Action::Close(id, _) | Action::Reset(id, _) => {
                 assert!(
                     self.watched.remove(&id.into()).is_some(),
                     "closes what exists, once"

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::master::dispatch::chains::Chains;
-use crate::master::dispatch::table::{Connection, State};
+use crate::master::dispatch::due::NEVER;
+use crate::master::dispatch::table::{Connection, Due, State};
 use crate::master::dispatch::wheel::TICK;
 use crate::master::dispatch::workers::{self, Pace, Tenure};
 use crate::master::dispatch::{
@@ -18,38 +19,16 @@ impl<C> Dispatcher<C> {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
             Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => {
-                let limit = if end.owes {
-                    self.time_to_complete(index, end.answered, now)
-                } else {
-                    self.limits.idle
-                };
                 let interest = match end.outcome {
                     Outcome::ParkDrained => Interest::NewInput,
                     _ => Interest::Input,
                 };
-                self.park(index, interest, limit, now);
+                self.park(index, interest, now);
             }
-            Outcome::ParkWrite => self.park(index, Interest::Output, self.limits.idle, now),
+            Outcome::ParkWrite => self.park(index, Interest::Output, now),
             Outcome::Close => self.close(index),
             Outcome::Linger => self.linger(index, None, now),
         }
-    }
-
-    /// How much longer the client may take for the rest of the request that it has begun. What came
-    /// along with a request that was answered in this turn is counted from the end of the turn on,
-    /// for the client could not know that it is awaited.
-    pub(super) fn time_to_complete(
-        &mut self,
-        index: u32,
-        answered: bool,
-        now: Time,
-    ) -> Option<Duration> {
-        let connection = self.table.at_mut(index);
-        let begin = if answered { now } else { connection.ready_at };
-        let since = *connection.incomplete_since.get_or_insert(begin);
-        self.limits
-            .head
-            .map(|limit| limit.saturating_sub(now.since(since)))
     }
 
     pub(super) fn deadline_passed(&mut self, index: u32, now: Time) {
@@ -66,22 +45,32 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    pub(super) fn park(
+    /// Parks the connection, for as long as its client has for what is due.
+    pub(super) fn park(&mut self, index: u32, interest: Interest, now: Time) {
+        let limit = self.table.at(index).due.limit(&self.limits, now);
+        self.park_for(index, interest, limit, now);
+    }
+
+    pub(super) fn park_for(
         &mut self,
         index: u32,
         interest: Interest,
         limit: Option<Duration>,
         now: Time,
     ) {
-        // Without a limit the deadline is never: the wheel sees it once a round.
-        let deadline = limit.map_or(Time(u64::MAX / 2), |limit| now.after(limit));
-        let parked = self.wait(index, State::Parked, deadline, now);
-        let owes = parked.incomplete_since.is_some();
+        let due = self.wait_for(index, limit, now);
         self.actions
             .push(Action::Arm(self.table.id(index), interest));
-        if interest != Interest::Output && !owes {
+        if interest != Interest::Output && !due.is_owed() {
             self.begin_idleness(index);
         }
+    }
+
+    /// Sets the deadline of a parked connection.
+    pub(super) fn wait_for(&mut self, index: u32, limit: Option<Duration>, now: Time) -> Due {
+        // Without a limit the deadline is never: the wheel sees it once a round.
+        let deadline = limit.map_or(NEVER, |limit| now.after(limit));
+        self.wait(index, State::Parked, deadline, now).due
     }
 
     pub(super) fn wait(
@@ -234,6 +223,15 @@ impl<C> Dispatcher<C> {
         if state.tenure == Tenure::Retiring && state.lent.is_empty() {
             self.actions.push(Action::Retire(self.workers.id(worker)));
         }
+    }
+
+    /// Ends a connection in the middle of a response that its client does not take. It does not
+    /// linger: what the kernel has yet to send would stay there for as long as the client likes.
+    pub(super) fn cut_off(&mut self, index: u32) {
+        let id = self.table.id(index);
+        let payload = self.table.remove(index);
+        self.actions.push(Action::Reset(id, payload));
+        self.resume_if_room();
     }
 
     pub(super) fn close(&mut self, index: u32) {

@@ -28,6 +28,10 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// How long a client may take for the head of a request, from its first byte.
     pub head: Option<Duration>,
+    /// How many bytes a second a client must send of a body, and take of a response.
+    pub rate: Option<u64>,
+    /// For how long it may be slower.
+    pub rate_grace: Duration,
     /// How long the client of a finished connection may be silent.
     pub linger: Duration,
     /// How long a finished connection is drained in all.
@@ -48,6 +52,8 @@ impl Default for Limits {
             queue_wait: None,
             idle: None,
             head: None,
+            rate: None,
+            rate_grace: Duration::from_secs(30),
             linger: Duration::from_secs(5),
             linger_total: Duration::from_secs(30),
             turn: None,
@@ -79,6 +85,30 @@ pub enum Canned {
     RequestTimeout,
     /// The server stops, and the client seems to have gone.
     Stopping,
+}
+
+/// For which bound a client was too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// The time for the head of a request.
+    Head,
+    /// The least rate of a body.
+    Body,
+    /// The time for which a client may be silent, within a body.
+    SilentBody,
+    /// The least rate at which a response is taken.
+    Reader,
+}
+
+/// What the master sees of a connection whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Look {
+    /// The client has sent something that nobody has read.
+    pub unread: bool,
+    /// The kernel has yet to deliver something.
+    pub unsent: bool,
+    /// How much the client has taken of what was sent to it, in all its life.
+    pub taken: u64,
 }
 
 /// Of what there is too much when a client is turned away.
@@ -147,7 +177,7 @@ pub enum Action<C> {
     /// Send the reply if there is one, end the sending side, and watch for the client's last bytes.
     Linger(ConnectionId, Option<Canned>),
     /// The time of the parked or lingering connection is over: look whether the client has sent
-    /// something all the same, then say [`Dispatcher::readable`](super::Dispatcher::readable) or
+    /// or taken something all the same, then say
     /// [`Dispatcher::expired`](super::Dispatcher::expired).
     Expire(ConnectionId),
     /// Discard what the client has sent; say with `Dispatcher::drained` whether that was all.
@@ -161,6 +191,8 @@ pub enum Action<C> {
     End(WorkerId),
     /// The connection is over, and this is what the master held for it. Dropping it closes it.
     Close(ConnectionId, C),
+    /// Likewise; and what is still under way to the client is given up (a reset).
+    Reset(ConnectionId, C),
     /// Stop accepting connections.
     PauseAccepting,
     /// Accept connections again.
@@ -171,6 +203,17 @@ pub enum Action<C> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stray;
 
+/// What the client owes when a turn has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owes {
+    /// Nothing that it has begun.
+    Nothing,
+    /// The rest of a request.
+    Head,
+    /// The rest of a body, whose head is complete.
+    Body,
+}
+
 /// What a report says, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
 pub struct TurnEnd {
@@ -178,10 +221,15 @@ pub struct TurnEnd {
     pub outcome: Outcome,
     /// How many turns the worker served in a row, at least one.
     pub turns: u64,
-    /// The client has begun a request, and owes the rest.
-    pub owes: bool,
+    /// What the client owes.
+    pub owes: Owes,
     /// Something was sent to the client, so that what is carried belongs to a new request.
     pub answered: bool,
+    /// How many bytes were read since the report before.
+    pub read: u64,
+    /// How much the client has taken of what was sent to it, in all its life; with
+    /// [`Outcome::ParkWrite`] only.
+    pub taken: u64,
     /// How long the (last) turn took, if the worker has measured it.
     pub took: Option<Duration>,
 }
@@ -209,6 +257,17 @@ pub struct Progress {
     pub remaining: Option<Duration>,
     /// How long ago the client began the request that it has not completed.
     pub incomplete_for: Option<Duration>,
+    /// How much time the client has left for what else is due.
+    pub time_left: Option<TimeLeft>,
+}
+
+/// How much longer a client may do nothing at all before it is too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLeft {
+    /// It owes the rest of a body.
+    Body(Duration),
+    /// It is to take a response.
+    Reading(Duration),
 }
 
 impl Progress {
@@ -220,6 +279,7 @@ impl Progress {
             turns: turn.saturating_sub(1),
             remaining: None,
             incomplete_for: None,
+            time_left: None,
         }
     }
 }

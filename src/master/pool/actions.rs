@@ -82,16 +82,10 @@ impl Pool<'_> {
             Action::Arm(id, interest) => self.arm(id, interest, now),
             Action::Linger(id, reply) => self.linger(id, reply, now),
             Action::Expire(id) => {
-                let held = self.dispatcher.payload(id);
-                // What the client has sent may lie behind other events that have not been looked at
-                // yet.
-                let (unread, unsent) = held.map_or((false, false), |held| {
-                    (held.has_unread(), held.has_unsent())
-                });
-                if unread {
-                    self.dispatcher.readable(id, now);
-                } else {
-                    self.dispatcher.expired(id, unsent, now);
+                let look = self.dispatcher.payload_of(id).map(Held::look);
+                let late = look.and_then(|look| self.dispatcher.expired(id, look, now));
+                if let Some(late) = late {
+                    self.suffer(Cause::Late(late), self.dispatcher.connections(), now);
                 }
             }
             Action::Drain(id) => {
@@ -105,6 +99,10 @@ impl Pool<'_> {
             Action::Retire(worker) => self.retire(worker, now),
             Action::End(worker) => self.end_hung(worker, now),
             Action::Close(_, held) => self.close(held, now),
+            Action::Reset(_, held) => {
+                held.give_up_unsent();
+                self.close(held, now);
+            }
             Action::PauseAccepting => self.listeners.pause(),
             Action::ResumeAccepting => self.listeners.resume(),
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::Settings;
 use crate::error::Plain;
-use crate::master::dispatch::{Canned, Excess};
+use crate::master::dispatch::{Canned, Excess, Late};
 use crate::master::plan::MAIN;
 use crate::master::time::Time;
 
@@ -27,8 +27,8 @@ pub enum Cause {
     Queue,
     /// A request has waited for too long.
     QueueWait,
-    /// A request did not come to its end in time.
-    HeadTimeout,
+    /// A client was too slow.
+    Late(Late),
     /// There are as many connections as there may be: idle ones are closed, or newcomers wait.
     MaxConnections,
     /// There are as many as the limit of open files allows; likewise.
@@ -48,7 +48,8 @@ impl Cause {
             Canned::Overloaded(Excess::PerClient) => Some(Self::PerClient),
             Canned::Overloaded(Excess::Queue) => Some(Self::Queue),
             Canned::Overloaded(Excess::QueueWait) => Some(Self::QueueWait),
-            Canned::RequestTimeout => Some(Self::HeadTimeout),
+            // Why it comes is told when the time of the connection is over.
+            Canned::RequestTimeout => None,
             Canned::Crashed | Canned::TimedOut | Canned::Stopping => None,
         }
     }
@@ -59,7 +60,9 @@ impl Cause {
             Self::PerClient => "per-client",
             Self::Queue => "queue",
             Self::QueueWait => "queue-wait",
-            Self::HeadTimeout => "head-timeout",
+            Self::Late(Late::Head) => "head-timeout",
+            Self::Late(Late::SilentBody) => "idle-timeout",
+            Self::Late(Late::Body | Late::Reader) => "min-rate",
             Self::MaxConnections => "max-connections",
             Self::OpenFiles => "limit of open files",
             Self::Lends(_) => "lending",
@@ -81,10 +84,7 @@ impl Cause {
                 let limit = seconds(settings.queue_wait);
                 format!("turning requests away that no worker took up within {limit} s")
             }
-            Self::HeadTimeout => {
-                let limit = seconds(settings.head_timeout);
-                format!("turning clients away whose request was not complete within {limit} s")
-            }
+            Self::Late(late) => begin_late(late, settings),
             Self::MaxConnections => {
                 format!("there are {connections} connections: {CONSEQUENCE}")
             }
@@ -104,10 +104,12 @@ impl Cause {
     /// What has happened so many times.
     fn events(self, count: u64) -> String {
         match (self, count) {
-            (Self::PerClient | Self::Queue | Self::QueueWait | Self::HeadTimeout, 1) => {
+            (Self::Late(Late::Reader), 1) => "1 client was cut off".to_owned(),
+            (Self::Late(Late::Reader), _) => format!("{count} clients were cut off"),
+            (Self::PerClient | Self::Queue | Self::QueueWait | Self::Late(_), 1) => {
                 "1 client was turned away".to_owned()
             }
-            (Self::PerClient | Self::Queue | Self::QueueWait | Self::HeadTimeout, _) => {
+            (Self::PerClient | Self::Queue | Self::QueueWait | Self::Late(_), _) => {
                 format!("{count} clients were turned away")
             }
             (Self::MaxConnections | Self::OpenFiles, 1) => "once no connection was free".to_owned(),
@@ -116,6 +118,29 @@ impl Cause {
             }
             (Self::Lends(_), 1) => "1 lend was refused".to_owned(),
             (Self::Lends(_), _) => format!("{count} lends were refused"),
+        }
+    }
+}
+
+fn begin_late(late: Late, settings: &Settings) -> String {
+    let seconds = |span: Option<Duration>| span.unwrap_or_default().as_secs_f64();
+    let rate = settings.min_rate.unwrap_or_default();
+    match late {
+        Late::Head => {
+            let limit = seconds(settings.head_timeout);
+            format!("turning clients away whose request was not complete within {limit} s")
+        }
+        Late::Body => {
+            format!("turning clients away that send less than {rate} bytes of a body in a second")
+        }
+        Late::SilentBody => {
+            let limit = seconds(settings.idle_timeout);
+            format!("turning clients away that stop within a body for {limit} s")
+        }
+        Late::Reader => {
+            format!(
+                "cutting clients off that take less than {rate} bytes of a response in a second"
+            )
         }
     }
 }
@@ -156,7 +181,10 @@ impl Overload {
         connections: usize,
         now: Time,
     ) -> Option<String> {
-        let same = |episode: &&mut Episode| discriminant(&episode.cause) == discriminant(&cause);
+        let same = |episode: &&mut Episode| match (episode.cause, cause) {
+            (Cause::Late(one), Cause::Late(other)) => one == other,
+            (one, other) => discriminant(&one) == discriminant(&other),
+        };
         if let Some(episode) = self.episodes.iter_mut().find(same) {
             episode.last = now;
             episode.count += 1;

@@ -7,7 +7,7 @@ use crate::master::connection::descriptors;
 use crate::master::connection::held::Held;
 use crate::master::connection::luggage::Luggage;
 use crate::master::dispatch::table::{ConnectionId, State};
-use crate::master::dispatch::{Dispatcher, Stray, TurnEnd, WorkerId};
+use crate::master::dispatch::{Dispatcher, Owes, Stray, TurnEnd, WorkerId};
 use crate::master::snapshot::Place;
 use crate::master::time::Time;
 use crate::master::workers::channel::{Fault, Said};
@@ -222,21 +222,37 @@ fn end_turn(
     let mut end = TurnEnd {
         outcome: report.outcome,
         turns: entry.map_or(1, |entry| entry.turns),
-        owes: !report.carry.is_empty() && report.carry != &*profile.blank,
+        owes: owes(report, profile),
         answered: report.traffic.is_some_and(|traffic| traffic.written > 0),
+        read: 0,
+        taken: 0,
         took: entry.map(|entry| entry.took),
     };
     dispatcher.report(worker, id, now, |held| {
         if report.outcome == Outcome::Close && held.would_lose(report, entry.is_some()) {
             end.outcome = Outcome::Linger;
         }
-        held.count(report, luggage, profile.whole_responses);
+        end.read = held.count(report, luggage, profile.whole_responses);
+        if report.outcome == Outcome::ParkWrite {
+            end.taken = held.taken();
+        }
         end
     })?;
     if report.outcome == Outcome::Again {
         store_ready(dispatcher, id, now);
     }
     Ok(())
+}
+
+/// What the client owes when this is the report of a turn.
+fn owes(report: &Report<'_>, profile: &ServiceProfile) -> Owes {
+    if report.extras.body {
+        Owes::Body
+    } else if report.carry.is_empty() || report.carry == &*profile.blank {
+        Owes::Nothing
+    } else {
+        Owes::Head
+    }
 }
 
 /// Writes down that a connection waits for a worker, if it does and is stored.

@@ -372,6 +372,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             turns: field(TURNS),
             remaining: span(field(DEADLINE)).map(|deadline| deadline.saturating_sub(clock)),
             incomplete_for: span(field(INCOMPLETE)).map(|since| clock.saturating_sub(since)),
+            time_left: None,
             total: Traffic {
                 read: field(READ),
                 written: field(WRITTEN),

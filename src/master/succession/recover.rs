@@ -363,6 +363,7 @@ mod tests {
             turns: 1,
             remaining: None,
             incomplete_for: None,
+            time_left: None,
             total: Traffic::default(),
             stored: true,
             carry: Unforked::default(),

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A world with one worker, which is lent the only connection.
-fn one_turn(limits: Limits) -> (World, WorkerId, ConnectionId) {
+pub(super) fn one_turn(limits: Limits) -> (World, WorkerId, ConnectionId) {
     let mut world = World::new(limits);
     world.hire(1);
     let worker = world.some_fellow(0).expect("one");
@@ -20,12 +20,14 @@ fn pool(workers: usize) -> (World, Vec<WorkerId>) {
     (world, ids)
 }
 
-fn done() -> TurnEnd {
+pub(super) fn done() -> TurnEnd {
     TurnEnd {
         outcome: Outcome::Close,
         turns: 1,
-        owes: false,
+        owes: Owes::Nothing,
         answered: true,
+        read: 0,
+        taken: 0,
         took: None,
     }
 }
@@ -266,8 +268,10 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     let part = TurnEnd {
         outcome: Outcome::Park,
         turns: 1,
-        owes: true,
+        owes: Owes::Head,
         answered: false,
+        read: 1,
+        taken: 0,
         took: None,
     };
     for _ in 0..9 {
@@ -286,7 +290,7 @@ fn who_drips_a_head_gets_one_deadline_for_all_of_it() {
     let _ = world.dispatcher.take_actions();
     world.pass(Duration::from_millis(1200));
     assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
-    world.dispatcher.expired(id, false, world.now);
+    world.dispatcher.expired(id, Look::default(), world.now);
     assert_eq!(
         world.dispatcher.take_actions(),
         [Action::Linger(id, Some(Canned::RequestTimeout))]
@@ -363,9 +367,9 @@ fn the_one_that_has_been_idle_for_longest_gives_way_and_no_other() {
     let d = &mut world.dispatcher;
     let now = world.now;
     let ends = [
-        (Outcome::ParkWrite, false),
-        (Outcome::Park, true),
-        (Outcome::Park, false),
+        (Outcome::ParkWrite, Owes::Nothing),
+        (Outcome::Park, Owes::Head),
+        (Outcome::Park, Owes::Nothing),
     ];
     for (outcome, owes) in ends {
         let id = d.accepted(0, true, now);
@@ -389,7 +393,7 @@ fn the_one_that_has_been_idle_for_longest_gives_way_and_no_other() {
     assert_eq!(given[1], silent);
     // The client of the first has just sent something.
     d.readable(given[0], now);
-    d.expired(given[1], false, now);
+    d.expired(given[1], Look::default(), now);
     assert_eq!(d.connections(), 4);
     d.accepted(5, true, now);
     d.pause_if_full();
@@ -479,12 +483,16 @@ fn a_client_that_still_takes_what_was_sent_is_not_silent() {
             let _ = world.dispatcher.take_actions();
             world.pass(Duration::from_millis(1200));
             assert_eq!(world.dispatcher.take_actions(), [Action::Expire(id)]);
-            world.dispatcher.expired(id, true, world.now);
+            let unsent = Look {
+                unsent: true,
+                ..Look::default()
+            };
+            world.dispatcher.expired(id, unsent, world.now);
             // The master looks at it again after that time, and no sooner.
             world.pass(second / 2);
             assert_eq!(world.dispatcher.take_actions(), []);
         }
-        world.dispatcher.expired(id, false, world.now);
+        world.dispatcher.expired(id, Look::default(), world.now);
         assert_eq!(world.dispatcher.state(id), None);
     }
 }

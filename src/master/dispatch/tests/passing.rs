@@ -124,8 +124,10 @@ fn turns_and_what_is_owed_come_along() {
     let half = TurnEnd {
         outcome: Outcome::Park,
         turns: 3,
-        owes: true,
+        owes: Owes::Head,
         answered: false,
+        read: 1,
+        taken: 0,
         took: None,
     };
     let report = world.dispatcher.report(worker, id, world.now, |_| half);
@@ -163,8 +165,10 @@ fn what_is_lent_stays_until_its_turn_ends() {
     let end = TurnEnd {
         outcome: Outcome::Again,
         turns: 1,
-        owes: false,
+        owes: Owes::Nothing,
         answered: true,
+        read: 1,
+        taken: 0,
         took: None,
     };
     let report = world.dispatcher.report(worker, id, world.now, |_| end);

@@ -1,6 +1,8 @@
 //! What the dispatcher promises, looked at in all of its state and in the model beside it.
 
-use super::{ConnectionId, Fellow, Interest, MAX_DEPTH, PATIENCE, State, Watch, WorkerId, World};
+use super::{
+    ConnectionId, Due, Fellow, Interest, MAX_DEPTH, PATIENCE, State, Watch, WorkerId, World,
+};
 
 impl World {
     pub(super) fn check(&self) {
@@ -52,6 +54,12 @@ impl World {
         };
         let model = self.parked.iter().filter(waits_for_a_request);
         assert_eq!(idle, model.map(|(id, _)| *id).collect::<Vec<_>>());
+        for (id, interest) in &self.parked {
+            let due = d.table.get((*id).into()).expect("it is parked").due;
+            let reads = matches!(due, Due::Reading { .. });
+            assert_eq!(reads, *interest == Interest::Output, "{due:?}");
+            assert_eq!(due.is_owed(), self.owing.contains(id) && !reads, "{due:?}");
+        }
         assert_eq!(d.paused, self.paused);
         let room = !d.is_full() || d.can_make_room();
         assert!(

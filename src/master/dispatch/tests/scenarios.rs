@@ -17,9 +17,10 @@ fn limits() -> impl Strategy<Value = Limits> {
         0u64..5,
         seconds(1..30),
         (1usize..20, 0usize..20),
+        (proptest::option::of(1u64..1000), 0u64..10),
     )
         .prop_map(
-            |(connections, queue, queue_wait, idle, head, linger, turn, more)| Limits {
+            |(connections, queue, queue_wait, idle, head, linger, turn, more, rate)| Limits {
                 patience: PATIENCE,
                 few: 4,
                 connections,
@@ -29,6 +30,8 @@ fn limits() -> impl Strategy<Value = Limits> {
                 queue_wait,
                 idle,
                 head,
+                rate: rate.0,
+                rate_grace: Duration::from_secs(rate.1),
                 linger: Duration::from_secs(linger),
                 linger_total: Duration::from_secs(3 * linger),
                 turn,

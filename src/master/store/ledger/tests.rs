@@ -24,6 +24,7 @@ fn snapshot(carry: &[u8]) -> Snapshot {
         turns: 3,
         remaining: Some(Duration::from_secs(6)),
         incomplete_for: None,
+        time_left: None,
         total: Traffic {
             read: 4,
             written: 5,
