@@ -27,6 +27,7 @@ mod logging;
 mod lookups;
 mod luggage;
 mod overload;
+mod rates;
 mod reconfigure;
 mod recycle;
 mod reload;
