@@ -5,39 +5,111 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::lookup;
 use crate::service::Keeping;
+use crate::sys::luggage::is_local;
 use crate::sys::unlinked::Directory;
 
-/// The path of the directory as the workers see it; `None` if they are to use the one for temporary
-/// files.
-///
-/// # Errors
-/// When the directory that was asked for is none, is outside of the root directory of the workers,
-/// or this process may not write to it.
-pub(super) fn find(asked: Option<&Path>, chroot: Option<&Path>) -> Result<Option<PathBuf>> {
-    let Some(path) = asked else {
-        return Ok(None);
-    };
+/// Why a directory is of no use whose file system can make this process wait, or may.
+const STRANGE: &str = "its file system is not known to be of this machine";
+
+/// The directory of the workers of a pool.
+#[derive(Debug)]
+pub(super) struct BodyDir {
+    /// The path as the workers see it; `None` if they are to use the one for temporary files.
+    seen: Option<PathBuf>,
+    /// The root directory of the workers, if they get one of their own.
+    root: Option<PathBuf>,
+}
+
+impl BodyDir {
+    /// Looks for the directory that was asked for.
+    ///
+    /// # Errors
+    /// When it is none, is outside of the root directory of the workers, is on a file system of
+    /// another machine, or this process may not write to it.
+    pub(super) fn find(asked: Option<&Path>, root: Option<&Path>) -> Result<Self> {
+        let seen = match asked {
+            None => None,
+            Some(path) => Some(find(path, root)?),
+        };
+        let root = root.map(Path::to_owned);
+        Ok(Self { seen, root })
+    }
+
+    fn seen(&self) -> PathBuf {
+        self.seen.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// Learns what it takes to tell which files can travel with connections: those in this
+    /// directory, and beneath those that the worker keeps. To be called in the worker, before it is
+    /// confined: it may not see /proc any more afterwards.
+    pub(super) fn prepare(&self, kept: &[Rc<dyn AsFd + '_>]) {
+        let Some(root) = &self.root else {
+            return;
+        };
+        let seen = self.seen();
+        let path = root.join(seen.strip_prefix("/").unwrap_or(&seen));
+        let _ = Directory::open(&path).is_ok_and(|directory| directory.is_local());
+        for owner in kept {
+            let _ = is_local(owner.as_fd());
+        }
+    }
+
+    /// What a worker keeps for slow clients, and where. To be called in the worker, when it is
+    /// confined; it holds as long as the process.
+    pub(super) fn open(&self, slot: u32, (max_body, max_spool): (u64, u64)) -> &'static Keeping {
+        let directory = open(&self.seen());
+        if let Err(error) = &directory {
+            // All workers of a pool are alike, so that one says it.
+            let level = match slot {
+                0 => log::Level::Warn,
+                _ => log::Level::Debug,
+            };
+            log::log!(
+                level,
+                "keeping in memory what slow clients send, or do not take: {error}"
+            );
+        }
+        Box::leak(Box::new(Keeping {
+            directory: directory.ok(),
+            max_body,
+            max_spool,
+        }))
+    }
+}
+
+/// The path of a directory as workers see it that have this root directory.
+fn find(path: &Path, root: Option<&Path>) -> Result<PathBuf> {
     let failed = |error: io::Error| Error::new(using(path), error);
-    let key = match chroot {
+    let key = match root {
         Some(root) => format!("body-dir {} in {}", path.display(), root.display()),
         None => format!("body-dir {}", path.display()),
     };
     let seen = lookup::value(&key, || {
         let real = path.canonicalize().map_err(failed)?;
-        Directory::open(&real).map_err(failed)?;
-        let seen = match chroot {
+        open(path)?;
+        let seen = match root {
             None => real,
             Some(root) => below(&real, root, path)?,
         };
         Ok(seen.into_os_string().into_vec())
     })?;
-    Ok(Some(OsString::from_vec(seen).into()))
+    Ok(OsString::from_vec(seen).into())
+}
+
+fn open(path: &Path) -> Result<Directory> {
+    let directory = Directory::open(path).map_err(|error| Error::new(using(path), error))?;
+    match directory.is_local() {
+        true => Ok(directory),
+        false => Err(Error::because(using(path), STRANGE)),
+    }
 }
 
 /// What processes whose root directory is `root` call a directory that `path` stands for.
@@ -58,30 +130,6 @@ fn using(path: &Path) -> String {
     format!("use body-dir {}", path.display())
 }
 
-/// What a worker keeps for slow clients, and where. To be called in the worker, when it is
-/// confined; it holds as long as the process.
-pub(super) fn open(path: Option<&Path>, slot: u32, limits: (u64, u64)) -> &'static Keeping {
-    let path = path.map_or_else(std::env::temp_dir, Path::to_owned);
-    let directory = Directory::open(&path).map_err(|error| Error::new(using(&path), error));
-    if let Err(error) = &directory {
-        // All workers of a pool are alike, so that one says it.
-        let level = match slot {
-            0 => log::Level::Warn,
-            _ => log::Level::Debug,
-        };
-        log::log!(
-            level,
-            "keeping in memory what slow clients send, or do not take: {error}"
-        );
-    }
-    let (max_body, max_spool) = limits;
-    Box::leak(Box::new(Keeping {
-        directory: directory.ok(),
-        max_body,
-        max_spool,
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,15 +144,14 @@ mod tests {
         fs::create_dir_all(&spool).unwrap();
         symlink("jail/spool", place.join("link")).unwrap();
         let found = |path: &str, root: Option<&Path>| {
-            find(Some(&place.join(path)), root).map_err(|error| {
+            find(&place.join(path), root).map_err(|error| {
                 let text = error.to_string();
                 text.replace(&place.display().to_string(), "")
             })
         };
-        assert_eq!(find(None, Some(&jail)).unwrap(), None);
-        assert_eq!(found("link", None), Ok(Some(spool.clone())));
-        assert_eq!(found("link", Some(&jail)), Ok(Some("/spool".into())));
-        assert_eq!(found("jail", Some(&jail)), Ok(Some("/".into())));
+        assert_eq!(found("link", None), Ok(spool.clone()));
+        assert_eq!(found("link", Some(&jail)), Ok("/spool".into()));
+        assert_eq!(found("jail", Some(&jail)), Ok("/".into()));
         let outside = "cannot use body-dir /jail: workers do not see it from their root directory \
                        /jail/spool";
         assert_eq!(found("jail", Some(&spool)), Err(outside.to_owned()));

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
+use super::body_dir::BodyDir;
+use super::socket_owner;
 use super::start::Plan;
-use super::{body_dir, socket_owner};
 use crate::channel::start::WorkerHandles;
 use crate::config::keys::contradiction;
 use crate::config::{Address, Confinement, Settings, name_fault};
@@ -161,7 +162,7 @@ impl<'a> Pool<'a> {
         let confinement = confine::Plan::new(&self.confinement, threads)?;
         let settings = &self.settings;
         let chroot = self.confinement.chroot.as_deref();
-        let body_dir = body_dir::find(settings.body_dir.as_deref(), chroot)?;
+        let body_dir = BodyDir::find(settings.body_dir.as_deref(), chroot)?;
         let limits = (settings.max_body.unwrap_or(u64::MAX), settings.max_spool);
         let (serve, owners) = (self.serve, self.keep);
         let keep = owners.iter().map(|owner| owner.as_fd().as_raw_fd());
@@ -170,11 +171,12 @@ impl<'a> Pool<'a> {
             // The closure owns them, so that the descriptors stay open as long as it can be called.
             let _ = &owners;
             logging::set_role(Role::Worker { slot: handles.slot });
+            body_dir.prepare(&owners);
             if let Err(error) = confinement.apply() {
                 log::error!("{error}");
                 return 1;
             }
-            let keeping = body_dir::open(body_dir.as_deref(), handles.slot, limits);
+            let keeping = body_dir.open(handles.slot, limits);
             exit_status(serve(handles, keeping, threads))
         };
         Ok(Plan {

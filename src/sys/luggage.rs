@@ -77,8 +77,16 @@ fn is_plain_local_file(descriptor: impl AsFd) -> bool {
         return false;
     };
     // What the kernel says of the type without the file system's help is right for these.
-    is_local(&descriptor, file.stx_mnt_id)
+    is_local_mount(&descriptor, file.stx_mnt_id)
         && FileType::from_raw_mode(file.stx_mode.into()) == FileType::RegularFile
+}
+
+/// Whether this is on a file system that is of this machine. It is known from then on, also in a
+/// process that will not see /proc, and in its children (Linux 6.8).
+#[must_use]
+pub fn is_local(descriptor: impl AsFd) -> bool {
+    look(&descriptor, StatxFlags::MNT_ID)
+        .is_some_and(|file| is_local_mount(&descriptor, file.stx_mnt_id))
 }
 
 /// What the kernel knows of a file by itself.
@@ -92,7 +100,7 @@ fn look(descriptor: impl AsFd, wanted: StatxFlags) -> Option<Statx> {
 
 /// Whether the file system of a descriptor is [`LOCAL`]; `mount` is the number that its mount has
 /// as long as it exists.
-fn is_local(descriptor: impl AsFd, mount: u64) -> bool {
+fn is_local_mount(descriptor: impl AsFd, mount: u64) -> bool {
     let unique = look(descriptor, UNIQUE).map(|found| found.stx_mnt_id);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let same = |(number, _): &&(u64, bool)| Some(*number) == unique;

@@ -10,6 +10,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::sys::luggage::is_local;
+
 /// A directory in which files without a name are made.
 #[derive(Debug)]
 pub struct Directory(OwnedFd);
@@ -25,6 +27,12 @@ impl Directory {
         let needed = Access::WRITE_OK | Access::EXEC_OK;
         accessat(&directory, ".", needed, AtFlags::EACCESS)?;
         Ok(Self(directory))
+    }
+
+    /// Whether it is on a file system that is of this machine ([`is_local`]).
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        is_local(&self.0)
     }
 
     /// A new file, to read and to write, which takes room on the disk of the directory.

@@ -169,6 +169,10 @@ fn what_the_file_names_is_looked_for() {
             "cannot use body-dir batond.toml: Not a directory",
         ),
         (
+            format!("{demo}body-dir = '/proc'\n"),
+            "cannot use body-dir /proc: its file system is not known to be of this machine",
+        ),
+        (
             format!("{demo}cpu-affinity = 1023\n"),
             "cannot run workers on processor 1023: it is not among those that the master may run on",
         ),

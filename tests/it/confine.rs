@@ -528,6 +528,7 @@ fn a_worker_has_nothing_of_its_master_s_whatever_a_sandbox_forbids() {
         let server = Setup::new(&["demo", "-w", "2"])
             .under(&wrapper)
             .expect(" died ")
+            .expect("keeping in memory")
             .start();
         assert_has_its_own_only(&server, 9);
         assert_eq!(server.get("/").status, 200);

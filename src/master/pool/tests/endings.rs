@@ -172,6 +172,23 @@ fn a_connection_that_waits_for_its_worker_in_vain_gets_no_reply_into_its_respons
     }
 }
 
+#[test]
+fn a_client_that_takes_too_little_of_a_response_gets_a_reset_and_no_more() {
+    let mut world = World::new();
+    let mut limits = world.pool.plan.limits(100);
+    (limits.rate, limits.rate_grace) = (Some(1 << 40), Duration::from_millis(50));
+    world.pool.dispatcher.set_limits(limits);
+    let (mut world, worker, mut client, id, mut socket) = begin_turn(world);
+    let sent = fill(&mut socket);
+    drop(socket);
+    worker.report(id, Outcome::ParkWrite, (7, sent), b"");
+    world.until("it is forgotten", |world| world.pool.dispatcher.is_empty());
+    let mut taken = Vec::new();
+    let end = client.read_to_end(&mut taken).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!((taken.len() as u64) < sent, "{sent}");
+}
+
 /// Such a client need not end the connection, and no time needs to pass.
 #[test]
 fn a_connection_whose_client_has_all_that_was_sent_holds_up_no_stop() {
