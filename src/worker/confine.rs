@@ -35,8 +35,9 @@ use means::Means;
 /// signal handler, its doorbell, a log, a directory to serve, and one for what slow clients send.
 const OWN_DESCRIPTORS: usize = 9;
 
-/// How many descriptors each of its threads opens: the connection, and a file to send.
-const TURN_DESCRIPTORS: usize = 2;
+/// How many descriptors each of its threads has: the connection, its luggage, another file that is
+/// to be that, and a file to send.
+const TURN_DESCRIPTORS: usize = 4;
 
 /// Why a call that succeeded is no success.
 const UNCHANGED: &str = "the call succeeded, and the kernel says that nothing has changed";

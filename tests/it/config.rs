@@ -178,7 +178,7 @@ fn what_the_file_names_is_looked_for() {
         ),
         (
             format!("{demo}limits = {{ nofile = 4 }}\n"),
-            "cannot limit nofile of workers to 4: a worker needs 11 to serve anyone",
+            "cannot limit nofile of workers to 4: a worker needs 13 to serve anyone",
         ),
         (
             format!("log = {{ file = 'gone/log' }}\n{demo}"),

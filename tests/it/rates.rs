@@ -54,10 +54,17 @@ fn flood(
 
 #[test]
 fn a_body_below_the_rate_is_answered_408() {
+    // One that is waited for in the carry, and one that is gathered.
+    for length in [40_000, 400_000] {
+        body_below_the_rate(length);
+    }
+}
+
+fn body_below_the_rate(length: usize) {
     let server = setup(&["demo"]).expect("min-rate: ").start();
     let mut client = server.connect();
     let start = Instant::now();
-    begin_body(&mut client, 40_000);
+    begin_body(&mut client, length);
     let mut drips = 0;
     while client.is_silent_for(DRIP) {
         // Half of the rate, or less.
@@ -81,14 +88,21 @@ fn a_body_below_the_rate_is_answered_408() {
 fn a_body_above_the_rate_is_served() {
     const PIECES: usize = 60;
     let server = setup(&["demo"]).start();
-    let mut client = server.connect();
-    begin_body(&mut client, PIECES * 500);
-    for piece in 0..PIECES {
-        client.send([b'x'; 500]);
-        let last = piece + 1 == PIECES;
-        assert!(last || client.is_silent_for(DRIP), "after {piece} pieces");
+    // One that is waited for in the carry, and one that is gathered.
+    let mut clients = [500, 5000].map(|piece| (server.connect(), piece));
+    for (client, piece) in &mut clients {
+        begin_body(client, PIECES * *piece);
     }
-    assert_eq!(client.reply().body.len(), PIECES * 500);
+    for number in 1..=PIECES {
+        for (client, piece) in &mut clients {
+            client.send(vec![b'x'; *piece]);
+            let last = number == PIECES;
+            assert!(last || client.is_silent_for(DRIP), "after {number} pieces");
+        }
+    }
+    for (client, piece) in &mut clients {
+        assert_eq!(client.reply().body.len(), PIECES * *piece);
+    }
 }
 
 #[test]

@@ -267,9 +267,9 @@ fn limits_can_be_set_and_lived_with() {
     ];
     let message = "cannot limit cpu of workers to 20: it has a limit already";
     refused(&limit(&twice), &root(), message);
-    let few = limit(&[(Resource::Nofile, 11)]);
+    let few = limit(&[(Resource::Nofile, 13)]);
     assert!(Plan::with(&few, 1, &root()).is_ok());
-    let message = "cannot limit nofile of workers to 11: a worker needs 17 to serve anyone";
+    let message = "cannot limit nofile of workers to 13: a worker needs 25 to serve anyone";
     let error = Plan::with(&few, 4, &root()).expect_err(message);
     assert_eq!(error.to_string(), message);
 }
