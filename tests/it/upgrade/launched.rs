@@ -190,7 +190,8 @@ fn the_program_is_found_without_proc() {
     let script = "mount -t tmpfs none /proc && \"$@\"; exit $?";
     let setup = Setup::new(&["demo", "-w", "1"]);
     let setup = setup.under(&["unshare", "--mount", "sh", "-c", script, "sh"]);
-    let mut server = setup.start();
+    // Without it, nobody knows what a directory is on.
+    let mut server = setup.expect("keeping in memory").start();
     let mut client = server.connect();
     assert_eq!(client.get("/").status, 200);
     server.upgrade();
