@@ -1,6 +1,7 @@
 //! Clients that send a body, or take a response, byte by byte: how slowly they may, and what they
 //! get. Whatever they do, it costs no worker.
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -154,6 +155,35 @@ fn who_takes_a_response_below_the_rate_is_cut_off() {
             "{ends:?}"
         );
     }
+}
+
+#[test]
+fn who_takes_a_download_below_the_rate_is_cut_off() {
+    let arguments = [
+        "http",
+        ".",
+        "-w",
+        "1",
+        "--min-rate",
+        "10M",
+        "--min-rate-grace",
+        "1",
+    ];
+    let setup = Setup::new(&arguments).expect("min-rate: ");
+    let file = File::create(setup.directory().join("large")).expect("a file");
+    file.set_len(64 << 20).expect("it may be large");
+    let server = setup.start();
+    let mut client = server.endpoint().connect_narrow();
+    client.send_get("/large");
+    let start = Instant::now();
+    while !server.log_contains(SLOW_READER) {
+        assert!(start.elapsed() < SOON, "it is left alone");
+        client.read_exact(1000);
+        assert!(server.connect().is_silent_for(DRIP));
+        assert_eq!(server.get("/none").status, 404);
+    }
+    let end = client.try_reply().expect_err("it is no reply").kind();
+    assert_eq!(end, ErrorKind::ConnectionReset);
 }
 
 #[test]
