@@ -48,12 +48,16 @@ pub(super) fn of(
             (is_short, buffer.len() as u64 >= end)
         }
         Framing::Chunked => {
-            let window = &buffer[..buffer.len().min(MAX_WAIT)];
+            let (window, behind) = buffer.split_at(buffer.len().min(MAX_WAIT));
             let mut rest = Rest::of(head.framing);
-            let skipped = rest.skip(&window[length..]);
-            let (_, data) = skipped.map_err(|_| bad("malformed chunked coding"))?;
-            let is_short = (rest.ended() || window.len() < MAX_WAIT) && data <= limit;
-            (is_short, rest.ended())
+            let mut skip = |bytes| {
+                let skipped = rest.skip(bytes);
+                let (_, data) = skipped.map_err(|_| bad("malformed chunked coding"))?;
+                Ok((rest.ended(), data))
+            };
+            let (ended, data) = skip(&window[length..])?;
+            let is_short = (ended || window.len() < MAX_WAIT) && data <= limit;
+            (is_short, ended || skip(behind)?.0)
         }
     };
     Ok(match (is_short && !head.expects_continue, whole) {

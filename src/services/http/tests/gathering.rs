@@ -216,6 +216,29 @@ fn bodies_around_each_boundary() {
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
 }
 
+/// More than what is waited for in memory may be there, and then all of it.
+#[test]
+fn what_is_behind_a_body_that_is_here_is_not_lost() {
+    for length in [48_900, 49_100, 49_200, 60_000] {
+        let body = noise(length);
+        let counted = [post(length).into_bytes(), body.clone()].concat();
+        let coded = [CHUNKED.into(), in_chunks(&body, 5_000)].concat();
+        for mut request in [counted, coded] {
+            request.extend_from_slice(get("/behind").as_bytes());
+            for first in (0..10_000).step_by(997) {
+                let mut master = Master::new(echo, u64::MAX);
+                master.send(&request[..first]);
+                assert_eq!(master.turns(), Turn::Park);
+                master.send(&request[first..]);
+                assert_eq!(master.turns(), Turn::Park);
+                assert_eq!(master.turns(), Turn::Park);
+                assert!(master.answer().body == body, "the bodies differ");
+                assert_eq!(master.answer().status, 200);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_long_goes_to_the_disk() {
     let place = tempfile::tempdir().unwrap();
