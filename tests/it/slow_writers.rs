@@ -161,6 +161,62 @@ fn a_body_survives_workers_that_die_between_turns_and_a_reload() {
     }
 }
 
+#[test]
+fn a_body_goes_on_with_the_next_master() {
+    let mut server = Server::start(&["demo", "-w", "2", "--max-body", "3M"]);
+    let mut clients: Vec<_> = requests(2_500_000, 11)
+        .into_iter()
+        .map(|(request, body)| (server.connect(), request, body))
+        .collect();
+    let mut expecting = server.connect();
+    expecting.send(head(5, "Expect: 100-continue\r\n"));
+    assert_eq!(expecting.reply().status, 100);
+    for third in 0..2 {
+        for (client, request, _) in &mut clients {
+            let at = |third: usize| request.len() * third / 3;
+            client.send(&request[at(third)..at(third + 1)]);
+            wait_until_taken(&server, client);
+        }
+        wait_until_taken(&server, &expecting);
+        server.upgrade();
+    }
+    for (client, request, body) in &mut clients {
+        client.send(&request[request.len() * 2 / 3..]);
+        assert_echo(&client.reply(), body);
+    }
+    expecting.send("hello");
+    assert_echo(&expecting.reply(), b"hello");
+}
+
+/// What a client does not take is kept, and so is what it goes on to send: one after the other.
+#[test]
+fn a_body_behind_an_answer_that_nobody_reads() {
+    let server = Server::start(&["demo", "-w", "1", "--max-body", "3M"]);
+    let worker = server.workers(1)[0];
+    for (number, (request, body)) in requests(2_000_000, 4).into_iter().enumerate() {
+        let mut client = server.endpoint().connect_narrow();
+        let mut writer = client.try_clone().expect("a second handle");
+        let length = [3_000_000, 20_000_000][number % 2];
+        client.send(format!(
+            "GET /bytes/{length} HTTP/1.1\r\nHost: test\r\n\r\n"
+        ));
+        process::wait_until_idle(worker.pid);
+        thread::scope(|scope| {
+            // It may not all fit into the kernel before the answer is read.
+            scope.spawn(move || {
+                for _ in 0..2 {
+                    writer.send(&request);
+                }
+            });
+            assert_eq!(server.get("/").status, 200);
+            assert_eq!(client.reply().body.len(), length);
+            for _ in 0..2 {
+                assert_echo(&client.reply(), &body);
+            }
+        });
+    }
+}
+
 /// Clients that send all but the last bytes of a body in small pieces, a part in each round, and a
 /// worker that is killed in the middle of it.
 #[test]

@@ -35,8 +35,8 @@ impl Said {
     }
 }
 
-/// Warns that something cannot be done, and of what comes of it: at once if the cause is new, and then
-/// once a minute, with the count.
+/// Warns that something cannot be done, and of what comes of it: at once if the cause is new, and
+/// then once a minute, with the count.
 #[cold]
 pub(super) fn warn(attempt: impl Display, error: &io::Error, consequence: impl Display) {
     let said = SAID.lock();
