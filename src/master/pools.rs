@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown, sockopt};
 
 use super::child::{Child, ChildEvent};
 use super::connection::descriptors::Closing;
+use super::connection::luggage::Luggage;
 use super::dispatch::table::ConnectionId;
 use super::events::epoll::Epoll;
 use super::listen::listener::Listener;
@@ -18,7 +19,7 @@ use super::listen::{bind, matching};
 use super::master_only::MasterOnly;
 use super::plan::{MAX_POOLS, Plan};
 use super::pool::{Phase, Pool};
-use super::snapshot::Snapshot;
+use super::snapshot::{Packing, Snapshot};
 use super::store::Store;
 use super::store::deposit::Stock;
 use super::time::Time;
@@ -279,20 +280,34 @@ impl<'a> Pools<'a> {
     /// Goes on with a connection of another master: the one way in, whether that one is being
     /// replaced or was killed. False when it is closed instead, because no pool would serve it, or
     /// its client is gone.
-    pub fn adopt(&mut self, snapshot: &Snapshot, socket: OwnedFd, now: Time) -> bool {
+    pub fn adopt(
+        &mut self,
+        snapshot: &Snapshot,
+        (socket, luggage): (OwnedFd, Option<OwnedFd>),
+        now: Time,
+    ) -> bool {
+        let luggage = luggage.map(Luggage::from);
         let peer = snapshot.peer.or_else(|| peer_of(&socket));
         let serves = |pool: &&mut Pool<'_>| pool.key() == snapshot.pool && pool.serves_adopted();
-        match (self.iter_mut().find(serves), peer) {
-            (Some(pool), Some(peer)) => {
-                pool.adopt(snapshot, peer, socket, now);
-                true
-            }
-            _ => {
-                if snapshot.stored {
-                    end_stored(&socket);
-                }
-                false
-            }
+        if let (Some(pool), Some(peer)) = (self.iter_mut().find(serves), peer) {
+            pool.adopt(snapshot, peer, (socket, luggage), now);
+            return true;
+        }
+        if snapshot.stored {
+            self.end_stored(snapshot, &socket);
+        }
+        false
+    }
+
+    /// Ends a connection of another master of which a service manager has a copy, and what it has
+    /// of its luggage.
+    pub fn end_stored(&self, snapshot: &Snapshot, socket: &OwnedFd) {
+        end_stored(socket);
+        if let Packing::Stored(_) = snapshot.packed.luggage
+            && let Some(store) = &self.store
+            && let Ok(cookie) = sockopt::socket_cookie(socket)
+        {
+            store.forget_luggage(cookie);
         }
     }
 }
@@ -305,6 +320,11 @@ impl Stock for Pools<'_> {
     fn connection(&self, pool: u8, id: ConnectionId) -> Option<BorrowedFd<'_>> {
         let pool = self.all.get(usize::from(pool))?.as_ref()?;
         Some(pool.held(id)?.descriptor())
+    }
+
+    fn luggage(&self, pool: u8, id: ConnectionId) -> Option<(BorrowedFd<'_>, u64)> {
+        let held = self.all.get(usize::from(pool))?.as_ref()?.held(id)?;
+        Some((held.luggage()?, held.luggage_number()?))
     }
 }
 

@@ -10,7 +10,9 @@
 //! pool=main peer=127.0.0.1:45694 waiting=input turns=3 remaining=75000 read=234 written=1704
 //! ```
 //!
-//! Version 1 had the values alone, in a fixed order; it is still read and written.
+//! Version 1 had the values alone, in a fixed order; it is still read and written. From version 3
+//! on, note, luggage and resumable turns come along. A master that reads less must not go on with a
+//! connection that has some of these.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -23,8 +25,12 @@ use crate::service::Peer;
 use crate::sys::unforked::Unforked;
 use crate::wire::Traffic;
 
-/// The version of both forms that names its fields.
-pub const VERSION: u32 = 2;
+/// The version of the line that this program writes.
+pub const VERSION: u32 = 3;
+/// The first one that names its fields.
+const NAMED: u32 = 2;
+/// The first one that has what travels with few connections.
+pub const WITH_BAGGAGE: u32 = 3;
 
 /// Where a connection was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +74,40 @@ pub struct Snapshot {
     pub stored: bool,
     /// What was read from the client and not consumed.
     pub carry: Unforked,
+    /// What else travels with the connection.
+    pub packed: Packed,
+}
+
+/// What travels with few connections, but for the luggage itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// What the service has noted about the client.
+    pub note: Unforked,
+    /// The connection has luggage.
+    pub luggage: Packing,
+    /// If the worker of the next turn dies, the connection is lent again as it stands.
+    pub resumable: bool,
+}
+
+/// Whether a connection has luggage, and who.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// It has none.
+    #[default]
+    None,
+    /// The master has it. The number is another one for each piece of luggage that this master has
+    /// had, and another master's business never.
+    Held(u64),
+    /// A service manager has a copy, too.
+    Stored(u64),
+}
+
+impl Packed {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.note.is_empty() && self.luggage == Packing::None && !self.resumable
+    }
 }
 
 /// A line, or a ledger's entry, that no master has written, or one that asks for more than this
@@ -98,8 +138,8 @@ impl Snapshot {
         }
     }
 
-    /// The line for another master which speaks this version, without its end. The carry follows
-    /// the line.
+    /// The line for another master which speaks this version, without its end. Note and carry
+    /// follow the line.
     #[must_use]
     pub fn line(&self, pool: &str, version: u32) -> String {
         let pool = escape(pool);
@@ -108,7 +148,7 @@ impl Snapshot {
         let Traffic { read, written } = self.total;
         let millis = |span: Option<Duration>| span.map(|span| span.as_millis());
         let (remaining, incomplete) = (millis(self.remaining), millis(self.incomplete_for));
-        if version < VERSION {
+        if version < NAMED {
             let or_none = |number: Option<u128>| number.map_or("-".into(), |n| n.to_string());
             let (remaining, incomplete) = (or_none(remaining), or_none(incomplete));
             let stored = if self.stored { "stored" } else { "-" };
@@ -143,6 +183,9 @@ impl Snapshot {
         if self.place == Place::Ready && self.interest == Interest::Output {
             line.push_str(" unfinished=1");
         }
+        if version >= WITH_BAGGAGE {
+            self.packed.write_to(&mut line);
+        }
         line
     }
 
@@ -154,15 +197,15 @@ impl Snapshot {
         }
     }
 
-    /// Reads the words of a [line](Self::line) in this version; `carry` is what followed it.
-    /// Returns the name of the pool with it.
+    /// Reads the words of a [line](Self::line) in this version; `rest` is what followed it. Returns
+    /// the name of the pool with it.
     ///
     /// # Errors
     /// [`Malformed`] when a word makes no sense, is missing, or must be known and is not.
     pub fn parse<'a>(
         words: impl Iterator<Item = &'a str>,
         version: u32,
-        carry: &[u8],
+        rest: &[u8],
     ) -> Result<(String, Self), Malformed> {
         let mut name = None;
         let mut snapshot = Self {
@@ -176,12 +219,13 @@ impl Snapshot {
             time_left: None,
             total: Traffic::default(),
             stored: false,
-            carry: carry.into(),
+            carry: Unforked::default(),
+            packed: Packed::default(),
         };
-        let mut given = 0;
+        let (mut given, mut note) = (0, 0);
         let mut fields = FIELDS.iter();
         for word in words {
-            let (field, value, required) = if version < VERSION {
+            let (field, value, required) = if version < NAMED {
                 let field = fields.next().ok_or(Malformed)?;
                 (*field, word, true)
             } else {
@@ -203,15 +247,45 @@ impl Snapshot {
                 "written" => snapshot.total.written = number(value)?,
                 "stored" => snapshot.stored = flag(value)?,
                 "unfinished" if flag(value)? => snapshot.interest = Interest::Output,
+                "note" => note = number(value)?,
+                "luggage" => snapshot.packed.luggage = packing(value)?,
+                "resumable" => snapshot.packed.resumable = flag(value)?,
                 _ if required => return Err(Malformed),
                 _ => {}
             }
         }
-        let whole = version >= VERSION || given == FIELDS.len();
+        let parts = rest.split_at_checked(note).ok_or(Malformed)?;
+        (snapshot.packed.note, snapshot.carry) = (parts.0.into(), parts.1.into());
+        let whole = version >= NAMED || given == FIELDS.len();
         let name = name.filter(|_| whole && snapshot.peer.is_some());
         let name = name.ok_or(Malformed)?;
         snapshot.pool = PoolKey::of(&name);
         Ok((name, snapshot))
+    }
+}
+
+impl Packed {
+    /// Adds what there is to a line. A reader that does not know it must not go on.
+    fn write_to(&self, line: &mut String) {
+        if !self.note.is_empty() {
+            let _ = write!(line, " note!={}", self.note.len());
+        }
+        match self.luggage {
+            Packing::None => {}
+            Packing::Held(_) => line.push_str(" luggage!=held"),
+            Packing::Stored(_) => line.push_str(" luggage!=stored"),
+        }
+        if self.resumable {
+            line.push_str(" resumable!=1");
+        }
+    }
+}
+
+fn packing(value: &str) -> Result<Packing, Malformed> {
+    match value {
+        "held" => Ok(Packing::Held(0)),
+        "stored" => Ok(Packing::Stored(0)),
+        _ => Err(Malformed),
     }
 }
 
@@ -295,6 +369,19 @@ mod tests {
         })
     }
 
+    fn packed() -> impl Strategy<Value = Packed> {
+        let luggage = prop_oneof![
+            Just(Packing::None),
+            Just(Packing::Held(0)),
+            Just(Packing::Stored(0)),
+        ];
+        (any::<Vec<u8>>(), luggage, any::<bool>()).prop_map(|(note, luggage, resumable)| Packed {
+            note: (&note[..]).into(),
+            luggage,
+            resumable,
+        })
+    }
+
     fn places() -> impl Strategy<Value = (Place, Interest)> {
         prop_oneof![
             Just((Place::Ready, Interest::Input)),
@@ -305,7 +392,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_snapshot_survives_its_line_in_both_versions(
+        fn a_snapshot_survives_its_line_in_all_versions(
             name: String,
             turns: u64,
             (place, interest) in places(),
@@ -315,6 +402,7 @@ mod tests {
             traffic: (u64, u64),
             stored: bool,
             carry: Vec<u8>,
+            packed in packed(),
         ) {
             let name = name + "x";
             let snapshot = Snapshot {
@@ -329,30 +417,38 @@ mod tests {
                 total: Traffic { read: traffic.0, written: traffic.1 },
                 stored,
                 carry: (&carry[..]).into(),
+                packed,
             };
-            let line = snapshot.line(&name, 2);
-            let parsed = Snapshot::parse(line.split(' '), 2, &carry);
+            let line = snapshot.line(&name, 3);
+            let rest = [&*snapshot.packed.note, &carry].concat();
+            let parsed = Snapshot::parse(line.split(' '), 3, &rest);
             prop_assert_eq!(parsed, Ok((name.clone(), snapshot.clone())), "{}", line);
-            let line = snapshot.line(&name, 1);
+            let plain = Snapshot { packed: Packed::default(), ..snapshot };
+            let line = plain.line(&name, 2);
+            let parsed = Snapshot::parse(line.split(' '), 2, &carry);
+            prop_assert_eq!(parsed, Ok((name.clone(), plain.clone())), "{}", line);
+            let line = plain.line(&name, 1);
             let parsed = Snapshot::parse(line.split(' '), 1, &carry);
-            let known = Snapshot { time_left: None, ..snapshot };
+            let known = Snapshot { time_left: None, ..plain };
             prop_assert_eq!(parsed, Ok((name, known)), "{}", line);
         }
 
         #[test]
-        fn no_line_makes_the_reader_panic(line: String, version in 1..3u32) {
+        fn no_line_makes_the_reader_panic(line: String, version in 1..4u32) {
             let _ = Snapshot::parse(line.split(' '), version, b"");
         }
     }
 
     #[test]
     fn a_field_of_a_later_version_is_passed_over_unless_it_must_be_known() {
-        let read = |line: &'static str| Snapshot::parse(line.split(' '), 2, b"");
+        let read = |line: &'static str| Snapshot::parse(line.split(' '), 3, b"");
         let (name, plain) = read("pool=web peer=unix").unwrap();
         assert_eq!((name.as_str(), plain.turns), ("web", 0));
         assert_eq!(read("pool=web mood=good peer=unix"), Ok((name, plain)));
         for line in [
+            "pool=web peer=unix wings!=1",
             "pool=web peer=unix luggage!=1",
+            "pool=web peer=unix note!=1",
             "pool=web peer=unix turns",
             "pool=web peer=unix turns=+1",
             "pool=web peer=unix waiting=bus",

@@ -114,7 +114,7 @@ fn nor_does_one_of_a_master_that_could_not_hand_over() {
     let setup = setup.expect("takeover failed");
     let (server, mut clients, secret) = with_half_requests(setup);
     let session = Session::connect(&server.directory().join("control"));
-    session.say("TAKEOVER 2\n");
+    session.say("TAKEOVER 3\n");
     session.hear_until("OFFER");
     session.say("READY main\n");
     assert_eq!(session.hear_until("ALL").len(), CLIENTS + 1);

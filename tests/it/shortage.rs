@@ -85,7 +85,7 @@ fn a_second_takeover_is_told_why_it_is_refused() {
     server.workers(1);
     // The first one: a program that has asked, and says nothing more for a while.
     let first = Session::connect(&server.directory().join("control"));
-    first.say("TAKEOVER 2\n");
+    first.say("TAKEOVER 3\n");
     let _offered = first.hear();
     let listen = server.endpoint().tcp().to_string();
     let arguments = ["serve", "-w", "1", "-l", &listen, "--takeover", "control"];

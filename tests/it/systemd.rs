@@ -94,7 +94,7 @@ fn the_manager_hears_of_a_reload_that_is_refused() {
     let path = server.directory().join("control");
     let address = UnixAddr::new(&path).expect("an address");
     connect(asks.as_raw_fd(), &address).expect("the master listens there");
-    rustix::net::send(&asks, b"TAKEOVER 2\n", SendFlags::empty()).expect("it is heard");
+    rustix::net::send(&asks, b"TAKEOVER 3\n", SendFlags::empty()).expect("it is heard");
     let offer = &mut [0; 1];
     recv(&asks, offer, RecvFlags::empty()).expect("an answer");
     server.signal(Signal::SIGHUP);

@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::luggage::Luggage;
+use crate::master::snapshot::{Packed, Packing};
 use crate::sys::unforked::Unforked;
 use crate::wire::{Extras, LuggageChange, Traffic};
 
@@ -21,6 +22,28 @@ pub struct Baggage {
 }
 
 impl Baggage {
+    /// What another master has had.
+    #[must_use]
+    pub fn unpacked(packed: &Packed, luggage: Option<Luggage>) -> Self {
+        Self {
+            note: packed.note.clone(),
+            luggage,
+            resumable: packed.resumable,
+            moved: Traffic::default(),
+        }
+    }
+
+    /// What another master must know.
+    #[must_use]
+    pub fn packed(&self) -> Packed {
+        let number = self.luggage.as_ref().map(Luggage::number);
+        Packed {
+            note: self.note.clone(),
+            luggage: number.map_or(Packing::None, Packing::Held),
+            resumable: self.resumable,
+        }
+    }
+
     /// The luggage, to be lent.
     #[must_use]
     pub fn luggage(&self) -> Option<BorrowedFd<'_>> {

@@ -23,6 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    static NUMBER: Cell<u64> = const { Cell::new(0) };
     static DROPPED: RefCell<Vec<(OwnedFd, Counted)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -49,6 +50,13 @@ impl Drop for Counted {
 #[must_use]
 pub fn count() -> usize {
     COUNT.get()
+}
+
+/// A number that was not given before.
+#[must_use]
+pub fn new_number() -> u64 {
+    NUMBER.set(NUMBER.get() + 1);
+    NUMBER.get()
 }
 
 /// Has one closed by another process, soon.

@@ -17,7 +17,7 @@ use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Interest, Look, Progress, Verdict};
 use crate::master::events::epoll::{EventFlags, PoolEpoll};
 use crate::master::events::token::PoolEvent;
-use crate::master::snapshot::{Place, PoolKey, Snapshot};
+use crate::master::snapshot::{Packed, Packing, Place, PoolKey, Snapshot};
 use crate::master::store::Kept;
 use crate::master::time::Time;
 use crate::service::Peer;
@@ -91,11 +91,24 @@ impl Held {
 
     /// A connection that another master has had.
     #[must_use]
-    pub fn adopted(socket: OwnedFd, peer: Peer, snapshot: &Snapshot) -> Self {
+    pub fn adopted(
+        socket: OwnedFd,
+        peer: Peer,
+        snapshot: &Snapshot,
+        luggage: Option<Luggage>,
+    ) -> Self {
         let mut held = Self::new(socket, peer);
         held.carry = snapshot.carry.clone();
         held.total = snapshot.total;
         held.unfinished = snapshot.interest == Interest::Output;
+        if !snapshot.packed.is_empty() {
+            let mut baggage = Baggage::unpacked(&snapshot.packed, luggage);
+            // What dead workers have moved the kernel still knows.
+            if let Some(now) = held.counted().filter(|_| baggage.resumable) {
+                baggage.moved = difference(now, held.total);
+            }
+            held.baggage = Some(Box::new(baggage));
+        }
         held
     }
 
@@ -121,6 +134,13 @@ impl Held {
     #[must_use]
     pub fn luggage(&self) -> Option<BorrowedFd<'_>> {
         self.baggage.as_ref()?.luggage()
+    }
+
+    /// Its number, which no other luggage of this master has had.
+    #[must_use]
+    pub fn luggage_number(&self) -> Option<u64> {
+        let luggage = self.baggage.as_ref()?.luggage.as_ref()?;
+        Some(luggage.number())
     }
 
     /// What resumable turns have moved since the last report, whose workers died.
@@ -182,7 +202,28 @@ impl Held {
             total: self.total,
             stored: self.kept.as_ref().is_some_and(Kept::is_stored),
             carry: self.carry.clone(),
+            packed: self.packed(),
         }
+    }
+
+    fn packed(&self) -> Packed {
+        let Some(baggage) = &self.baggage else {
+            return Packed::default();
+        };
+        let mut packed = baggage.packed();
+        if let (Packing::Held(number), Some(kept)) = (packed.luggage, &self.kept)
+            && kept.has_stowed(number)
+        {
+            packed.luggage = Packing::Stored(number);
+        }
+        packed
+    }
+
+    /// Whether anything travels with the connection that a master must know of which goes on with
+    /// it.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.baggage.is_some()
     }
 
     /// Writes into the ledger how the connection stands, if it is stored.

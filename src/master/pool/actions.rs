@@ -167,6 +167,9 @@ impl Pool<'_> {
         }
         if let Some(kept) = held.kept() {
             kept.give(self.epoll.pool(), id);
+            if let Some(number) = held.luggage_number() {
+                kept.stow(number, (self.epoll.pool(), id), now);
+            }
         }
         held.store(Place::Parked, &progress, now);
     }

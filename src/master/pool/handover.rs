@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 
 use crate::master::connection::held::Held;
+use crate::master::connection::luggage::Luggage;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Canned, Interest, Progress, Verdict};
-use crate::master::snapshot::{Place, Snapshot};
+use crate::master::snapshot::{Packing, Place, Snapshot};
 use crate::master::time::Time;
 use crate::service::Peer;
 
@@ -40,6 +41,15 @@ impl Pool<'_> {
         }
     }
 
+    /// Ends a connection with which another master can't go on. What was sent reaches its client.
+    pub fn end_unpassable(&mut self, id: ConnectionId, now: Time) {
+        match self.held(id) {
+            Some(held) if held.has_unsent() => self.dispatcher.finish(id, now),
+            _ => self.dispatcher.hung_up(id),
+        }
+        self.carry_out(now);
+    }
+
     /// Whether somebody is there to serve a connection of another master.
     #[must_use]
     pub fn serves_adopted(&self) -> bool {
@@ -48,12 +58,21 @@ impl Pool<'_> {
 
     /// Goes on with a connection of another master. What became of one that was lent is asked of
     /// the kernel, so nobody may be serving it any more.
-    pub fn adopt(&mut self, snapshot: &Snapshot, peer: Peer, socket: OwnedFd, now: Time) {
-        let mut held = Held::adopted(socket, peer, snapshot);
+    pub fn adopt(
+        &mut self,
+        snapshot: &Snapshot,
+        peer: Peer,
+        (socket, luggage): (OwnedFd, Option<Luggage>),
+        now: Time,
+    ) {
+        let mut held = Held::adopted(socket, peer, snapshot, luggage);
         if snapshot.stored {
             let store = self.store.as_ref();
             let kept = store.and_then(|store| store.keep_stored(held.cookie().ok()?, self.key));
             held.set_copied(kept);
+        }
+        if let Packing::Stored(_) = snapshot.packed.luggage {
+            self.know_stored_luggage(&held);
         }
         match snapshot.place {
             Place::Parked | Place::Ready => {
@@ -61,6 +80,19 @@ impl Pool<'_> {
             }
             Place::Lent => self.settle_lent(held, snapshot.turns + 1, now),
             Place::Ending => self.take_leave(held, None, now),
+        }
+    }
+
+    /// The manager has the luggage of a connection of another master.
+    fn know_stored_luggage(&self, held: &Held) {
+        match (held.kept(), held.luggage_number()) {
+            (Some(kept), Some(number)) => kept.luggage_came_stored(number),
+            _ => {
+                // There is no place for it in the ledger.
+                if let (Some(store), Ok(cookie)) = (&self.store, held.cookie()) {
+                    store.forget_luggage(cookie);
+                }
+            }
         }
     }
 
@@ -83,7 +115,12 @@ impl Pool<'_> {
     fn settle_lent(&mut self, mut held: Held, turn: u64, now: Time) {
         let peer = held.peer();
         let consequence = match held.examine(None, None) {
-            Verdict::Untouched | Verdict::Resumable { .. } => {
+            Verdict::Resumable { .. } => {
+                let progress = Progress::before(turn);
+                self.go_on_with(held, Interest::Input, &progress, now);
+                "another worker goes on with it"
+            }
+            Verdict::Untouched => {
                 let unfinished = held.is_unfinished();
                 let progress = Progress {
                     ready: !unfinished && held.has_input(),

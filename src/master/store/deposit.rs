@@ -32,6 +32,8 @@ pub trait Stock {
     fn listeners(&self) -> Option<Vec<&Listener>>;
     /// The descriptor of a connection.
     fn connection(&self, pool: u8, id: ConnectionId) -> Option<BorrowedFd<'_>>;
+    /// The luggage of a connection, with its number.
+    fn luggage(&self, pool: u8, id: ConnectionId) -> Option<(BorrowedFd<'_>, u64)>;
 }
 
 impl Store {
@@ -39,7 +41,10 @@ impl Store {
     #[must_use]
     pub fn due(&self) -> Option<Time> {
         let inner = self.0.borrow();
-        inner.has_news().then_some(inner.blocked_until).flatten()
+        if inner.has_news() {
+            return inner.blocked_until;
+        }
+        inner.stowed.due().filter(|_| inner.role == Role::Active)
     }
 
     /// The server has ended: has the manager drop all that it has of it, in the time that there is.
@@ -69,8 +74,9 @@ impl Store {
             return;
         }
         inner.blocked_until = None;
-        if inner.has_news()
-            && let Err(Later(pause)) = inner.tell(stock, manager)
+        let stows = inner.role == Role::Active && inner.stowed.due().is_some_and(|due| due <= now);
+        if (inner.has_news() || stows)
+            && let Err(Later(pause)) = inner.tell(stock, manager, now)
         {
             inner.blocked_until = Some(now.after(pause));
         }
@@ -83,7 +89,12 @@ impl Inner {
         self.role == Role::Active && (news || !self.stated)
     }
 
-    fn tell(&mut self, stock: &impl Stock, manager: &mut ServiceManager) -> Result<(), Later> {
+    fn tell(
+        &mut self,
+        stock: &impl Stock,
+        manager: &mut ServiceManager,
+        now: Time,
+    ) -> Result<(), Later> {
         let listeners = stock.listeners();
         if !self.stated && listeners.is_some() {
             let state = [self.ledger.words().as_fd(), self.life.read.as_fd()];
@@ -102,6 +113,32 @@ impl Inner {
         }
         while !self.fresh.is_empty() {
             self.give_connections(stock, manager)?;
+        }
+        self.give_luggage(stock, manager, now)
+    }
+
+    /// Gives the manager the luggage that is due.
+    fn give_luggage(
+        &mut self,
+        stock: &impl Stock,
+        manager: &mut ServiceManager,
+        now: Time,
+    ) -> Result<(), Later> {
+        while let Some((waiting, cookie)) = self.stowed.next(now) {
+            let found = stock.luggage(waiting.pool, waiting.id);
+            let Some((luggage, _)) = found.filter(|(_, number)| *number == waiting.number) else {
+                self.stowed.is_gone();
+                continue;
+            };
+            if !self.has_room_for_luggage() {
+                self.stowed.wait_for_room(now);
+                continue;
+            }
+            let name = names::of_luggage(cookie);
+            let hold = Hold::UntilRemoved;
+            give(&mut self.warned, manager, &name, &[luggage], hold)?;
+            self.stowed.is_given();
+            self.ledger.luggage_is_stored(waiting.place);
         }
         Ok(())
     }

@@ -8,11 +8,14 @@
 //! header    48 words   magic, version, capacity, since, how many fields, their names
 //! entries   16 words each, one for each field
 //! carries   8192 words each, from the next multiple of 512 (a page) on; all zero without one
+//! notes     1024 words each; likewise
 //! ```
 //!
 //! The names make it readable for another version of the program: a field that the reader does not
 //! know is passed over, or makes it refuse the ledger if the name says that it must be known
-//! ([`REQUIRED`]); a field that is missing is zero. Version 1 had a header of 16 words, no names,
+//! ([`REQUIRED`]); a field that is missing is zero. An entry whose state the reader does not know is
+//! worth nothing to it: that is how those are written which have something that an older reader must
+//! not go on without ([`PACKED`]). Version 1 had a header of 16 words, no names,
 //! and a fixed order without the client's address; it is still read.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -22,10 +25,10 @@ use std::sync::atomic::{AtomicU64, fence};
 use std::time::Duration;
 
 use crate::master::dispatch::Interest;
-use crate::master::snapshot::{Malformed, Place, PoolKey, Snapshot};
+use crate::master::snapshot::{Malformed, Packed, Packing, Place, PoolKey, Snapshot};
 use crate::service::Peer;
 use crate::sys::unforked::Unforked;
-use crate::wire::{MAX_CARRY, Traffic};
+use crate::wire::{MAX_CARRY, MAX_NOTE, Traffic};
 
 /// To be counted up when a reader of the version before could not read it by its names.
 const VERSION: u64 = 2;
@@ -34,6 +37,7 @@ const MAGIC: u64 = u64::from_be_bytes(*b"Baton\0\r\n");
 const ENTRY: usize = 16;
 const PAGE: usize = 512;
 const CARRY: usize = MAX_CARRY / 8;
+const NOTE: usize = (MAX_NOTE / 8).next_multiple_of(PAGE);
 
 // Words of the header.
 const AT_MAGIC: usize = 0;
@@ -59,6 +63,8 @@ const NAMES: [&[u8; 8]; FIELDS] = [
     b"peer\0\0\0\0",
     b"address1",
     b"address2",
+    b"note\0\0\0\0",
+    b"baggage\0",
 ];
 
 /// The bit of a name which says that a reader must know the field.
@@ -76,7 +82,9 @@ const INCOMPLETE: usize = 8;
 const CARRY_LENGTH: usize = 9;
 const PEER: usize = 10;
 const ADDRESS: [usize; 2] = [11, 12];
-const FIELDS: usize = 13;
+const NOTE_LENGTH: usize = 13;
+const BAGGAGE: usize = 14;
+const FIELDS: usize = 15;
 
 /// How many fields version 1 had: the first ones.
 const FIELDS_1: usize = 10;
@@ -90,6 +98,15 @@ const PLACES: [(u64, Place); 4] = [
     (4, Place::Lent),
     (5, Place::Ending),
 ];
+
+/// What is added to the state of an entry whose [`BAGGAGE`] is not zero.
+const PACKED: u64 = 4;
+
+// The bits of that.
+const RESUMABLE: u64 = 1;
+const LUGGAGE: u64 = 2;
+const STORED: u64 = 4;
+const NOTED: u64 = 8;
 
 const INTERESTS: [(u64, Interest); 3] = [
     (1, Interest::Input),
@@ -188,8 +205,15 @@ impl Layout {
         (self.header + self.capacity * ENTRY).next_multiple_of(PAGE)
     }
 
-    fn size(&self) -> usize {
+    fn first_note(&self) -> usize {
         self.first_carry() + self.capacity * CARRY
+    }
+
+    fn size(&self) -> usize {
+        match self.fields[NOTE_LENGTH] {
+            Some(_) => self.first_note() + self.capacity * NOTE,
+            None => self.first_note(),
+        }
     }
 }
 
@@ -284,6 +308,13 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         begin..begin + CARRY
     }
 
+    /// The words of an entry's note.
+    #[must_use]
+    pub fn note_of(&self, place: u32) -> Range<usize> {
+        let begin = self.layout.first_note() + place as usize * NOTE;
+        begin..begin + NOTE
+    }
+
     /// Writes the entry of the connection whose socket has this cookie (socket(7), SO_COOKIE), at a
     /// time of the system's monotonic clock.
     pub fn write(&self, place: u32, cookie: u64, snapshot: &Snapshot, clock: Duration) {
@@ -307,24 +338,30 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             self.set(entry + word, part);
         }
         if snapshot.carry.len() + self.carry_length(place) > 0 {
-            self.write_carry(place, &snapshot.carry);
+            let range = self.carry_of(place);
+            self.write_bytes(entry + CARRY_LENGTH, range, &snapshot.carry, MAX_CARRY);
         }
+        let note = &snapshot.packed.note;
+        if note.len() + self.note_length(place) > 0 {
+            self.write_bytes(entry + NOTE_LENGTH, self.note_of(place), note, MAX_NOTE);
+        }
+        self.set(entry + BAGGAGE, baggage_word(&snapshot.packed));
         self.enter(place, snapshot.place);
     }
 
-    fn write_carry(&self, place: u32, carry: &[u8]) {
-        let range = self.carry_of(place);
+    /// Writes bytes into a range, and how many they are into a word; there are `most` at the most.
+    fn write_bytes(&self, length: usize, range: Range<usize>, bytes: &[u8], most: usize) {
+        let before = (self.get(length) as usize).min(most);
         // What a client has sent stays no longer than it is needed.
-        let rest = carry.len().div_ceil(8)..self.carry_length(place).min(MAX_CARRY).div_ceil(8);
+        let rest = bytes.len().div_ceil(8)..before.div_ceil(8);
         let rest = self.words[range.clone()].get(rest).unwrap_or_default();
         rest.iter().for_each(|word| word.store(0, Relaxed));
-        for (word, bytes) in self.words[range].iter().zip(carry.chunks(8)) {
+        for (word, bytes) in self.words[range].iter().zip(bytes.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_ne_bytes(whole), Relaxed);
         }
-        let length = carry.len().min(MAX_CARRY);
-        self.set(self.begin_of(place) + CARRY_LENGTH, length as u64);
+        self.set(length, bytes.len().min(most) as u64);
     }
 
     /// How long the carry of an entry is.
@@ -333,15 +370,36 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         self.field(place, CARRY_LENGTH) as usize
     }
 
+    /// How long the note of an entry is.
+    #[must_use]
+    pub fn note_length(&self, place: u32) -> usize {
+        self.field(place, NOTE_LENGTH) as usize
+    }
+
     /// Writes where a connection is now; all else stays.
     pub fn enter(&self, place: u32, at: Place) {
-        self.words[self.begin_of(place) + STATE].store(code(&PLACES, at), Release);
+        let packed = match self.field(place, BAGGAGE) {
+            0 => 0,
+            _ => PACKED,
+        };
+        let state = code(&PLACES, at) + packed;
+        self.words[self.begin_of(place) + STATE].store(state, Release);
+    }
+
+    /// Writes that the manager has the connection's luggage from now on.
+    pub fn luggage_is_stored(&self, place: u32) {
+        let baggage = self.field(place, BAGGAGE);
+        if baggage & LUGGAGE != 0 {
+            self.set(self.begin_of(place) + BAGGAGE, baggage | STORED);
+        }
     }
 
     /// Takes an entry out.
     pub fn clear(&self, place: u32) {
         self.words[self.begin_of(place) + STATE].store(FREE, Release);
-        self.set(self.begin_of(place) + CARRY_LENGTH, 0);
+        for field in [CARRY_LENGTH, NOTE_LENGTH, BAGGAGE] {
+            self.set(self.begin_of(place) + field, 0);
+        }
     }
 
     /// An entry as it is at a time of the same clock: the cookie, and the connection; nothing where
@@ -354,16 +412,17 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         if state == FREE {
             return Ok(None);
         }
-        let carry_length = self.carry_length(place);
-        if carry_length > MAX_CARRY {
-            return Err(Malformed);
-        }
         let field = |field| self.field(place, field);
-        let words = &self.words[self.carry_of(place)];
-        let mut carry = Unforked::zeroed(carry_length);
-        for (bytes, word) in carry.chunks_mut(8).zip(words) {
-            bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes()[..bytes.len()]);
-        }
+        let baggage = field(BAGGAGE);
+        let state = match baggage {
+            0 => state,
+            _ => state.checked_sub(PACKED).ok_or(Malformed)?,
+        };
+        let carry = self.read_bytes(self.carry_of(place), self.carry_length(place), MAX_CARRY)?;
+        let note = match baggage & NOTED {
+            0 => Unforked::default(),
+            _ => self.read_bytes(self.note_of(place), self.note_length(place), MAX_NOTE)?,
+        };
         let snapshot = Snapshot {
             pool: PoolKey(field(POOL)),
             peer: peer_of(field(PEER), ADDRESS.map(field))?,
@@ -379,9 +438,44 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             },
             stored: true,
             carry,
+            packed: Packed {
+                note,
+                luggage: match (baggage & LUGGAGE, baggage & STORED) {
+                    (0, _) => Packing::None,
+                    (_, 0) => Packing::Held(0),
+                    _ => Packing::Stored(0),
+                },
+                resumable: baggage & RESUMABLE != 0,
+            },
         };
         Ok(Some((field(COOKIE), snapshot)))
     }
+
+    fn read_bytes(
+        &self,
+        range: Range<usize>,
+        length: usize,
+        most: usize,
+    ) -> Result<Unforked, Malformed> {
+        if length > most {
+            return Err(Malformed);
+        }
+        let mut read = Unforked::zeroed(length);
+        for (bytes, word) in read.chunks_mut(8).zip(&self.words[range]) {
+            bytes.copy_from_slice(&word.load(Relaxed).to_ne_bytes()[..bytes.len()]);
+        }
+        Ok(read)
+    }
+}
+
+fn baggage_word(packed: &Packed) -> u64 {
+    let luggage = match packed.luggage {
+        Packing::None => 0,
+        Packing::Held(_) => LUGGAGE,
+        Packing::Stored(_) => LUGGAGE | STORED,
+    };
+    let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+    luggage | bit(packed.resumable, RESUMABLE) | bit(!packed.note.is_empty(), NOTED)
 }
 
 // A client's address as words: what it is, port and scope, and then the address.

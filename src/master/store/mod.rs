@@ -12,11 +12,16 @@
 //! keeps the reading end: when that is at its end, none of them is left, and nobody will touch a
 //! connection that was lent.
 //!
+//! Luggage hangs up never, so it has an entry of its own, which is removed by its name. It is given
+//! to the manager when it has been there for a while ([`stowed`]), and the ledger says whether the
+//! manager has it.
+//!
 //! Without a manager that stores descriptors there is none of this, and no connection costs more.
 
 pub mod deposit;
 pub mod ledger;
 pub mod names;
+mod stowed;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -34,6 +39,7 @@ use super::snapshot::{Place, PoolKey, Snapshot};
 use super::time::Time;
 use crate::sys::memfile::MemoryFile;
 use ledger::Ledger;
+use stowed::Stowed;
 
 /// How many listeners have each name: a host name with several addresses has a socket for each.
 pub type Names = BTreeMap<String, usize>;
@@ -64,6 +70,7 @@ struct Inner {
     fresh: BTreeMap<u32, (u8, ConnectionId)>,
     /// The places of connections that another master has; they are free again if that one fails.
     passed_on: Vec<u32>,
+    stowed: Stowed,
     /// The names of what the manager is to drop.
     gone: VecDeque<String>,
     /// The listeners that the manager has.
@@ -132,6 +139,7 @@ impl Store {
             vacant: Vec::new(),
             fresh: BTreeMap::new(),
             passed_on: Vec::new(),
+            stowed: Stowed::default(),
             gone: VecDeque::new(),
             listeners: Names::new(),
             offered: Names::new(),
@@ -248,6 +256,8 @@ impl Store {
         for place in std::mem::take(&mut inner.passed_on) {
             inner.free(place);
         }
+        let passed_on = inner.stowed.take_passed_on();
+        inner.gone.extend(passed_on.map(names::of_luggage));
     }
 
     /// A time by the clock that all masters share.
@@ -257,11 +267,22 @@ impl Store {
 }
 
 impl Inner {
-    fn take_place(&mut self, stored: bool) -> Option<u32> {
+    /// How many further connections the manager has room for.
+    fn room(&self) -> usize {
         let taken = self.stored.len() - self.vacant.len();
         let others = 2 * STATE + self.listeners.values().sum::<usize>();
-        let room = self.limit.saturating_sub(others);
-        if taken >= room || self.role == Role::Replaced {
+        let luggage = self.stowed.given();
+        let room = self.limit.saturating_sub(others + luggage);
+        let names = names::MOST.saturating_sub(luggage * names::LUGGAGE_TAKES);
+        room.min(names).saturating_sub(taken)
+    }
+
+    fn has_room_for_luggage(&self) -> bool {
+        self.room() >= names::LUGGAGE_TAKES
+    }
+
+    fn take_place(&mut self, stored: bool) -> Option<u32> {
+        if self.room() == 0 || self.role == Role::Replaced {
             return None;
         }
         if let Some(place) = self.vacant.pop() {
@@ -302,9 +323,17 @@ impl Kept {
         let clock = self.store.clock(now);
         let inner = self.store.0.borrow();
         let carried = inner.ledger.carry_length(self.place) > 0;
+        let noted = inner.ledger.note_length(self.place) > 0;
         inner.ledger.write(self.place, self.cookie, snapshot, clock);
         if carried && snapshot.carry.is_empty() {
             inner.forget_carry(self.place);
+        }
+        if noted && snapshot.packed.note.is_empty() {
+            inner.forget_note(self.place);
+        }
+        if !inner.stowed.is_empty() {
+            drop(inner);
+            self.check_luggage(snapshot.packed.luggage);
         }
     }
 
@@ -322,6 +351,7 @@ impl Kept {
         let mut inner = kept.store.0.borrow_mut();
         inner.fresh.remove(&kept.place);
         inner.passed_on.push(kept.place);
+        inner.stowed.pass_on(kept.place);
     }
 }
 
@@ -336,16 +366,26 @@ impl Inner {
     /// carry is not what the client has sent.
     fn free(&mut self, place: u32) {
         let carried = self.ledger.carry_length(place) > 0;
+        let noted = self.ledger.note_length(place) > 0;
         self.ledger.clear(place);
         if carried {
             self.forget_carry(place);
         }
+        if noted {
+            self.forget_note(place);
+        }
+        let luggage = self.stowed.forget(place);
+        self.gone.extend(luggage.map(names::of_luggage));
         self.fresh.remove(&place);
         self.vacant.push(place);
     }
 
     fn forget_carry(&self, place: u32) {
         self.ledger.words().forget(self.ledger.carry_of(place));
+    }
+
+    fn forget_note(&self, place: u32) {
+        self.ledger.words().forget(self.ledger.note_of(place));
     }
 }
 

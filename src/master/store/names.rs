@@ -6,7 +6,8 @@
 //! a random number in its name, the master's *instance*. All connections have the same name, and a
 //! short one: the manager passes all names in one variable, and the kernel starts no program with
 //! one of more than 128 KiB (execve(2)). Which is which, the kernel says: each socket has a number
-//! of its own for as long as the machine runs, its *cookie*.
+//! of its own for as long as the machine runs, its *cookie*. Luggage has that of its connection in
+//! its name, because it is to be removed alone.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
@@ -19,6 +20,12 @@ const STATE: &str = "baton-state-";
 const FILE: &str = "%@";
 /// The name of each connection.
 pub const CONNECTION: &str = "baton";
+
+/// What the name of luggage begins with.
+const LUGGAGE: &str = "baton-bag-";
+
+/// As much of that variable as the name of a piece of luggage takes, so many connections take.
+pub const LUGGAGE_TAKES: usize = (LUGGAGE.len() + 16 + 1).div_ceil(CONNECTION.len() + 1);
 
 /// How many connections can be stored at the most, for the sake of that variable; listeners need
 /// some room too.
@@ -39,6 +46,8 @@ pub enum Meaning {
     State(u64),
     /// A connection.
     Connection,
+    /// The luggage of the connection with this cookie.
+    Luggage(u64),
 }
 
 /// The name of a listener; nothing when its address does not fit into one, or when it is the
@@ -62,6 +71,12 @@ pub fn of_state(instance: u64) -> String {
     format!("{STATE}{instance:016x}")
 }
 
+/// The name of the luggage of a connection.
+#[must_use]
+pub fn of_luggage(cookie: u64) -> String {
+    format!("{LUGGAGE}{cookie:x}")
+}
+
 impl Meaning {
     /// What a name stands for, if it is one that a master gives.
     #[must_use]
@@ -78,6 +93,8 @@ impl Meaning {
             Some(Self::Listener(asked.parse().ok()?, file))
         } else if let Some(instance) = name.strip_prefix(STATE) {
             number(instance).map(Self::State)
+        } else if let Some(cookie) = name.strip_prefix(LUGGAGE) {
+            number(cookie).map(Self::Luggage)
         } else {
             (name == CONNECTION).then_some(Self::Connection)
         }
@@ -111,6 +128,11 @@ mod tests {
         }
         assert_eq!(Meaning::of(CONNECTION), Some(Meaning::Connection));
         assert_eq!(Meaning::of(&of_state(7)), Some(Meaning::State(7)));
+        for cookie in [0, 0x1f, u64::MAX] {
+            let name = of_luggage(cookie);
+            assert!(name.len() < LUGGAGE_TAKES * (CONNECTION.len() + 1));
+            assert_eq!(Meaning::of(&name), Some(Meaning::Luggage(cookie)));
+        }
     }
 
     #[test]
@@ -118,6 +140,8 @@ mod tests {
         for name in [
             "web",
             "baton-conn",
+            "baton-bag-",
+            "baton-bag-x",
             "baton-state-",
             "baton-listen-",
             "baton-listen-unix%3A/a%@1",

@@ -39,6 +39,11 @@ impl Stock for (&Vec<Listener>, &Connections) {
         let found = self.1.iter().find(|(other, _, _)| *other == id)?;
         Some(found.2.as_fd())
     }
+
+    /// The number of a connection is that of its luggage, too.
+    fn luggage(&self, pool: u8, id: ConnectionId) -> Option<(BorrowedFd<'_>, u64)> {
+        Some((self.connection(pool, id)?, id.into()))
+    }
 }
 
 impl World {

@@ -3,15 +3,16 @@
 //! A message is one SEQPACKET datagram: a header line in ASCII and, behind it, the bytes that came
 //! along with a connection. The first message of the new master names the version of all that
 //! follows; the old one refuses what it does not know. Texts that may hold anything (names,
-//! addresses) are percent-encoded. Version 1 differs in the form of a connection only
+//! addresses) are percent-encoded. The versions differ in the form of a connection only
 //! ([`snapshot`](crate::master::snapshot)).
 //!
 //! ```text
-//! new: TAKEOVER 2              old: REFUSED reason, or
+//! new: TAKEOVER 3              old: REFUSED reason, or
 //!                              old: LISTENER address file|-  (with its descriptor; each of them)
 //!                              old: OFFER
 //! new: KEEP address  (each that it wants)
-//! new: READY pool...           old: CONNECTION pool=... peer=...  (with its descriptor; each)
+//! new: READY pool...           old: CONNECTION pool=... peer=...  (with its descriptor, and its
+//!                                   luggage's if it has some; each)
 //!                              old: ALL count
 //! new: CONFIRM count           old: GO
 //! new: DONE                    old: STORE instance  (if it has stored with a manager)
@@ -22,15 +23,15 @@
 use std::fmt::Write as _;
 
 use crate::master::snapshot::{Malformed, Snapshot, escape, number, unescape};
-use crate::wire::MAX_CARRY;
+use crate::wire::{MAX_CARRY, MAX_NOTE};
 
 /// The version of this protocol, and the oldest one that is still spoken.
 pub const VERSION: u32 = crate::master::snapshot::VERSION;
 /// See [`VERSION`].
 pub const OLDEST_VERSION: u32 = 1;
 
-/// More than any message takes: a path, or a carry behind a short header.
-pub const ROOM: usize = MAX_CARRY + 8 * 1024;
+/// More than any message takes: a path, or note and carry behind a short header.
+pub const ROOM: usize = MAX_NOTE + MAX_CARRY + 8 * 1024;
 
 /// What the new master says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +134,7 @@ impl FromNew {
 }
 
 impl FromOld {
-    /// The message as it is sent, without the carry.
+    /// The message as it is sent, without note and carry.
     #[must_use]
     pub fn header(&self, version: u32) -> String {
         match self {
@@ -172,8 +173,11 @@ impl FromOld {
                 },
             },
             Some("OFFER") => Self::Offer,
-            Some("CONNECTION") if rest.len() <= MAX_CARRY => {
+            Some("CONNECTION") => {
                 let (pool, snapshot) = Snapshot::parse(words.by_ref(), version, rest)?;
+                if snapshot.carry.len() > MAX_CARRY || snapshot.packed.note.len() > MAX_NOTE {
+                    return Err(Malformed);
+                }
                 Self::Connection(pool, snapshot)
             }
             Some("ALL") => Self::All(number(words.next().ok_or(Malformed)?)?),
@@ -226,7 +230,7 @@ mod tests {
                 FromOld::Store(count),
                 FromOld::End,
             ] {
-                for version in [1, 2] {
+                for version in [1, 2, 3] {
                     let mut bytes = message.header(version).into_bytes();
                     if let FromOld::Connection(_, snapshot) = &message {
                         bytes.extend_from_slice(&snapshot.carry);
@@ -241,6 +245,7 @@ mod tests {
             let _ = FromNew::parse(&bytes);
             let _ = FromOld::parse(&bytes, 1);
             let _ = FromOld::parse(&bytes, 2);
+            let _ = FromOld::parse(&bytes, 3);
         }
     }
 

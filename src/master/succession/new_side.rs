@@ -45,8 +45,8 @@ enum NoOffer {
     Failed(String),
 }
 
-/// A connection that has come: its pool's name, what was said of it, its descriptor.
-type Arrival = (String, Snapshot, OwnedFd);
+/// A connection that has come: its pool's name, what was said of it, its descriptor and its luggage.
+type Arrival = (String, Snapshot, OwnedFd, Option<OwnedFd>);
 
 impl TakeoverClient {
     /// Asks the master behind a control socket for its listeners.
@@ -108,14 +108,14 @@ impl TakeoverClient {
         loop {
             let said = session.recv_from_old(&mut buffer, deadline);
             match said.map_err(failed)? {
-                (FromOld::Listener { address, has_file }, Some(socket)) => {
+                (FromOld::Listener { address, has_file }, (Some(socket), None)) => {
                     let unusable = |error: String| NoOffer::Failed(error);
                     let asked = address.parse().map_err(|e| unusable(format!("{e}")))?;
                     let listener = Listener::adopt(socket, asked, has_file);
                     listeners.push(listener.map_err(|error| unusable(error.to_string()))?);
                 }
-                (FromOld::Offer, None) => break,
-                (FromOld::Refused(why), None) => return Err(refusal(&why)),
+                (FromOld::Offer, (None, _)) => break,
+                (FromOld::Refused(why), (None, _)) => return Err(refusal(&why)),
                 _ => return Err(NoOffer::Failed(format!("{OLD} sent an unexpected message"))),
             }
         }
@@ -181,8 +181,9 @@ impl TakeoverClient {
             log::error!("cannot watch {OLD}: {}", Plain(&error));
         }
         let mut adopted = 0;
-        for (name, snapshot, socket) in arrivals {
-            adopted += usize::from(adopt(pools, &name, &snapshot, socket, now));
+        for (name, snapshot, socket, luggage) in arrivals {
+            let descriptors = (socket, luggage);
+            adopted += usize::from(adopt(pools, &name, &snapshot, descriptors, now));
         }
         log::info!("took over with {adopted} connections");
         for pool in pools.iter_mut() {
@@ -210,10 +211,10 @@ impl TakeoverClient {
         loop {
             let until = deadline(arrivals.len());
             match self.session.recv_from_old(&mut self.buffer, until)? {
-                (FromOld::Connection(name, snapshot), Some(socket)) => {
-                    arrivals.push((name, snapshot, socket));
+                (FromOld::Connection(name, snapshot), (Some(socket), luggage)) => {
+                    arrivals.push((name, snapshot, socket, luggage));
                 }
-                (FromOld::All(count), None) if count == arrivals.len() as u64 => break,
+                (FromOld::All(count), (None, _)) if count == arrivals.len() as u64 => break,
                 _ => return Err(unexpected()),
             }
         }
@@ -221,7 +222,7 @@ impl TakeoverClient {
         let confirm = FromNew::Confirm(arrivals.len() as u64);
         self.session.send_to_old(&confirm, until)?;
         match self.session.recv_from_old(&mut self.buffer, until)? {
-            (FromOld::Go, None) => {}
+            (FromOld::Go, (None, _)) => {}
             _ => return Err(unexpected()),
         }
         // Sent is said: the old master looks for it even after it has waited in vain. And when it
@@ -238,15 +239,15 @@ impl TakeoverClient {
         // What is left after these makes another event.
         for _ in 0..BATCH {
             match self.session.recv_from_old(&mut self.buffer, None) {
-                Ok((FromOld::Connection(name, snapshot), Some(socket))) => {
-                    adopt(pools, &name, &snapshot, socket, now);
+                Ok((FromOld::Connection(name, snapshot), (Some(socket), luggage))) => {
+                    adopt(pools, &name, &snapshot, (socket, luggage), now);
                 }
-                Ok((FromOld::Store(instance), None)) => {
+                Ok((FromOld::Store(instance), (None, _))) => {
                     if let Some(store) = pools.store() {
                         store.take_charge(Some(instance));
                     }
                 }
-                Ok((FromOld::End, None)) => return Some(format!("{OLD} has ended")),
+                Ok((FromOld::End, (None, _))) => return Some(format!("{OLD} has ended")),
                 Ok(_) => log::error!("ignoring what {OLD} says: unexpected message"),
                 Err(error) if is_gone(&error) => return Some(reason(OLD, &error)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
@@ -289,10 +290,10 @@ fn adopt(
     pools: &mut Pools<'_>,
     name: &str,
     snapshot: &Snapshot,
-    socket: OwnedFd,
+    descriptors: (OwnedFd, Option<OwnedFd>),
     now: Time,
 ) -> bool {
-    let adopted = pools.adopt(snapshot, socket, now);
+    let adopted = pools.adopt(snapshot, descriptors, now);
     if !adopted {
         let peer = snapshot.peer.map(|peer| peer.to_string());
         let peer = peer.unwrap_or_default();

@@ -18,6 +18,7 @@ use super::messages::{FromNew, FromOld, OLDEST_VERSION, VERSION};
 use super::session::{BATCH, Buffer, PATIENCE, Session, is_gone, longer_for, reason};
 use crate::error::Plain;
 use crate::master::child::LAST_CHANCE;
+use crate::master::connection::held::Held;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::events::epoll::{Epoll, EventFlags};
 use crate::master::events::token::MasterEvent;
@@ -26,6 +27,7 @@ use crate::master::office::Office;
 use crate::master::plan::MAX_POOLS;
 use crate::master::pool::Pool;
 use crate::master::pools::Pools;
+use crate::master::snapshot::WITH_BAGGAGE;
 use crate::master::time::Time;
 
 /// What the log calls the other master.
@@ -204,16 +206,26 @@ impl TakeoverServer {
     fn pass_rest(&mut self, known: bool, pools: &mut Pools<'_>, now: Time) -> io::Result<()> {
         if known && let Some(instance) = self.stored {
             self.session
-                .send_to_new(&FromOld::Store(instance), None, None)?;
+                .send_to_new(&FromOld::Store(instance), &[], None)?;
             self.stored = None;
         }
         for pool in pools.iter_mut().filter(|pool| pool.is_leaving()) {
-            for id in pool.passable() {
+            let (passed, left_over) = self.passable(pool);
+            for id in passed {
                 pass(pool, id, &self.session, now, None)?;
                 pool.forget(id);
             }
+            end_left_over(pool, &left_over, now);
         }
         Ok(())
+    }
+
+    /// The connections of a pool that the new master can go on with, and those with which it can't,
+    /// because it does not know of what travels with them.
+    fn passable(&self, pool: &Pool<'_>) -> (Vec<ConnectionId>, Vec<ConnectionId>) {
+        let knows = self.session.version() >= WITH_BAGGAGE;
+        let is_known = |id: &ConnectionId| knows || !pool.held(*id).is_some_and(Held::is_packed);
+        pool.passable().into_iter().partition(is_known)
     }
 
     /// Says once that the new master, which is in charge, does what it should not.
@@ -327,7 +339,7 @@ impl TakeoverServer {
         if !(OLDEST_VERSION..=VERSION).contains(&version) {
             let why = format!("this master speaks version {VERSION}, not {version}");
             let refusal = FromOld::Refused(why.clone());
-            let _ = self.session.send_to_new(&refusal, None, None);
+            let _ = self.session.send_to_new(&refusal, &[], None);
             return Err(why);
         }
         self.session.set_version(version);
@@ -361,12 +373,12 @@ impl TakeoverServer {
                     address: listener.asked().to_string(),
                     has_file: listener.has_file(),
                 };
-                let descriptor = Some(listener.as_fd());
-                self.session.send_to_new(&message, descriptor, None)?;
+                self.session
+                    .send_to_new(&message, &[listener.as_fd()], None)?;
             }
             self.offered += 1;
         }
-        self.session.send_to_new(&FromOld::Offer, None, None)
+        self.session.send_to_new(&FromOld::Offer, &[], None)
     }
 
     /// The new master is ready: it gets all that is not lent, and is in charge from then on.
@@ -381,7 +393,8 @@ impl TakeoverServer {
         let mut serving: Vec<_> = pools.iter_mut().filter(|p| p.is_serving()).collect();
         serving.iter_mut().for_each(|pool| pool.freeze(now));
         let wanted = serving.iter().filter(|pool| is_wanted(pool));
-        let passed: Vec<_> = wanted.clone().map(|pool| pool.passable()).collect();
+        let passable = wanted.clone().map(|pool| self.passable(pool));
+        let (passed, left_over): (Vec<_>, Vec<_>) = passable.unzip();
         let count = passed.iter().map(Vec::len).sum::<usize>();
         let limit = HOLD + longer_for(count);
         let deadline = Some(Instant::now() + limit);
@@ -401,13 +414,15 @@ impl TakeoverServer {
         // From here on the new master is in charge.
         self.stage = Stage::Replaced;
         let is_kept = |address: &crate::config::Address| self.kept.contains(&address.to_string());
-        let mut passed = passed.into_iter();
+        let mut passed = passed.into_iter().zip(left_over);
         for pool in serving {
             pool.listeners_mut().set_unlink_on_drop(false, is_kept);
             if is_wanted(pool) {
-                for id in passed.next().unwrap_or_default() {
+                let (passed, left_over) = passed.next().unwrap_or_default();
+                for id in passed {
                     pool.forget(id);
                 }
+                end_left_over(pool, &left_over, now);
                 pool.leave(is_kept, now);
             } else {
                 pool.thaw(now);
@@ -438,12 +453,12 @@ impl TakeoverServer {
     ) -> Result<(), Step> {
         let (session, buffer) = (&self.session, &mut self.buffer);
         let all = FromOld::All(count);
-        session.send_to_new(&all, None, deadline).map_err(&failed)?;
+        session.send_to_new(&all, &[], deadline).map_err(&failed)?;
         match session.recv_from_new(buffer, deadline).map_err(&failed)? {
             FromNew::Confirm(confirmed) if confirmed == count => {}
             _ => return Err(unexpected()),
         }
-        let go = session.send_to_new(&FromOld::Go, None, deadline);
+        let go = session.send_to_new(&FromOld::Go, &[], deadline);
         go.map_err(&failed)?;
         let said = session.recv_from_new(buffer, deadline).or_else(|error| {
             // It may say so this very moment: after this, it can't.
@@ -502,7 +517,7 @@ impl TakeoverServer {
     /// Nothing is left here: the new master need not wait for more.
     pub fn end(&self) {
         // When there is no room for it, the new one sees the end of the session instead.
-        let _ = self.session.send_to_new(&FromOld::End, None, None);
+        let _ = self.session.send_to_new(&FromOld::End, &[], None);
     }
 }
 
@@ -518,9 +533,28 @@ fn pass(
         Some((snapshot, held)) => {
             let name = pool.plan().name.to_string();
             let message = FromOld::Connection(name, snapshot);
-            session.send_to_new(&message, Some(held.descriptor()), deadline)
+            let descriptors = [
+                held.descriptor(),
+                held.luggage().unwrap_or(held.descriptor()),
+            ];
+            let descriptors = &descriptors[..1 + usize::from(held.luggage().is_some())];
+            session.send_to_new(&message, descriptors, deadline)
         }
         None => Ok(()),
+    }
+}
+
+/// Ends what the new master can't go on with.
+fn end_left_over(pool: &mut Pool<'_>, left_over: &[ConnectionId], now: Time) {
+    if !left_over.is_empty() {
+        let (name, count) = (&pool.plan().name, left_over.len());
+        log::warn!(
+            "{NEW} is of an older version, which knows neither notes nor luggage: closing {count} \
+             connections of pool {name} that have some"
+        );
+        left_over
+            .iter()
+            .for_each(|id| pool.end_unpassable(*id, now));
     }
 }
 

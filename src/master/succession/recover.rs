@@ -17,7 +17,7 @@ use crate::master::events::epoll::EventFlags;
 use crate::master::events::token::MasterEvent;
 use crate::master::listen::listener::Listener;
 use crate::master::pools::{Pools, end_stored};
-use crate::master::snapshot::{Place, Snapshot};
+use crate::master::snapshot::{Packing, Place, Snapshot};
 use crate::master::store::deposit::name_of;
 use crate::master::store::ledger::Ledger;
 use crate::master::store::names::{self, Meaning};
@@ -32,6 +32,8 @@ pub struct Recovered {
     /// The ledgers and life lines, by the instances of their masters.
     states: BTreeMap<u64, Vec<OwnedFd>>,
     connections: Vec<OwnedFd>,
+    /// By the cookies of their connections. What there is several of, nobody knows which is right.
+    luggage: BTreeMap<u64, Vec<OwnedFd>>,
     listeners: Names,
     /// The names of those that are of no use.
     useless: BTreeSet<String>,
@@ -43,10 +45,13 @@ pub struct Recovered {
 pub struct UnsettledTurns {
     /// The life lines of the masters, by their instances.
     life_lines: Vec<(u64, Option<OwnedFd>)>,
-    connections: Vec<(Snapshot, OwnedFd)>,
+    connections: Vec<Recoverable>,
     /// When it is no longer waited for the workers.
     until: Time,
 }
+
+/// A connection, with the descriptor of its luggage if it has some.
+type Recoverable = (Snapshot, (OwnedFd, Option<OwnedFd>));
 
 /// Why it is no longer waited for the workers of a killed master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +74,9 @@ impl Recovered {
                     recovered.states.entry(instance).or_default().push(one.fd);
                 }
                 Some(Meaning::Connection) => recovered.connections.push(one.fd),
+                Some(Meaning::Luggage(cookie)) => {
+                    recovered.luggage.entry(cookie).or_default().push(one.fd);
+                }
                 Some(Meaning::Listener(asked, file)) => match adopted(one.fd, asked, file) {
                     Ok(listener) => {
                         *recovered.listeners.entry(one.name).or_default() += 1;
@@ -93,10 +101,12 @@ impl Recovered {
         offered
     }
 
-    /// The descriptors of the states and of the connections.
+    /// The descriptors of the states, of the connections and of luggage.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let states = self.states.values().flatten();
-        states.chain(&self.connections).map(AsFd::as_fd)
+        let luggage = self.luggage.values().flatten();
+        let all = states.chain(&self.connections).chain(luggage);
+        all.map(AsFd::as_fd)
     }
 
     /// Takes over from a master that was killed. What it had lent is returned, to be settled when
@@ -113,7 +123,8 @@ impl Recovered {
         for name in self.useless {
             store.remove(name);
         }
-        if self.states.is_empty() && self.connections.is_empty() {
+        let nothing = self.states.is_empty() && self.connections.is_empty();
+        if nothing && self.luggage.is_empty() {
             return None;
         }
         let Notes {
@@ -121,25 +132,35 @@ impl Recovered {
             life_lines,
         } = Notes::read(self.states);
         let mut lent = Vec::new();
-        let (mut adopted, mut closed) = (0, 0);
+        let (mut adopted, mut closed, mut unpacked) = (0, 0, 0);
         for socket in self.connections {
             let cookie = sockopt::socket_cookie(&socket).ok();
-            let snapshot = cookie.and_then(|cookie| snapshots.remove(&cookie));
-            let Some(snapshot) = snapshot else {
+            let noted = cookie.and_then(|cookie| Some((cookie, snapshots.remove(&cookie)?)));
+            let Some((cookie, snapshot)) = noted else {
                 closed += 1;
                 end_stored(&socket);
                 continue;
             };
+            let Ok(luggage) = take_luggage(&mut self.luggage, cookie, snapshot.packed.luggage)
+            else {
+                unpacked += 1;
+                end_stored(&socket);
+                continue;
+            };
+            let descriptors = (socket, luggage);
             match snapshot.place {
-                Place::Lent => lent.push((snapshot, socket)),
+                Place::Lent => lent.push((snapshot, descriptors)),
                 Place::Ending => {
-                    pools.adopt(&snapshot, socket, now);
+                    pools.adopt(&snapshot, descriptors, now);
                 }
-                Place::Parked | Place::Ready => match pools.adopt(&snapshot, socket, now) {
+                Place::Parked | Place::Ready => match pools.adopt(&snapshot, descriptors, now) {
                     true => adopted += 1,
                     false => closed += 1,
                 },
             }
+        }
+        for cookie in self.luggage.into_keys() {
+            store.forget_luggage(cookie);
         }
         let count = lent.len();
         log::info!(
@@ -148,7 +169,31 @@ impl Recovered {
         if closed > 0 {
             log::warn!("closed {closed} stored connections of which nothing is known");
         }
+        if unpacked > 0 {
+            log::warn!("closed {unpacked} stored connections whose luggage was not stored");
+        }
         Some(UnsettledTurns::await_workers(life_lines, lent, pools, now))
+    }
+}
+
+/// Whether a connection needs luggage that was not stored.
+struct NotStored;
+
+/// Takes out the luggage of a connection which has some.
+fn take_luggage(
+    all: &mut BTreeMap<u64, Vec<OwnedFd>>,
+    cookie: u64,
+    noted: Packing,
+) -> Result<Option<OwnedFd>, NotStored> {
+    match noted {
+        Packing::None => Ok(None),
+        Packing::Held(_) => Err(NotStored),
+        Packing::Stored(_) => {
+            let pieces = all.get_mut(&cookie).filter(|pieces| pieces.len() == 1);
+            let piece = pieces.and_then(Vec::pop).ok_or(NotStored)?;
+            all.remove(&cookie);
+            Ok(Some(piece))
+        }
     }
 }
 
@@ -228,7 +273,7 @@ impl Notes {
 impl UnsettledTurns {
     fn await_workers(
         life_lines: Vec<(u64, Option<OwnedFd>)>,
-        connections: Vec<(Snapshot, OwnedFd)>,
+        connections: Vec<Recoverable>,
         pools: &Pools<'_>,
         now: Time,
     ) -> Self {
@@ -271,11 +316,11 @@ impl UnsettledTurns {
         if over == Over::Late {
             log::warn!("workers of a master that was killed do not end: closing what they have");
         }
-        for (snapshot, socket) in self.connections {
+        for (snapshot, descriptors) in self.connections {
             match over {
-                Over::Late => end_stored(&socket),
+                Over::Late => pools.end_stored(&snapshot, &descriptors.0),
                 Over::Ended => {
-                    pools.adopt(&snapshot, socket, now);
+                    pools.adopt(&snapshot, descriptors, now);
                 }
             }
         }
@@ -284,8 +329,8 @@ impl UnsettledTurns {
     /// Closes what is left.
     pub fn end(self, pools: &Pools<'_>) {
         self.forget_states(pools);
-        for (_, socket) in self.connections {
-            end_stored(&socket);
+        for (snapshot, (socket, _)) in &self.connections {
+            pools.end_stored(snapshot, socket);
         }
     }
 
@@ -340,7 +385,7 @@ mod tests {
     use super::*;
     use crate::master::dispatch::Interest;
     use crate::master::events::epoll::{Epoll, Events};
-    use crate::master::snapshot::PoolKey;
+    use crate::master::snapshot::{Packed, PoolKey};
     use crate::sys::unforked::Unforked;
     use crate::wire::Traffic;
     use std::io::Read;
@@ -354,7 +399,7 @@ mod tests {
     }
 
     /// A connection that was lent.
-    fn lent() -> (Snapshot, OwnedFd) {
+    fn lent() -> Recoverable {
         let snapshot = Snapshot {
             pool: PoolKey::of("main"),
             peer: None,
@@ -367,9 +412,10 @@ mod tests {
             total: Traffic::default(),
             stored: true,
             carry: Unforked::default(),
+            packed: Packed::default(),
         };
         let (socket, _other) = UnixStream::pair().unwrap();
-        (snapshot, socket.into())
+        (snapshot, (socket.into(), None))
     }
 
     #[test]

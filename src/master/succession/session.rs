@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, so
 use super::messages::{FromNew, FromOld, ROOM, VERSION};
 use crate::error::Plain;
 use crate::fdpass::{self, Wait};
-use crate::master::snapshot::Malformed;
+use crate::master::snapshot::{Malformed, Packing};
 use crate::sys;
 use crate::sys::unforked::Unforked;
 
@@ -46,6 +46,9 @@ pub struct Session {
     version: u32,
     told_to_stop: Arc<AtomicBool>,
 }
+
+/// The descriptors that come with a message: one, and luggage.
+pub type Along = (Option<OwnedFd>, Option<OwnedFd>);
 
 /// A buffer that takes any message. Processes that are forked from this one do not have it.
 #[derive(Debug)]
@@ -111,14 +114,21 @@ impl Session {
     pub fn send_to_new(
         &self,
         message: &FromOld,
-        descriptor: Option<BorrowedFd<'_>>,
+        descriptors: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
     ) -> io::Result<()> {
-        let carry = match message {
-            FromOld::Connection(_, snapshot) => &*snapshot.carry,
-            _ => &[],
+        let header = message.header(self.version);
+        let rest = match message {
+            FromOld::Connection(_, snapshot) => [&*snapshot.packed.note, &*snapshot.carry],
+            _ => [&[][..]; 2],
         };
-        self.send(&message.header(self.version), carry, descriptor, deadline)
+        self.send(&header, rest, descriptors, deadline)
+    }
+
+    /// The version of the protocol that is spoken.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// Sends what the new master says, as [`send_to_new`](Self::send_to_new) does.
@@ -126,14 +136,14 @@ impl Session {
     /// # Errors
     /// As [`Session::send_to_new`].
     pub fn send_to_old(&self, message: &FromNew, deadline: Option<Instant>) -> io::Result<()> {
-        self.send(&message.header(), &[], None, deadline)
+        self.send(&message.header(), [&[]; 2], &[], deadline)
     }
 
     /// Refuses the process at the other end, and closes this one. A close with unread bytes would
     /// overtake the refusal (the other end reads ECONNRESET first), so they are taken out, and no
     /// more can come.
     pub fn refuse(self, why: &str) {
-        let _ = self.send_to_new(&FromOld::Refused(why.to_owned()), None, None);
+        let _ = self.send_to_new(&FromOld::Refused(why.to_owned()), &[], None);
         let _ = shutdown(&self.socket, Shutdown::Read);
         let mut buffer = Buffer::default();
         while self.receive(&mut buffer, 0, None).is_ok() {}
@@ -142,12 +152,11 @@ impl Session {
     fn send(
         &self,
         header: &str,
-        carry: &[u8],
-        descriptor: Option<BorrowedFd<'_>>,
+        [note, carry]: [&[u8]; 2],
+        descriptors: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
     ) -> io::Result<()> {
-        let data = [IoSlice::new(header.as_bytes()), IoSlice::new(carry)];
-        let descriptors = descriptor.as_slice();
+        let data = [header.as_bytes(), note, carry].map(IoSlice::new);
         loop {
             match fdpass::send(&self.socket, &data, descriptors, Wait::Dont) {
                 Ok(_) => return Ok(()),
@@ -197,7 +206,8 @@ impl Session {
         FromNew::parse(&buffer.0[..length]).map_err(strange)
     }
 
-    /// What the old master says, and the descriptor that came along.
+    /// What the old master says, and the descriptors that came along: that of a listener, or of a
+    /// connection and its luggage.
     ///
     /// # Errors
     /// As [`Session::recv_from_new`].
@@ -205,12 +215,21 @@ impl Session {
         &self,
         buffer: &mut Buffer,
         deadline: Option<Instant>,
-    ) -> io::Result<(FromOld, Option<OwnedFd>)> {
-        let (length, descriptor) = self.receive(buffer, 1, deadline)?;
+    ) -> io::Result<(FromOld, Along)> {
+        let (length, descriptors) = self.receive(buffer, 2, deadline)?;
         let message = FromOld::parse(&buffer.0[..length], self.version);
         // What a client has sent is in the message now.
         buffer.0[..length].fill(0);
-        Ok((message.map_err(strange)?, descriptor))
+        let mut descriptors = descriptors.into_iter();
+        let along = (descriptors.next(), descriptors.next());
+        let message = message.map_err(strange)?;
+        match (&message, &along.1) {
+            (FromOld::Connection(_, snapshot), luggage)
+                if luggage.is_some() == (snapshot.packed.luggage != Packing::None) => {}
+            (FromOld::Connection(..), _) | (_, Some(_)) => return Err(strange(Malformed)),
+            (_, None) => {}
+        }
+        Ok((message, along))
     }
 
     fn receive(
@@ -218,13 +237,13 @@ impl Session {
         buffer: &mut Buffer,
         wanted: usize,
         deadline: Option<Instant>,
-    ) -> io::Result<(usize, Option<OwnedFd>)> {
+    ) -> io::Result<(usize, Vec<OwnedFd>)> {
         loop {
             match fdpass::receive(&self.socket, &mut buffer.0, wanted, Wait::Dont) {
                 Ok(message) if message.length == 0 => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                Ok(mut message) => return Ok((message.length, message.descriptors.pop())),
+                Ok(message) => return Ok((message.length, message.descriptors)),
                 Err(error) if error.would_block() => self.wait_for(PollFlags::IN, deadline)?,
                 Err(error) => return Err(error.into()),
             }

@@ -74,7 +74,7 @@ impl Told {
 /// Offers a listener of its own, whose path must stay.
 #[track_caller]
 fn offer(session: &Session, listener: &UnixListener) {
-    assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 2");
+    assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 3");
     session.pass("LISTENER unix:s.sock file\n", &[listener.as_fd()]);
     session.say("OFFER\n");
 }
@@ -91,7 +91,7 @@ fn offer_until_ready(session: &Session, listener: &UnixListener) {
 fn an_old_master_that_refuses() {
     let told = Told::new();
     told.fails(" at old: the old master refuses: it is busy", |session| {
-        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 2");
+        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 3");
         session.say("REFUSED it%20is%20busy\n");
     });
 }
@@ -106,7 +106,7 @@ fn an_old_master_of_the_version_before() {
     let finished: Finished = thread::scope(|scope| {
         let new = scope.spawn(|| finish(command));
         let session = told.desk.accept();
-        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 2");
+        assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 3");
         session.say("REFUSED this%20master%20speaks%20version%201,%20not%202\n");
         drop(session);
         let session = told.desk.accept();

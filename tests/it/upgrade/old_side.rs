@@ -64,7 +64,7 @@ impl Asked {
     pub fn play(&self, step: Step) -> (Session, usize) {
         let session = self.ask();
         let mut count = 0;
-        session.say("TAKEOVER 2\n");
+        session.say("TAKEOVER 3\n");
         if step >= Step::Offered {
             let offered = session.hear_until("OFFER");
             assert!(
@@ -123,7 +123,7 @@ fn a_new_master_that_dies_at_any_step() {
 fn a_new_master_that_says_what_it_should_not_at_any_step() {
     let mut asked = Asked::start(&[]);
     for step in STEPS {
-        for words in ["no such words", "CONFIRM 3\n", "STOP\n", "TAKEOVER 2 2\n"] {
+        for words in ["no such words", "CONFIRM 3\n", "STOP\n", "TAKEOVER 3 2\n"] {
             println!("{step:?} {words:?}");
             let (session, _) = asked.play(step);
             session.say(words);
@@ -155,7 +155,7 @@ fn a_new_master_of_another_version() {
         "REFUSED this%20master%20speaks%20version%202,%20not%2099"
     );
     assert!(session.hear().is_none());
-    asked.failed("this master speaks version 2, not 99");
+    asked.failed("this master speaks version 3, not 99");
     asked.undisturbed.upgrade();
 }
 
@@ -188,7 +188,7 @@ fn two_new_masters() {
     let mut asked = Asked::start(&[]);
     let (first, _) = asked.play(Step::Offered);
     let second = asked.ask();
-    second.say("TAKEOVER 2\n");
+    second.say("TAKEOVER 3\n");
     let (refusal, _) = second.hear().expect("an answer");
     assert_eq!(refusal, "REFUSED another%20one%20is%20under%20way");
     assert!(second.hear().is_none());

@@ -108,7 +108,7 @@ fn a_caller_that_cannot_be_accepted_waits() {
     assert!(busy < Duration::from_millis(300), "{busy:?}");
     assert_eq!(client.get("/").status, 200);
     limit(before);
-    session.say("TAKEOVER 2\n");
+    session.say("TAKEOVER 3\n");
     session.hear_until("OFFER");
     assert_eq!(server.log_lines("control socket: Too many").len(), 1);
 }
@@ -119,7 +119,7 @@ fn a_caller_that_sends_a_descriptor() {
     let mut asked = Asked::start(&[]);
     let connection = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let session = asked.ask();
-    let data = &[IoSlice::new(b"TAKEOVER 2\n")];
+    let data = &[IoSlice::new(b"TAKEOVER 3\n")];
     let sent = fdpass::send(&session, data, &[connection.as_fd()], Wait::Block);
     match sent {
         // Linux 6.16 and later: the kernel refuses it.
@@ -200,7 +200,7 @@ fn after_a_new_master_that_was_silent_nobody_who_asks_gets_the_next_takeover_at_
     asked.failed("the new master is silent for 2 s");
     drop(session);
     let again = asked.ask();
-    again.say("TAKEOVER 2\n");
+    again.say("TAKEOVER 3\n");
     let (words, _) = again.hear().expect("an answer");
     assert!(
         words.starts_with("REFUSED another%20one%20has%20just"),

@@ -31,6 +31,18 @@ fn snapshot(carry: &[u8]) -> Snapshot {
         },
         stored: true,
         carry: carry.into(),
+        packed: Packed::default(),
+    }
+}
+
+fn packed(note: &[u8], luggage: Packing, resumable: bool) -> Snapshot {
+    Snapshot {
+        packed: Packed {
+            note: note.into(),
+            luggage,
+            resumable,
+        },
+        ..snapshot(b"carry")
     }
 }
 
@@ -69,6 +81,62 @@ fn a_shorter_carry_leaves_nothing_of_a_longer_one() {
         assert_eq!(bytes[..length], vec![7; length]);
         assert!(bytes[length..].iter().all(|byte| *byte == 0), "{length}");
     }
+}
+
+#[test]
+fn what_travels_is_read_by_the_next_master_and_by_no_older_one() {
+    let ledger = ledger(2);
+    let (full, held, stored) = ([7; MAX_NOTE], Packing::Held(0), Packing::Stored(0));
+    for (note, luggage, resumable) in [
+        (&full[..], held, true),
+        (b"note", Packing::None, false),
+        (b"", held, false),
+        (b"", stored, false),
+        (b"", Packing::None, true),
+    ] {
+        let written = packed(note, luggage, resumable);
+        ledger.write(1, 20, &written, NOW);
+        assert_eq!(ledger.entry(1, NOW), Ok(Some((20, written.clone()))));
+        ledger.enter(1, Place::Lent);
+        let lent = Snapshot {
+            place: Place::Lent,
+            ..written
+        };
+        assert_eq!(ledger.entry(1, NOW), Ok(Some((20, lent))));
+        // An older one knows the states from 2 to 5.
+        assert!(!(2..=5).contains(&ledger.field(1, STATE)));
+        let behind = &ledger.words[ledger.note_of(1)][note.len().div_ceil(8)..];
+        assert!(behind.iter().all(|word| word.load(Relaxed) == 0));
+    }
+    ledger.write(1, 20, &snapshot(b""), NOW);
+    assert_eq!(ledger.field(1, STATE), 2);
+    assert_eq!(ledger.entry(1, NOW), Ok(Some((20, snapshot(b"")))));
+}
+
+#[test]
+fn luggage_is_stored_when_that_is_written() {
+    let ledger = ledger(1);
+    ledger.write(0, 20, &packed(b"", Packing::Held(7), false), NOW);
+    ledger.luggage_is_stored(0);
+    let stored = packed(b"", Packing::Stored(0), false);
+    assert_eq!(ledger.entry(0, NOW), Ok(Some((20, stored))));
+    ledger.write(0, 20, &snapshot(b""), NOW);
+    ledger.luggage_is_stored(0);
+    assert_eq!(ledger.entry(0, NOW), Ok(Some((20, snapshot(b"")))));
+}
+
+/// The words as a program writes them whose version 2 knows nothing of notes.
+#[test]
+fn a_ledger_without_notes_is_read() {
+    let written = ledger(1);
+    written.write(0, 20, &snapshot(b"half"), NOW);
+    let size = written.layout.first_note();
+    let mut words = written.words;
+    words.truncate(size);
+    words[AT_FIELDS].store(NOTE_LENGTH as u64, Relaxed);
+    let read = Ledger::read(words).unwrap();
+    assert_eq!(read.entry(0, NOW), Ok(Some((20, snapshot(b"half")))));
+    assert_eq!(read.words.len(), read.layout.size());
 }
 
 #[test]
@@ -113,7 +181,7 @@ fn a_field_of_a_later_version_is_passed_over_unless_it_must_be_known() {
     let ledger = ledger(1);
     ledger.write(0, 20, &snapshot(b""), NOW);
     let words = ledger.words;
-    let name = u64::from_be_bytes(*b"luggage\0");
+    let name = u64::from_be_bytes(*b"wings\0\0\0");
     words[AT_FIELDS].store(FIELDS as u64 + 1, Relaxed);
     words[AT_NAMES + FIELDS].store(name, Relaxed);
     let read = Ledger::read(words).unwrap();
@@ -124,7 +192,7 @@ fn a_field_of_a_later_version_is_passed_over_unless_it_must_be_known() {
     assert_eq!(refusal, Refusal::Field(name | REQUIRED));
     assert_eq!(
         refusal.to_string(),
-        "its field \"luggage\\\\x00\" is not known here"
+        "its field \"wings\\\\x00\\\\x00\\\\x00\" is not known here"
     );
 }
 
@@ -168,7 +236,7 @@ fn an_entry_that_was_being_written_is_worth_nothing() {
 
 proptest! {
     #[test]
-    fn no_words_make_the_reader_panic(entry: [u64; ENTRY], names: [u64; ENTRY], state in 0..8u64) {
+    fn no_words_make_the_reader_panic(entry: [u64; ENTRY], names: [u64; ENTRY], state in 0..12u64) {
         let ledger = ledger(1);
         let begin = ledger.begin_of(0);
         for (at, word) in entry.iter().enumerate() {
@@ -177,6 +245,8 @@ proptest! {
         ledger.set(begin + STATE, state);
         ledger.set(begin + INTEREST, entry[INTEREST] % 4);
         ledger.set(begin + CARRY_LENGTH, entry[CARRY_LENGTH] % (2 * MAX_CARRY as u64));
+        ledger.set(begin + NOTE_LENGTH, entry[NOTE_LENGTH] % (2 * MAX_NOTE as u64));
+        ledger.set(begin + BAGGAGE, entry[BAGGAGE] % 16);
         let _ = ledger.entry(0, NOW);
         ledger.set(AT_FIELDS, entry[0]);
         for (at, name) in names.iter().enumerate() {
