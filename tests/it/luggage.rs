@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use crate::harness::process;
 use crate::harness::{Client, Server, Setup, eventually, open_descriptors};
 
+mod masters;
 mod rogues;
 
 /// More than the master closes by itself.

@@ -165,13 +165,14 @@ impl Pool<'_> {
         {
             held.set_copied(Some(kept));
         }
-        if let Some(kept) = held.kept() {
-            kept.give(self.epoll.pool(), id);
-            if let Some(number) = held.luggage_number() {
-                kept.stow(number, (self.epoll.pool(), id), now);
-            }
-        }
+        let Some(kept) = held.kept() else { return };
+        let at = (self.epoll.pool(), id);
+        kept.give(at.0, id);
         held.store(Place::Parked, &progress, now);
+        // What it had before is forgotten by now.
+        if let Some(number) = held.luggage_number() {
+            kept.stow(number, at, now);
+        }
     }
 
     /// Counts a client that is turned away or kept waiting, while there are so many connections.

@@ -92,7 +92,7 @@ impl Session {
     #[track_caller]
     pub fn hear(&self) -> Option<(String, Vec<OwnedFd>)> {
         let mut data = vec![0; ROOM];
-        let message = match fdpass::receive(self.0.as_fd(), &mut data, 1, Wait::Block) {
+        let message = match fdpass::receive(self.0.as_fd(), &mut data, 2, Wait::Block) {
             Err(fdpass::Error::Os(error)) if error.raw_os_error() == Some(libc::ECONNRESET) => {
                 return None;
             }

@@ -107,7 +107,7 @@ fn an_old_master_of_the_version_before() {
         let new = scope.spawn(|| finish(command));
         let session = told.desk.accept();
         assert_eq!(session.hear().expect("it asks").0, "TAKEOVER 3");
-        session.say("REFUSED this%20master%20speaks%20version%201,%20not%202\n");
+        session.say("REFUSED this%20master%20speaks%20version%201,%20not%203\n");
         drop(session);
         let session = told.desk.accept();
         assert_eq!(session.hear().expect("it asks again").0, "TAKEOVER 1");

@@ -152,7 +152,7 @@ fn a_new_master_of_another_version() {
     let (refusal, _) = session.hear().expect("an answer");
     assert_eq!(
         refusal,
-        "REFUSED this%20master%20speaks%20version%202,%20not%2099"
+        "REFUSED this%20master%20speaks%20version%203,%20not%2099"
     );
     assert!(session.hear().is_none());
     asked.failed("this master speaks version 3, not 99");
