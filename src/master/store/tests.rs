@@ -2,6 +2,7 @@
 
 use super::deposit::Stock;
 use super::*;
+use crate::master::snapshot::Packing;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -201,4 +202,128 @@ fn connections_share_messages() {
     assert_eq!(world.told()[1..], expected);
     let mut all = world.connections.iter();
     assert!(all.all(|(_, kept, _)| kept.is_stored()));
+}
+
+/// Writes down that the connection at this place has luggage, or none, and is parked at this time.
+fn park(world: &World, place: usize, luggage: bool, now: Time) {
+    let (id, kept, _) = &world.connections[place];
+    let number = u64::from(*id);
+    let mut snapshot = snapshot();
+    if luggage {
+        snapshot.packed.luggage = match kept.has_stowed(number) {
+            true => Packing::Stored(number),
+            false => Packing::Held(number),
+        };
+    }
+    kept.store(&snapshot, now);
+    if luggage {
+        kept.stow(number, (0, *id), now);
+    }
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        pool: PoolKey::of("main"),
+        peer: None,
+        place: Place::Parked,
+        interest: crate::master::dispatch::Interest::Input,
+        turns: 1,
+        remaining: None,
+        incomplete_for: None,
+        time_left: None,
+        total: crate::wire::Traffic::default(),
+        stored: true,
+        carry: Default::default(),
+        packed: Default::default(),
+    }
+}
+
+fn after(milliseconds: u64) -> Time {
+    Time(0).after(Duration::from_millis(milliseconds))
+}
+
+#[test]
+fn luggage_is_stored_when_it_has_been_there_for_a_while_and_removed_when_it_is_gone() {
+    let mut world = World::new();
+    let store = store(100);
+    assert!((0..3).all(|_| world.connect(&store)));
+    world.deposit(&store, Time(0));
+    assert_eq!(store.due(), None);
+    for (place, at) in [(0, 0), (1, 100), (2, 200)] {
+        park(&world, place, true, after(at));
+    }
+    // One is gone before it was there for long, and one is parked again.
+    park(&world, 1, false, after(300));
+    park(&world, 2, true, after(400));
+    assert_eq!(store.due(), Some(after(1000)));
+    world.told();
+    for (at, told) in [(999, vec![]), (1000, vec![named("baton-bag-0", 1)])] {
+        world.deposit(&store, after(at));
+        assert_eq!(world.told(), told, "{at}");
+    }
+    world.deposit(&store, after(1200));
+    assert_eq!(world.told(), [named("baton-bag-2", 1)]);
+    assert_eq!(store.due(), None);
+    let noted = |place| {
+        let inner = store.0.borrow();
+        let entry = inner.ledger.entry(place, Duration::ZERO).unwrap().unwrap();
+        entry.1.packed.luggage
+    };
+    let (none, stored) = (Packing::None, Packing::Stored(0));
+    assert_eq!([0, 1, 2].map(noted), [stored, none, stored]);
+    // It stays stored from turn to turn, until it is gone, or its connection.
+    park(&world, 0, true, after(1300));
+    assert_eq!(noted(0), stored);
+    park(&world, 2, false, after(1300));
+    drop(world.connections.remove(0));
+    world.deposit(&store, after(1300));
+    assert_eq!(
+        world.told(),
+        [named("baton-bag-2", 0), named("baton-bag-0", 0)]
+    );
+}
+
+#[test]
+fn luggage_for_which_the_manager_has_no_room_waits_and_connections_come_first() {
+    let mut world = World::new();
+    let store = store(STATES + 1 + names::LUGGAGE_TAKES);
+    assert!(world.connect(&store) && world.connect(&store));
+    world.deposit(&store, Time(0));
+    park(&world, 0, true, Time(0));
+    world.told();
+    world.deposit(&store, after(1000));
+    assert_eq!(world.told(), []);
+    let again = store.due().unwrap();
+    assert!(again > after(5000), "{again:?}");
+    world.connections.pop();
+    world.deposit(&store, again);
+    assert_eq!(world.told(), [named("baton-bag-0", 1)]);
+    // It takes its room.
+    let mut more = 0;
+    while world.connect(&store) {
+        more += 1;
+    }
+    assert_eq!(more, names::LUGGAGE_TAKES - 1);
+}
+
+#[test]
+fn luggage_that_was_passed_on_is_removed_if_that_master_fails() {
+    let mut world = World::new();
+    let store = store(100);
+    assert!(world.connect(&store) && world.connect(&store));
+    park(&world, 0, true, Time(0));
+    park(&world, 1, true, Time(0));
+    world.deposit(&store, after(1000));
+    let (_, kept, _) = world.connections.remove(0);
+    kept.pass_on();
+    store.give_up();
+    world.told();
+    world.deposit(&store, after(1000));
+    assert_eq!(world.told(), []);
+    store.resume();
+    world.deposit(&store, after(1000));
+    let gone = named(names::CONNECTION, 0);
+    assert_eq!(world.told(), [gone, named("baton-bag-0", 0)]);
+    let (id, kept, _) = &world.connections[0];
+    assert!(kept.has_stowed(u64::from(*id)));
 }

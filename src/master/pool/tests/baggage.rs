@@ -12,6 +12,10 @@ use rustix::net::sockopt;
 use super::*;
 use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use crate::master::connection::descriptors;
+use crate::master::connection::luggage::Luggage;
+use crate::master::dispatch::Interest;
+use crate::master::snapshot::{Packed, Packing, Place, Snapshot};
+use crate::service::Peer;
 use crate::wire::LuggageChange;
 
 /// A turn, as its worker was given it.
@@ -224,6 +228,53 @@ fn a_turn_that_is_resumable_no_more_is_settled_as_any_other() {
     drop(whole);
     world.kill(worker);
     assert_eq!(read(&mut client, 18), b"the worker is gone");
+}
+
+#[test]
+fn a_resumable_turn_goes_on_when_its_master_was_killed() {
+    let mut world = World::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut socket, peer) = listener.accept().unwrap();
+    // The last report is of the first four bytes.
+    socket.write_all(b"0123456789").unwrap();
+    let luggage = memory();
+    let snapshot = Snapshot {
+        pool: world.pool.key(),
+        peer: Some(Peer::Inet(peer)),
+        place: Place::Lent,
+        interest: Interest::Output,
+        turns: 6,
+        remaining: None,
+        incomplete_for: None,
+        time_left: None,
+        total: Traffic {
+            read: 0,
+            written: 4,
+        },
+        stored: true,
+        carry: (&b"next"[..]).into(),
+        packed: Packed {
+            note: (&b"from 4 on"[..]).into(),
+            luggage: Packing::Stored(0),
+            resumable: true,
+        },
+    };
+    let copy = luggage.try_clone().unwrap();
+    let descriptors = (OwnedFd::from(socket), Some(Luggage::from(copy)));
+    let now = world.now();
+    world
+        .pool
+        .adopt(&snapshot, Peer::Inet(peer), descriptors, now);
+    let mut worker = world.hire(0);
+    let resumed = turn(&mut world, &mut worker);
+    assert_eq!((resumed.number, resumed.moved), (7, (0, 6)));
+    assert_eq!(
+        (&resumed.note[..], &resumed.carry[..]),
+        (&b"from 4 on"[..], &b"next"[..])
+    );
+    assert!(is_same(resumed.luggage.as_ref().unwrap(), &luggage));
+    assert_eq!(read(&mut client, 10), b"0123456789");
 }
 
 // ---- room ---------------------------------------------------------------------------------------
