@@ -116,6 +116,14 @@ pub struct Connection<C> {
     serial: u32,
 }
 
+impl<C> Connection<C> {
+    /// Whether it is in the middle of a response, which its client is to take.
+    #[must_use]
+    pub fn is_read_from(&self) -> bool {
+        matches!(self.due, Due::Reading { .. })
+    }
+}
+
 /// All connections, each at a place of its own.
 #[derive(Debug)]
 pub struct Table<C> {

@@ -93,9 +93,10 @@ impl<C> Dispatcher<C> {
         self.end_idleness(index);
     }
 
-    /// Puts the connection at the end of the ready queue, or turns it away if that is full.
+    /// Puts the connection at the end of the ready queue, or turns it away if that is full. In the
+    /// middle of a response it has its place, for there is no answer that would make it smaller.
     pub(super) fn make_ready(&mut self, index: u32, now: Time) {
-        if self.is_queue_full() {
+        if self.is_queue_full() && !self.table.at(index).is_read_from() {
             self.linger(index, Some(Canned::Overloaded(Excess::Queue)), now);
             return;
         }
@@ -128,13 +129,19 @@ impl<C> Dispatcher<C> {
         let Some(bound) = self.limits.queue_wait else {
             return;
         };
-        while let Some(first) = self.ready.first() {
+        while let Some(first) = self.next_to_shed() {
             if self.table.at(first).ready_at.after(bound) > now {
                 break;
             }
             self.chains.remove(&mut self.ready, first);
             self.linger(first, Some(Canned::Overloaded(Excess::QueueWait)), now);
         }
+    }
+
+    /// What has waited for longest of what can be turned away.
+    pub(super) fn next_to_shed(&self) -> Option<u32> {
+        let mut ready = self.chains.iter(&self.ready);
+        ready.find(|index| !self.table.at(*index).is_read_from())
     }
 
     /// When the first ready connection has waited for so long that a worker on probation is tried

@@ -370,3 +370,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_response_that_is_being_sent_is_not_turned_away_by_others() {
+    let wait = Duration::from_secs(3);
+    let mut stage = Stage::new(Limits {
+        queue: 1,
+        queue_wait: Some(wait),
+        ..limits()
+    });
+    stage.report(response(1000));
+    // Nobody serves, and another one fills the queue.
+    stage.world.dispatcher.worker_stopped(stage.worker);
+    let waiting = stage.world.dispatcher.accepted(2, true, stage.world.now);
+    stage.world.dispatcher.readable(stage.id, stage.world.now);
+    let _ = stage.world.dispatcher.take_actions();
+    let ready = |stage: &Stage| stage.world.dispatcher.ready();
+    assert_eq!(ready(&stage), [waiting, stage.id]);
+    let late = stage.world.dispatcher.accepted(3, true, stage.world.now);
+    let turned_away = Action::Linger(late, Some(Canned::Overloaded(Excess::Queue)));
+    assert_eq!(stage.world.dispatcher.take_actions(), [turned_away]);
+    stage.world.pass(wait);
+    let turned_away = Action::Linger(waiting, Some(Canned::Overloaded(Excess::QueueWait)));
+    assert!(stage.world.dispatcher.take_actions().contains(&turned_away));
+    assert_eq!(ready(&stage), [stage.id]);
+    // And there is nothing to do about it by the clock that is overdue.
+    let next = stage.world.dispatcher.next_tick();
+    assert!(next.is_none_or(|time| time > stage.world.now));
+}
