@@ -13,10 +13,10 @@
 //!
 //! The names make it readable for another version of the program: a field that the reader does not
 //! know is passed over, or makes it refuse the ledger if the name says that it must be known
-//! ([`REQUIRED`]); a field that is missing is zero. An entry whose state the reader does not know is
-//! worth nothing to it: that is how those are written which have something that an older reader must
-//! not go on without ([`PACKED`]). Version 1 had a header of 16 words, no names,
-//! and a fixed order without the client's address; it is still read.
+//! ([`REQUIRED`]); a field that is missing is zero. An entry whose state the reader does not know
+//! is worth nothing to it: that is how those are written which have something that an older reader
+//! must not go on without ([`PACKED`]). Version 1 had a header of 16 words, no names, and a fixed
+//! order without the client's address; it is still read.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::{Deref, Range};

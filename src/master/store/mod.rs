@@ -35,11 +35,11 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::dispatch::table::ConnectionId;
-use super::snapshot::{Place, PoolKey, Snapshot};
+use super::snapshot::{Packing, Place, PoolKey, Snapshot};
 use super::time::Time;
 use crate::sys::memfile::MemoryFile;
 use ledger::Ledger;
-use stowed::Stowed;
+use stowed::{Stowed, WHILE, Waiting};
 
 /// How many listeners have each name: a host name with several addresses has a socket for each.
 pub type Names = BTreeMap<String, usize>;
@@ -200,6 +200,11 @@ impl Store {
         }
     }
 
+    /// The manager is to drop the luggage that it has of the connection with this cookie.
+    pub fn forget_luggage(&self, cookie: u64) {
+        self.remove(names::of_luggage(cookie));
+    }
+
     /// The listeners have changed, or may have.
     pub fn relist(&self) {
         self.0.borrow_mut().relisted = true;
@@ -334,6 +339,45 @@ impl Kept {
         if !inner.stowed.is_empty() {
             drop(inner);
             self.check_luggage(snapshot.packed.luggage);
+        }
+    }
+
+    /// The connection, which is found there, has the luggage of this number: the manager gets it if
+    /// it stays for a while.
+    pub fn stow(&self, number: u64, (pool, id): (u8, ConnectionId), now: Time) {
+        let waiting = Waiting {
+            due: now.after(WHILE),
+            place: self.place,
+            number,
+            pool,
+            id,
+        };
+        let stowed = &mut self.store.0.borrow_mut().stowed;
+        stowed.stow(waiting, self.cookie);
+    }
+
+    /// The connection has the luggage of this number, and so has the manager.
+    pub fn luggage_came_stored(&self, number: u64) {
+        let stowed = &mut self.store.0.borrow_mut().stowed;
+        stowed.know(self.place, self.cookie, number);
+    }
+
+    /// Whether the manager has the luggage of this number.
+    #[must_use]
+    pub fn has_stowed(&self, number: u64) -> bool {
+        self.store.0.borrow().stowed.at(self.place) == Some((number, true))
+    }
+
+    /// The connection has this luggage now: if the manager has another one, it is to drop that.
+    fn check_luggage(&self, luggage: Packing) {
+        let inner = &mut *self.store.0.borrow_mut();
+        let now = match luggage {
+            Packing::None => None,
+            Packing::Held(number) | Packing::Stored(number) => Some(number),
+        };
+        if inner.stowed.at(self.place).map(|(number, _)| number) != now {
+            let gone = inner.stowed.forget(self.place);
+            inner.gone.extend(gone.map(names::of_luggage));
         }
     }
 

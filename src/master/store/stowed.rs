@@ -1,16 +1,15 @@
 //! Which connections' luggage the manager has, and which it gets when it has been there for a
-//! while: most luggage is gone before.
+//! while: most luggage is gone before. Pure.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Kept, Store, names};
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::snapshot::Packing;
 use crate::master::time::Time;
 
 /// How long a connection keeps its luggage before the manager gets it.
-const WHILE: Duration = Duration::from_secs(1);
+pub(super) const WHILE: Duration = Duration::from_secs(1);
 
 /// How long luggage waits for which the manager had no room.
 const NO_ROOM: Duration = Duration::from_secs(10);
@@ -40,7 +39,7 @@ struct Piece {
 /// Where a piece of luggage is found when it is due.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Waiting {
-    due: Time,
+    pub(super) due: Time,
     pub(super) place: u32,
     pub(super) number: u64,
     pub(super) pool: u8,
@@ -50,6 +49,40 @@ pub(super) struct Waiting {
 impl Stowed {
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// The connection at a place in the ledger, with this cookie, has the luggage of this number,
+    /// and so has the manager.
+    pub(super) fn know(&mut self, place: u32, cookie: u64, number: u64) {
+        self.given += 1;
+        let given = true;
+        self.all.insert(
+            place,
+            Piece {
+                number,
+                cookie,
+                given,
+            },
+        );
+    }
+
+    /// The manager is to get the luggage of this connection, which is found there, if it stays for a
+    /// while. Nothing new if that was said before.
+    pub(super) fn stow(&mut self, waiting: Waiting, cookie: u64) {
+        if let Entry::Vacant(vacant) = self.all.entry(waiting.place) {
+            vacant.insert(Piece {
+                number: waiting.number,
+                cookie,
+                given: false,
+            });
+            self.waiting.push_back(waiting);
+        }
+    }
+
+    /// The number of the luggage of a connection, and whether the manager has it.
+    pub(super) fn at(&self, place: u32) -> Option<(u64, bool)> {
+        let piece = self.all.get(&place)?;
+        Some((piece.number, piece.given))
     }
 
     /// How many pieces the manager has.
@@ -118,71 +151,5 @@ impl Stowed {
     /// manager has.
     pub(super) fn take_passed_on(&mut self) -> impl Iterator<Item = u64> + use<> {
         std::mem::take(&mut self.passed_on).into_iter()
-    }
-}
-
-impl Store {
-    /// The manager is to drop the luggage that it has of the connection with this cookie.
-    pub fn forget_luggage(&self, cookie: u64) {
-        self.remove(names::of_luggage(cookie));
-    }
-}
-
-impl Kept {
-    /// The connection has the luggage of this number: the manager gets it if it stays for a while.
-    pub fn stow(&self, number: u64, (pool, id): (u8, ConnectionId), now: Time) {
-        let stowed = &mut self.store.0.borrow_mut().stowed;
-        if stowed.all.contains_key(&self.place) {
-            return;
-        }
-        let piece = Piece {
-            number,
-            cookie: self.cookie,
-            given: false,
-        };
-        stowed.all.insert(self.place, piece);
-        stowed.waiting.push_back(Waiting {
-            due: now.after(WHILE),
-            place: self.place,
-            number,
-            pool,
-            id,
-        });
-    }
-
-    /// The connection has the luggage of this number, and so has the manager.
-    pub fn luggage_came_stored(&self, number: u64) {
-        let stowed = &mut self.store.0.borrow_mut().stowed;
-        stowed.given += 1;
-        let piece = Piece {
-            number,
-            cookie: self.cookie,
-            given: true,
-        };
-        stowed.all.insert(self.place, piece);
-    }
-
-    /// Whether the manager has the luggage of this number.
-    #[must_use]
-    pub fn has_stowed(&self, number: u64) -> bool {
-        let inner = self.store.0.borrow();
-        let piece = inner.stowed.all.get(&self.place);
-        piece.is_some_and(|piece| piece.given && piece.number == number)
-    }
-
-    /// The connection has this luggage now: if the manager has another one, it is to drop that.
-    pub(super) fn check_luggage(&self, luggage: Packing) {
-        let inner = &mut *self.store.0.borrow_mut();
-        let Some(piece) = inner.stowed.all.get(&self.place) else {
-            return;
-        };
-        let same = match luggage {
-            Packing::None => false,
-            Packing::Held(number) | Packing::Stored(number) => piece.number == number,
-        };
-        if !same {
-            let gone = inner.stowed.forget(self.place);
-            inner.gone.extend(gone.map(names::of_luggage));
-        }
     }
 }

@@ -2,7 +2,6 @@
 
 use super::deposit::Stock;
 use super::*;
-use crate::master::snapshot::Packing;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};

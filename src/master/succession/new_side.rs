@@ -45,7 +45,7 @@ enum NoOffer {
     Failed(String),
 }
 
-/// A connection that has come: its pool's name, what was said of it, its descriptor and its luggage.
+/// A connection that has come: its pool's name, what was said of it, its descriptor, its luggage.
 type Arrival = (String, Snapshot, OwnedFd, Option<OwnedFd>);
 
 impl TakeoverClient {

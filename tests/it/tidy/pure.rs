@@ -12,6 +12,7 @@ const MUST_BE: &[&str] = &[
     "src/master/dispatch/",
     "src/master/store/ledger.rs",
     "src/master/store/names.rs",
+    "src/master/store/stowed.rs",
     "src/master/workers/slots.rs",
     "src/master/workers/crash_loop.rs",
     "src/master/workers/lifetime.rs",
