@@ -299,8 +299,8 @@ impl Connection {
         self.baggage.take_luggage()
     }
 
-    /// Whether another pool has passed the connection on ([`Turn::Pass`]), so that it goes back
-    /// there with [`Turn::Home`].
+    /// Whether another pool has passed the connection on ([`Turn::Pass`](crate::Turn::Pass)), so
+    /// that it goes back there with [`Turn::Home`](crate::Turn::Home).
     #[must_use]
     pub fn is_away(&self) -> bool {
         self.baggage.away
