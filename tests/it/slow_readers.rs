@@ -263,11 +263,14 @@ fn the_end_of_a_connection_comes_after_the_last_byte() {
 
 #[test]
 fn a_stop_waits_for_who_reads_and_not_beyond_its_grace_for_who_does_not() {
-    let (setup, bytes) = files(&["-w", "1", "--grace", "5"], LONG / 2);
+    let (setup, bytes) = files(&["-w", "1", "--grace", "5"], LONG);
     let setup = setup.expect("the grace period is over: closing 1 connections");
     let mut server = setup.start();
     let workers = server.workers(1);
-    let mut reader = slow(&server, "/big");
+    // One that has room for megabytes reads them at once.
+    let mut reader = server.connect();
+    reader.send_get("/big");
+    assert_eq!(reader.read_exact(15), b"HTTP/1.1 200 OK");
     let mut other = slow(&server, "/big");
     wait_for_rest(&workers);
     server.signal(Signal::SIGTERM);
@@ -334,4 +337,22 @@ fn a_stream_that_is_longer_than_what_is_kept_holds_its_worker_and_the_log_says_s
         .workers(2)
         .into_iter()
         .for_each(|worker| wait_until_idle(worker.pid));
+}
+
+#[test]
+fn downloads_outlive_upgrades() {
+    let (setup, bytes) = files(&["-w", "2", "--body-dir", "."], LONG);
+    let mut server = setup.start();
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let workers = server.workers(2);
+        clients.push(slow(&server, "/big"));
+        wait_for_rest(&workers);
+        server.upgrade();
+    }
+    server.workers(2);
+    for client in &mut clients {
+        assert_rest(client, &bytes);
+        assert_eq!(client.get("/small").body, b"small");
+    }
 }
