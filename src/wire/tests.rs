@@ -188,3 +188,32 @@ fn the_longest_lines_fit() {
     };
     assert!(FromWorker::Report(report).header().as_bytes().len() <= MAX_HEADER);
 }
+
+/// The lines of the traces in the document: who sends each, and the message without descriptors.
+fn traced(document: &str) -> Vec<(char, Vec<u8>)> {
+    let lines = document.lines().filter_map(|line| {
+        let sender = line
+            .chars()
+            .next()
+            .filter(|sender| "<>".contains(*sender))?;
+        let message = line[1..].strip_prefix("  ")?;
+        let message = message.split("  ").next().unwrap_or_default();
+        let message = message.replace("\\n", "\n").replace("\\r", "\r");
+        Some((sender, message.replace("\\0", "\0").into_bytes()))
+    });
+    lines.collect()
+}
+
+#[test]
+fn the_traces_in_the_document_are_such_messages() {
+    let traced = traced(include_str!("../../docs/worker-protocol.md"));
+    assert!(traced.len() > 15, "{traced:?}");
+    for (sender, message) in traced {
+        let text = String::from_utf8_lossy(&message).into_owned();
+        let refused = match sender {
+            '<' => FromWorker::parse(&message).err(),
+            _ => ToWorker::parse(&message).err(),
+        };
+        assert_eq!(refused, None, "{text}");
+    }
+}

@@ -14,12 +14,11 @@ use super::evidence::{Evidence, difference, sum};
 use super::luggage::Luggage;
 use crate::channel::scoreboard::Entry;
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::dispatch::{Interest, Look, Progress, Verdict};
+use crate::master::dispatch::{Interest, Look, Verdict};
 use crate::master::events::epoll::{EventFlags, PoolEpoll};
 use crate::master::events::token::PoolEvent;
-use crate::master::snapshot::{Packed, Packing, Place, PoolKey, Snapshot};
+use crate::master::snapshot::Snapshot;
 use crate::master::store::Kept;
-use crate::master::time::Time;
 use crate::service::Peer;
 use crate::sys::tcp;
 use crate::sys::unforked::Unforked;
@@ -154,104 +153,6 @@ impl Held {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-
-    // ---- what another master must know ----------------------------------------------------------
-
-    /// What the kernel calls the connection, in whichever process it is (socket(7), SO_COOKIE).
-    ///
-    /// # Errors
-    /// What getsockopt(2) fails with.
-    pub fn cookie(&self) -> io::Result<u64> {
-        Ok(sockopt::socket_cookie(&self.socket)?)
-    }
-
-    /// The service manager has a copy of the descriptor, or gets one soon.
-    pub fn set_copied(&mut self, kept: Option<Kept>) {
-        self.kept = kept;
-        self.copied = true;
-    }
-
-    /// Whether the service manager has a copy of the descriptor, or gets one soon.
-    #[must_use]
-    pub fn is_copied(&self) -> bool {
-        self.copied
-    }
-
-    /// The connection's place in the ledger, if it is stored.
-    #[must_use]
-    pub fn kept(&self) -> Option<&Kept> {
-        self.kept.as_ref()
-    }
-
-    /// The connection as another master must know it.
-    #[must_use]
-    pub fn snapshot(&self, pool: PoolKey, place: Place, progress: &Progress) -> Snapshot {
-        Snapshot {
-            pool,
-            peer: Some(self.peer),
-            place,
-            interest: match self.unfinished {
-                true => Interest::Output,
-                false => Interest::Input,
-            },
-            turns: progress.turns,
-            remaining: progress.remaining,
-            incomplete_for: progress.incomplete_for,
-            time_left: progress.time_left,
-            total: self.total,
-            stored: self.kept.as_ref().is_some_and(Kept::is_stored),
-            carry: self.carry.clone(),
-            packed: self.packed(),
-        }
-    }
-
-    fn packed(&self) -> Packed {
-        let Some(baggage) = &self.baggage else {
-            return Packed::default();
-        };
-        let mut packed = baggage.packed();
-        if let (Packing::Held(number), Some(kept)) = (packed.luggage, &self.kept)
-            && kept.has_stowed(number)
-        {
-            packed.luggage = Packing::Stored(number);
-        }
-        packed
-    }
-
-    /// Whether anything travels with the connection that a master must know of which goes on with
-    /// it.
-    #[must_use]
-    pub fn is_packed(&self) -> bool {
-        self.baggage.is_some()
-    }
-
-    /// Writes into the ledger how the connection stands, if it is stored.
-    #[inline]
-    pub fn store(&self, place: Place, progress: &Progress, now: Time) {
-        if let Some(kept) = &self.kept {
-            self.store_as(kept, place, progress, now);
-        }
-    }
-
-    /// This is a function of its own so that a connection that is not stored costs a look.
-    fn store_as(&self, kept: &Kept, place: Place, progress: &Progress, now: Time) {
-        kept.store(&self.snapshot(kept.pool(), place, progress), now);
-    }
-
-    /// Writes into the ledger where the connection is now, if it is stored.
-    pub fn enter(&self, place: Place) {
-        if let Some(kept) = &self.kept {
-            kept.enter(place);
-        }
-    }
-
-    /// Leaves the connection to another master, which goes on with it.
-    pub fn pass_on(&mut self) {
-        self.copied = false;
-        if let Some(kept) = self.kept.take() {
-            kept.pass_on();
-        }
     }
 
     // ---- between turns --------------------------------------------------------------------------
@@ -613,5 +514,6 @@ impl Drop for Held {
     }
 }
 
+mod succession;
 #[cfg(test)]
 mod tests;

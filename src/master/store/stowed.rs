@@ -55,19 +55,16 @@ impl Stowed {
     /// and so has the manager.
     pub(super) fn know(&mut self, place: u32, cookie: u64, number: u64) {
         self.given += 1;
-        let given = true;
-        self.all.insert(
-            place,
-            Piece {
-                number,
-                cookie,
-                given,
-            },
-        );
+        let piece = Piece {
+            number,
+            cookie,
+            given: true,
+        };
+        self.all.insert(place, piece);
     }
 
-    /// The manager is to get the luggage of this connection, which is found there, if it stays for a
-    /// while. Nothing new if that was said before.
+    /// The manager is to get the luggage of this connection, which is found there, if it stays for
+    /// a while. Nothing new if that was said before.
     pub(super) fn stow(&mut self, waiting: Waiting, cookie: u64) {
         if let Entry::Vacant(vacant) = self.all.entry(waiting.place) {
             vacant.insert(Piece {
