@@ -50,6 +50,8 @@
 //! | [`Turn::Park`] | the client is to speak next | waits until it sends something |
 //! | [`Turn::ParkForWriting`] | [`write_now`] took only a part | waits until the client has read |
 //! | [`Turn::Again`] | the buffer holds more to do | lends it again, after the others that wait |
+//! | [`Turn::Pass`] | another pool is to serve the request | lends it there, with what was read |
+//! | [`Turn::Home`] | the request that was passed on is served | waits for the next one at home |
 //! | [`Turn::Close`] | all is said | closes it |
 //! | [`Turn::Linger`] | all is said; the client may still send | ends its side, drains, closes |
 //! | an error | the client is gone, or makes no sense | closes it |
@@ -60,11 +62,19 @@
 //! while a turn sleeps, its worker serves nobody else. No sleep in a read or a write on the
 //! connection is longer than [`Server::client_timeout`].
 //!
-//! # The carry
+//! # What travels with a connection
 //!
-//! What was read and not consumed is the *carry*. It goes back to the master with the report and is
-//! in [`Connection::buffer`] when the next turn begins, whichever worker serves it. So half a
-//! request needs no code: leave it where it is, and park. There are at most 64 KiB of it.
+//! Three things go back to the master with the report and are there when the next turn begins,
+//! whichever worker serves it, also after a reload, an upgrade, or the death of a worker in
+//! between:
+//!
+//! - The *carry*: what was read and not consumed, in [`Connection::buffer`]. So half a request
+//!   needs no code: leave it where it is, and park. There are at most 64 KiB of it.
+//! - The *note*: up to 4 KiB of the service's own state about this client, such as who has logged
+//!   in ([`Connection::note`]).
+//! - The *luggage*: one descriptor, such as a file that is being filled ([`Connection::luggage`]).
+//!
+//! docs/examples/mail.rs is a dialogue that lives in the last two.
 //!
 //! A service can be tested without a server, on one end of a socket pair:
 //!

@@ -26,6 +26,7 @@ mod lives;
 mod logging;
 mod lookups;
 mod luggage;
+mod mail;
 mod overload;
 mod rates;
 mod reconfigure;
