@@ -399,7 +399,7 @@ fn dispose(descriptors: Vec<OwnedFd>) {
     if descriptors.is_empty() {
         return;
     }
-    if let Err((error, descriptors)) = sys::dispose::close_in_stead(descriptors) {
+    if let Err((error, descriptors)) = sys::dispose::close_unknown(descriptors) {
         log::error!("cannot close what a worker has sent: {}", Plain(&error));
         descriptors.into_iter().for_each(std::mem::forget);
     }

@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::process::{exit_now, spawn, with_signals_blocked};
@@ -40,14 +41,49 @@ fn fork_closer(descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
     Ok(release)
 }
 
-/// Has child processes close these descriptors of which nothing is known, in the stead of this
-/// one, each by one of them: this process closes none. They share its table of descriptors, and
-/// nothing else. While one sleeps in close(2), it has that table still, should this process be
-/// killed.
+/// Has other processes close descriptors of which nothing is known, each close of them: that of a
+/// file may sleep, whoever else has it. That of a socket or a pipe does so for the last time only.
+///
+/// # Errors
+/// What pipe2(2), fork(2) and clone(2) fail with, and `Unsupported` if this process has other
+/// threads. What is to stay open comes back then.
+pub fn close_unknown(descriptors: Vec<OwnedFd>) -> Result<(), (io::Error, Vec<OwnedFd>)> {
+    let (streams, files): (Vec<_>, Vec<_>) = descriptors.into_iter().partition(is_stream);
+    let streams = match streams.is_empty() {
+        true => Ok(()),
+        false => close_elsewhere(streams),
+    };
+    let files = match files.is_empty() {
+        true => Ok(()),
+        false => close_in_stead(files),
+    };
+    match (streams, files) {
+        (Err((error, mut left)), Err((_, mut more))) => {
+            left.append(&mut more);
+            Err((error, left))
+        }
+        (Err(one), Ok(())) | (Ok(()), Err(one)) => Err(one),
+        (Ok(()), Ok(())) => Ok(()),
+    }
+}
+
+/// Whether this is a socket or a pipe. To ask does not go to a file system.
+fn is_stream(descriptor: &OwnedFd) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(descriptor, "", flags, StatxFlags::empty());
+    stat.is_ok_and(|stat| {
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        matches!(kind, FileType::Socket | FileType::Fifo)
+    })
+}
+
+/// Has child processes close these descriptors in the stead of this one, each by one of them. They
+/// share its table of descriptors, and nothing else. While one sleeps in close(2), it has that
+/// table still, should this process end meanwhile.
 ///
 /// # Errors
 /// What clone(2) fails with. The descriptors come back then.
-pub fn close_in_stead(descriptors: Vec<OwnedFd>) -> Result<(), (io::Error, Vec<OwnedFd>)> {
+fn close_in_stead(descriptors: Vec<OwnedFd>) -> Result<(), (io::Error, Vec<OwnedFd>)> {
     let numbers: Vec<RawFd> = descriptors
         .into_iter()
         .map(IntoRawFd::into_raw_fd)
