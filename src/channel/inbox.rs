@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
+use super::scoreboard::TEXT;
 use crate::error::Plain;
 use crate::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use crate::sys;
@@ -65,6 +66,22 @@ impl MessageBuffer {
     pub fn wipe(&mut self) {
         self.bytes[..self.length].fill(0);
         self.length = 0;
+    }
+
+    /// Where a message is put that does not come over the socketpair.
+    pub fn text(&mut self) -> &mut [u8] {
+        &mut self.bytes[..TEXT]
+    }
+
+    /// What a worker says in a message of so many bytes that was put there.
+    ///
+    /// # Errors
+    /// [`InvalidData`](io::ErrorKind::InvalidData) when it is malformed.
+    pub fn said(&mut self, length: usize) -> io::Result<FromWorker<'_>> {
+        self.length = self.length.max(length.min(TEXT));
+        let text = self.bytes[..TEXT].get(..length);
+        let text = text.ok_or_else(|| invalid_data("it is longer than its place"))?;
+        FromWorker::parse(text).map_err(|malformed| invalid_data(&malformed.to_string()))
     }
 
     /// Whether nothing of what was received is left.

@@ -16,6 +16,7 @@ mod entry;
 mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod text;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use self::entry::Cell;
+use self::text::{TEXTS, Text};
 use crate::sys::shared::Shared;
 
 #[cfg(loom)]
@@ -32,6 +34,7 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 pub use self::entry::Entry;
+pub use self::text::TEXT;
 
 /// How many reports the ring holds. The master never lends more connections than this to a worker,
 /// so the ring never fills up while the worker reports each lend once.
@@ -46,12 +49,15 @@ pub const RING: usize = 2;
 #[derive(Debug)]
 struct CacheLine<T>(T);
 
-/// The layout of the shared memory.
+/// The layout of the shared memory: a page for reports, and two that only messages use.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Board {
     worker: CacheLine<ByWorker>,
     master: CacheLine<ByMaster>,
     ring: [Cell; RING],
+    /// The entry of the ring at each place has the text at this place, modulo their number.
+    texts: [Text; TEXTS],
 }
 
 /// The words that only the worker writes.
@@ -99,6 +105,7 @@ impl Default for Board {
                 asleep: AtomicU64::new(0),
             }),
             ring: std::array::from_fn(|_| Cell::default()),
+            texts: std::array::from_fn(|_| Text::default()),
         }
     }
 }
@@ -171,6 +178,20 @@ impl Board {
         }
     }
 
+    /// Publishes a short message, if there is room for it.
+    fn publish_text(&self, id: u64, parts: &[&[u8]]) -> Published {
+        let length = parts.iter().map(|part| part.len()).sum::<usize>();
+        let published = self.worker.0.published.load(Ordering::Relaxed);
+        let collected = self.master.0.collected.load(Ordering::Acquire);
+        // Then the master has taken the entry that last had the text, and the text before that.
+        let is_free = published.wrapping_sub(collected) < TEXTS as u64;
+        if length > TEXT || !is_free {
+            return Published::Full;
+        }
+        self.texts[published as usize % TEXTS].store(parts);
+        self.publish(&Entry::of_text(id, length), Urgency::Urgent)
+    }
+
     /// The bits of `asleep` that call for ringing after a report of this urgency.
     fn ringing_bits(&self, urgency: Urgency) -> u64 {
         match urgency {
@@ -189,7 +210,8 @@ impl Board {
 
 /// The master's side.
 impl Board {
-    fn collect(&self) -> Option<Result<Entry, Malformed>> {
+    /// The text of a message goes to `text`, as far as that has room.
+    fn collect(&self, text: &mut [u8]) -> Option<Result<Entry, Malformed>> {
         let collected = self.master.0.collected.load(Ordering::Relaxed);
         let published = self.worker.0.published.load(Ordering::Acquire);
         if published == collected {
@@ -200,6 +222,10 @@ impl Board {
             return Some(Err(Malformed));
         }
         let entry = self.ring[collected as usize % RING].load();
+        if let Some(length) = entry.as_ref().and_then(Entry::text_length) {
+            let length = length.min(text.len());
+            self.texts[collected as usize % TEXTS].take(&mut text[..length]);
+        }
         self.master
             .0
             .collected
@@ -274,9 +300,10 @@ impl Scoreboard {
         Publisher(self)
     }
 
-    /// Takes the next report out of the ring; `None` when there is none.
-    pub fn collect(&self) -> Option<Result<Entry, Malformed>> {
-        self.board.collect()
+    /// Takes the next report out of the ring; `None` when there is none. If it is a message, that
+    /// goes to `text`, which is to have room for [`TEXT`] bytes.
+    pub fn collect(&self, text: &mut [u8]) -> Option<Result<Entry, Malformed>> {
+        self.board.collect(text)
     }
 
     /// Marks the master as asleep, so that the worker rings for the reports that `sleep` names.
@@ -345,6 +372,19 @@ impl Publisher<'_> {
     /// the report has to be sent as a message.
     pub fn publish(&mut self, entry: &Entry, urgency: Urgency) -> bool {
         match self.0.board.publish(entry, urgency) {
+            Published::Seen => true,
+            Published::Ring => {
+                self.ring();
+                true
+            }
+            Published::Full => false,
+        }
+    }
+
+    /// Publishes a message about a connection, in parts, and rings if the master sleeps. Returns
+    /// false when there is no room, and the message has to be sent.
+    pub fn publish_text(&mut self, id: u64, parts: &[&[u8]]) -> bool {
+        match self.0.board.publish_text(id, parts) {
             Published::Seen => true,
             Published::Ring => {
                 self.ring();

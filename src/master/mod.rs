@@ -265,7 +265,7 @@ impl<'a> Master<'a> {
             self.office.manager().ready();
         }
         // What came of all this is done before the master sleeps.
-        self.pools.iter_mut().for_each(|pool| pool.carry_out(now));
+        self.pools.carry_out(now);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -11,7 +12,10 @@ use rustix::net::{AddressFamily, Shutdown, getpeername, shutdown, sockopt};
 
 use super::child::{Child, ChildEvent};
 use super::connection::descriptors::Closing;
+use super::connection::held::Held;
 use super::connection::luggage::Luggage;
+use super::connection::visit::{PassFault, PoolId, Visit};
+use super::dispatch::Departure;
 use super::dispatch::table::ConnectionId;
 use super::events::epoll::Epoll;
 use super::listen::listener::Listener;
@@ -19,7 +23,7 @@ use super::listen::{bind, matching};
 use super::master_only::MasterOnly;
 use super::plan::{MAX_POOLS, Plan};
 use super::pool::{Phase, Pool};
-use super::snapshot::{Packing, Snapshot};
+use super::snapshot::{Packing, Snapshot, unescape};
 use super::store::Store;
 use super::store::deposit::Stock;
 use super::time::Time;
@@ -50,6 +54,8 @@ fn kept_for_luggage(limit: usize) -> usize {
 pub struct Pools<'a> {
     /// By their place, which is in the tokens of the epoll set.
     all: Vec<Option<Pool<'a>>>,
+    /// How many pools there were.
+    serial: u64,
     epoll: Epoll,
     store: Option<Store>,
     /// Workers and planners that were killed, and are to be reaped before the master exits.
@@ -63,6 +69,7 @@ impl<'a> Pools<'a> {
     pub fn new(epoll: Epoll, store: Option<Store>) -> Self {
         Self {
             all: Vec::new(),
+            serial: 0,
             epoll,
             store,
             killed: Vec::new(),
@@ -102,7 +109,8 @@ impl<'a> Pools<'a> {
         if place == self.all.len() {
             self.all.push(None);
         }
-        let at = (place as u8, &self.epoll);
+        self.serial += 1;
+        let at = (place as u8, self.serial, &self.epoll);
         let pool = Pool::new(at, plan, size, room, self.store.clone(), held_back);
         Ok(self.all[place].insert(pool))
     }
@@ -205,14 +213,26 @@ impl<'a> Pools<'a> {
 
     /// Does whatever is due in all of them, and forgets those that are over.
     pub fn advance(&mut self, only: &mut MasterOnly, now: Time) {
+        self.tell_who_may_be_needed();
+        self.iter_mut().for_each(|pool| pool.advance(only, now));
+        self.deliver(now);
+        let is_over = |pool: &Pool<'_>| pool.phase() == Phase::Over;
+        if self.iter().any(is_over) {
+            let over = self.iter_mut().filter(|pool| is_over(pool));
+            over.for_each(Pool::end_visits);
+            self.deliver(now);
+        }
         for place in &mut self.all {
-            let Some(pool) = place else { continue };
-            pool.advance(only, now);
-            if pool.phase() == Phase::Over {
+            if let Some(mut pool) = place.take_if(|pool| is_over(pool)) {
                 self.killed.append(&mut pool.quit());
-                *place = None;
             }
         }
+    }
+
+    /// Does what has been decided in all of them.
+    pub fn carry_out(&mut self, now: Time) {
+        self.iter_mut().for_each(|pool| pool.carry_out(now));
+        self.deliver(now);
     }
 
     /// When something is to be done if nothing happens.
@@ -225,8 +245,9 @@ impl<'a> Pools<'a> {
     /// Whether the master may sleep. Each pool asks its workers to wake it then.
     pub fn fall_asleep(&mut self) -> bool {
         // Each of them is asked: those that may sleep are woken later.
+        let wanted = self.iter().any(Pool::wants_reports_of_others);
         self.iter_mut()
-            .fold(true, |may_sleep, pool| may_sleep & pool.fall_asleep())
+            .fold(true, |may_sleep, pool| may_sleep & pool.fall_asleep(wanted))
     }
 
     /// The master is awake.
@@ -237,6 +258,7 @@ impl<'a> Pools<'a> {
     /// All events of a round were told, and time has passed.
     pub fn tick(&mut self, now: Time) {
         self.iter_mut().for_each(|pool| pool.tick(now));
+        self.deliver(now);
         let laden = self.iter().any(Pool::is_laden);
         if laden {
             self.iter_mut().for_each(|pool| pool.free_descriptors(now));
@@ -275,6 +297,87 @@ impl<'a> Pools<'a> {
         &self.killed
     }
 
+    // ---- connections that go from one pool to another -------------------------------------------
+
+    /// Takes connections from the pools that they leave to those where they go.
+    fn deliver(&mut self, now: Time) {
+        // What arrives may end there at once, and its own pool is to know.
+        while let Some(from) = self.next_outgoing() {
+            let Some(pool) = self.find(from) else { return };
+            let (departures, ended) = (pool.take_departures(), pool.take_ended_visits());
+            for departure in departures {
+                match departure.homewards {
+                    true => self.take_home(from, departure, now),
+                    false => self.pass(from, departure, now),
+                }
+            }
+            for (home, peer) in ended {
+                if let Some(home) = self.find(home) {
+                    home.on_ended_away(peer, now);
+                }
+            }
+        }
+    }
+
+    fn next_outgoing(&self) -> Option<PoolId> {
+        let outgoing = self.iter().find(|pool| pool.has_outgoing());
+        outgoing.map(Pool::id)
+    }
+
+    /// A connection goes to the pool whose name the service has said. One that finishes what it has
+    /// takes it if there is no other: the service may not know yet that it goes.
+    fn pass(&mut self, from: PoolId, departure: Departure<Held>, now: Time) {
+        let visit = departure.payload.visit();
+        let name = visit.map(|visit| unescape(&visit.target));
+        let name = name.and_then(Result::ok).unwrap_or_default();
+        let is_target = |pool: &&mut Pool<'_>| *pool.plan().name == *name && pool.takes_visitors();
+        let targets = self.iter_mut().filter(is_target);
+        let target = targets.max_by_key(|pool| (pool.id() != from, pool.is_serving()));
+        let fault = match target {
+            Some(target) if target.id() != from => return target.on_arrival(departure, now),
+            Some(_) => PassFault::Itself,
+            None => PassFault::Unknown,
+        };
+        if let Some(pool) = self.find(from) {
+            pool.on_turned_back(departure, Some(fault), now);
+        }
+    }
+
+    fn take_home(&mut self, from: PoolId, departure: Departure<Held>, now: Time) {
+        let home = departure.payload.visit().map(|visit| visit.home);
+        let home = home.and_then(|id| self.find(id));
+        match home.filter(|home| home.takes_visitors()) {
+            Some(home) => home.on_return(departure, now),
+            // As an idle connection of a pool that stops.
+            None => {
+                if let Some(pool) = self.find(from) {
+                    pool.on_turned_back(departure, None, now);
+                }
+            }
+        }
+    }
+
+    fn find(&mut self, id: PoolId) -> Option<&mut Pool<'a>> {
+        self.iter_mut().find(|pool| pool.id() == id)
+    }
+
+    /// The clients of a pool whose connections are with others.
+    #[must_use]
+    pub fn away_from(&self, home: PoolId) -> Vec<Peer> {
+        let guests = self.iter().flat_map(Pool::guests);
+        guests
+            .filter(|(id, _)| *id == home)
+            .map(|(_, peer)| peer)
+            .collect()
+    }
+
+    /// While one of those that stop has something in hand, it may pass that to any other.
+    fn tell_who_may_be_needed(&mut self) {
+        let needed = self.iter().any(Pool::finishes);
+        self.iter_mut()
+            .for_each(|pool| pool.set_may_be_needed(needed));
+    }
+
     // ---- connections of another master ----------------------------------------------------------
 
     /// Goes on with a connection of another master: the one way in, whether that one is being
@@ -288,15 +391,19 @@ impl<'a> Pools<'a> {
     ) -> bool {
         let luggage = luggage.map(Luggage::from);
         let peer = snapshot.peer.or_else(|| peer_of(&socket));
-        let serves = |pool: &&mut Pool<'_>| pool.key() == snapshot.pool && pool.serves_adopted();
-        if let (Some(pool), Some(peer)) = (self.iter_mut().find(serves), peer) {
-            pool.adopt(snapshot, peer, (socket, luggage), now);
-            return true;
+        let serves = |pool: &&Pool<'_>| pool.key() == snapshot.pool && pool.serves_adopted();
+        let there = self.iter().find(serves).map(Pool::id);
+        let (Some(there), Some(peer)) = (there, peer) else {
+            if snapshot.stored {
+                self.end_stored(snapshot, &socket);
+            }
+            return false;
+        };
+        let visit = self.adopt_home(snapshot, peer);
+        if let Some(pool) = self.find(there) {
+            pool.adopt((snapshot, visit), peer, (socket, luggage), now);
         }
-        if snapshot.stored {
-            self.end_stored(snapshot, &socket);
-        }
-        false
+        true
     }
 
     /// Ends a connection of another master of which a service manager has a copy, and what it has
@@ -309,6 +416,25 @@ impl<'a> Pools<'a> {
         {
             store.forget_luggage(cookie);
         }
+    }
+
+    /// Counts a connection of another master at its home, if it is with another pool. Without such
+    /// a home, it is closed when it would go there.
+    fn adopt_home(&mut self, snapshot: &Snapshot, peer: Peer) -> Option<Visit> {
+        let home = snapshot.home.as_ref()?;
+        let same = |pool: &&mut Pool<'_>| pool.key() == home.pool && pool.serves_adopted();
+        let nowhere = PoolId {
+            serial: 0,
+            key: home.pool,
+        };
+        let (id, name) = match self.iter_mut().find(same) {
+            Some(pool) => {
+                pool.adopt_away(peer);
+                (pool.id(), Rc::clone(&pool.plan().name))
+            }
+            None => (nowhere, Rc::clone(&home.name)),
+        };
+        Some(Visit::adopted(home, id, name))
     }
 }
 

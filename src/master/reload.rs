@@ -253,10 +253,14 @@ impl Next {
             let listeners = pool.listeners_mut();
             free.extend(listeners.give_away(|address| !own.contains(address)));
         }
-        for pool in pools.iter_mut() {
+        let away: Vec<_> = pools
+            .iter()
+            .map(|pool| pools.away_from(pool.id()))
+            .collect();
+        for (pool, away) in pools.iter_mut().zip(away) {
             let mine = take_wanted(&mut free, &wants(pool), pool.listeners().all());
             if names.contains(&pool.plan().name) {
-                pool.promote(room, now);
+                pool.promote(room, away, now);
             } else {
                 pool.stop(now);
             }

@@ -16,9 +16,12 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::rc::Rc;
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{
+    AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode,
+};
 
 use super::dispatch::{Interest, Progress, TimeLeft};
 use crate::service::Peer;
@@ -49,11 +52,24 @@ pub enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolKey(pub u64);
 
+/// Where a connection is at home that is with another pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// The pool.
+    pub pool: PoolKey,
+    /// Its name, which a ledger does not say.
+    pub name: Rc<str>,
+    /// What the service there has noted about the client.
+    pub note: Unforked,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The pool to which the connection belongs.
+    /// The pool that has the connection.
     pub pool: PoolKey,
+    /// Its own pool, if that is another one.
+    pub home: Option<Box<Home>>,
     /// The client; `None` in a ledger of version 1, which does not say.
     pub peer: Option<Peer>,
     /// Where the connection was.
@@ -125,6 +141,18 @@ impl PoolKey {
     }
 }
 
+impl Home {
+    /// The pool of this name, without a note.
+    #[must_use]
+    pub fn named(name: Rc<str>) -> Self {
+        Self {
+            pool: PoolKey::of(&name),
+            name,
+            note: Unforked::default(),
+        }
+    }
+}
+
 impl Snapshot {
     /// What the dispatcher must know of it.
     #[must_use]
@@ -177,6 +205,14 @@ impl Snapshot {
             }
         }
         let _ = write!(line, " read={read} written={written}");
+        // Who goes on with the connection and does not know this would not send it home.
+        if let Some(home) = &self.home {
+            let _ = write!(line, " home!={}", escape(&home.name));
+            if !home.note.is_empty() {
+                let note = percent_encode(&home.note, NON_ALPHANUMERIC);
+                let _ = write!(line, " home-note!={note}");
+            }
+        }
         if self.stored {
             line.push_str(" stored=1");
         }
@@ -210,6 +246,7 @@ impl Snapshot {
         let mut name = None;
         let mut snapshot = Self {
             pool: PoolKey(0),
+            home: None,
             peer: None,
             place: Place::Parked,
             interest: Interest::Input,
@@ -223,6 +260,7 @@ impl Snapshot {
             packed: Packed::default(),
         };
         let (mut given, mut note) = (0, 0);
+        let mut home_note = Unforked::default();
         let mut fields = FIELDS.iter();
         for word in words {
             let (field, value, required) = if version < NAMED {
@@ -236,6 +274,8 @@ impl Snapshot {
             given += 1;
             match field {
                 "pool" => name = Some(unescape(value)?),
+                "home" => snapshot.home = Some(Box::new(Home::named(unescape(value)?.into()))),
+                "home-note" => home_note = unescaped_bytes(value),
                 "peer" => snapshot.peer = Some(value.parse().map_err(|_| Malformed)?),
                 "waiting" => (snapshot.place, snapshot.interest) = waiting_for(value)?,
                 "turns" => snapshot.turns = number(value)?,
@@ -253,6 +293,9 @@ impl Snapshot {
                 _ if required => return Err(Malformed),
                 _ => {}
             }
+        }
+        if let Some(home) = &mut snapshot.home {
+            home.note = home_note;
         }
         let parts = rest.split_at_checked(note).ok_or(Malformed)?;
         (snapshot.packed.note, snapshot.carry) = (parts.0.into(), parts.1.into());
@@ -353,6 +396,12 @@ pub fn unescape(word: &str) -> Result<String, Malformed> {
     text.map(Cow::into_owned).map_err(|_| Malformed)
 }
 
+/// Bytes that were escaped as a word of a line.
+fn unescaped_bytes(word: &str) -> Unforked {
+    let bytes: Vec<u8> = percent_decode_str(word).collect();
+    bytes.as_slice().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,6 +456,7 @@ mod tests {
             let name = name + "x";
             let snapshot = Snapshot {
                 pool: PoolKey::of(&name),
+                home: None,
                 peer: Some(Peer::Inet(([127, 0, 0, 1], 80).into())),
                 place,
                 interest,
@@ -458,6 +508,23 @@ mod tests {
             "",
         ] {
             assert_eq!(read(line), Err(Malformed), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_away_says_where_it_is_at_home() {
+        let (_, plain) = Snapshot::parse(["pool=app", "peer=unix"].into_iter(), 2, b"").unwrap();
+        for note in [&b""[..], b"a note", &[0, b' ', b'\n', 0xff, b'%', b'=']] {
+            let mut home = Home::named("my site".into());
+            home.note = note.into();
+            let away = Snapshot {
+                home: Some(Box::new(home)),
+                ..plain.clone()
+            };
+            let line = away.line("app", 2);
+            assert!(line.contains(" home!=my%20site"), "{line}");
+            let read = Snapshot::parse(line.split(' '), 2, b"");
+            assert_eq!(read, Ok(("app".to_owned(), away)));
         }
     }
 

@@ -69,3 +69,24 @@ impl Buffer {
         self.end += count;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_back_is_in_front_of_the_rest() {
+        for (first, length) in [(0, 0), (3, 0), (3, 5), (0, 5), (5, 5)] {
+            let mut buffer = Buffer::default();
+            buffer.set(&b"abcdefgh"[..3 + length]);
+            buffer.consume(3);
+            assert_eq!(buffer.bytes(), &b"defgh"[..length]);
+            buffer.prepend(&b"12345"[..first]);
+            let expected = [&b"12345"[..first], &b"defgh"[..length]].concat();
+            assert_eq!(buffer.bytes(), expected);
+            buffer.room(2)[..2].copy_from_slice(b"!?");
+            buffer.grow(2);
+            assert_eq!(buffer.bytes(), [&expected[..], b"!?"].concat());
+        }
+    }
+}

@@ -79,6 +79,8 @@ pub struct Connection {
     traffic: Traffic,
     /// What was written in this turn, and the client has not taken.
     kept: Option<Box<Kept>>,
+    /// What had been written when this turn began.
+    written_before: u64,
     pending_report: Option<&'static dyn WriteAhead>,
     /// Whether the last read got fewer bytes than it asked for, and so emptied the socket
     /// (epoll(7), question 9).
@@ -116,6 +118,7 @@ impl Connection {
             baggage,
             traffic: Traffic::default(),
             kept: None,
+            written_before: 0,
             pending_report: None,
             drained: false,
         }
@@ -171,6 +174,11 @@ impl Connection {
     /// If the buffer holds fewer bytes.
     pub fn consume(&mut self, count: usize) {
         self.buffer.consume(count);
+    }
+
+    /// Puts bytes that were consumed in this turn back, in front of the buffer.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer.prepend(bytes);
     }
 
     /// Adds to the buffer what the client has sent so far, without sleeping. A client that sends on
@@ -319,12 +327,19 @@ impl Connection {
     /// Begins the next turn without a report in between.
     pub(crate) fn next_turn(&mut self) {
         self.turn += 1;
+        self.written_before = self.traffic.written;
         self.drained = false;
     }
 
     /// Whether the client has sent something that nobody has read.
     pub(crate) fn has_unread(&self) -> bool {
         rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0)
+    }
+
+    /// How much is in the buffer, and what was read and written since the connection was lent.
+    pub(crate) fn moved(&self) -> (usize, u64, u64) {
+        let Traffic { read, written } = self.traffic;
+        (self.buffer().len(), read, written)
     }
 
     /// The connection's id in the report.
@@ -341,6 +356,11 @@ impl Connection {
     /// one would be a wasted system call.
     pub(crate) fn is_drained(&self) -> bool {
         self.drained
+    }
+
+    /// Whether something was written since the connection was lent, and nothing in this turn.
+    pub(crate) fn has_written_before_only(&self) -> bool {
+        self.traffic.written > 0 && self.traffic.written == self.written_before
     }
 
     /// The bytes that were moved since the connection was lent.

@@ -14,7 +14,7 @@ use crate::channel::scoreboard::{Entry, PendingReport, Publisher, Urgency};
 use crate::channel::start::Linger;
 use crate::service::{Baggage, Buffer, Connection, Service, Turn, WriteAhead};
 use crate::sys::tcp::SURE_TO_ARRIVE;
-use crate::wire::{self, Extras, FromWorker, LuggageChange, Outcome, Traffic};
+use crate::wire::{self, Extras, FromWorker, LuggageChange, Outcome, Report, Traffic};
 
 /// How long a worker that has nothing else to do waits at its connection for the client's next
 /// request before it gives the connection back.
@@ -41,7 +41,9 @@ pub(super) fn turn(service: &mut dyn Service, connection: &mut Connection) -> Ou
     connection.settle(outcome)
 }
 
-/// Another pool is to go on with the connection.
+/// Another pool is to go on with the connection. If the worker has served it before without a
+/// report in between, the request goes back first: a report that passes a connection on says that
+/// nothing was sent.
 #[cold]
 fn pass(connection: &mut Connection, pool: &str) -> Outcome {
     match wire::pool_word(pool) {
@@ -49,6 +51,7 @@ fn pass(connection: &mut Connection, pool: &str) -> Outcome {
             log::error!("cannot pass a connection to pool {pool:?}: it is being answered already");
             Outcome::Close
         }
+        Some(_) if connection.has_written_before_only() => Outcome::Home,
         Some(word) => {
             connection.baggage_mut().pool = word;
             Outcome::Pass
@@ -105,6 +108,25 @@ impl<'a> Reporter<'a> {
     ) -> io::Result<()> {
         self.inbox.send(message, luggage)?;
         self.board.ring();
+        Ok(())
+    }
+
+    /// Reports what takes a message: on the board if it is short, else on the socketpair.
+    fn tell(&mut self, report: &Report<'_>, luggage: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let message = FromWorker::Report(*report);
+        if luggage.is_none() {
+            let header = message.header();
+            let note = report.extras.note.unwrap_or_default();
+            let parts = [header.as_bytes(), note, report.carry];
+            if self.board.publish_text(report.id, &parts) {
+                return Ok(());
+            }
+        }
+        self.inbox.send(&message, luggage)?;
+        let announced = Entry::of_message(report.id);
+        if !self.board.publish(&announced, Urgency::Urgent) {
+            self.board.ring();
+        }
         Ok(())
     }
 
@@ -190,7 +212,7 @@ impl<'a> Reporter<'a> {
         if !is_plain || !self.board.publish(&entry, urgency) {
             let comes = report.extras.luggage == LuggageChange::New;
             let luggage = baggage.luggage().filter(|_| comes);
-            self.send(&FromWorker::Report(report), luggage)?;
+            self.tell(&report, luggage)?;
         }
         self.board.clear_unreported();
         if let Some(socket) = over {

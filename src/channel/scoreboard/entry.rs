@@ -25,6 +25,39 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Announces a message about a connection, so that a master which is awake looks for it.
+    #[must_use]
+    pub fn of_message(id: u64) -> Self {
+        Self {
+            id,
+            outcome: ANNOUNCED,
+            turns: 1,
+            traffic: Traffic::default(),
+            took: Duration::ZERO,
+        }
+    }
+
+    /// Announces a message of so many bytes that is on the board.
+    #[must_use]
+    pub(super) fn of_text(id: u64, length: usize) -> Self {
+        let mut entry = Self::of_message(id);
+        entry.traffic.read = length as u64;
+        entry
+    }
+
+    /// Whether this only announces a message.
+    #[must_use]
+    pub fn is_of_message(&self) -> bool {
+        self.outcome == ANNOUNCED
+    }
+
+    /// How long the message is, if it is on the board.
+    #[must_use]
+    pub fn text_length(&self) -> Option<usize> {
+        let length = usize::try_from(self.traffic.read).unwrap_or(usize::MAX);
+        (self.is_of_message() && length > 0).then_some(length)
+    }
+
     /// The entry as the message would be that says the same.
     #[must_use]
     pub fn report(&self) -> Report<'static> {
@@ -37,6 +70,8 @@ impl Entry {
         }
     }
 }
+
+const ANNOUNCED: Outcome = Outcome::Pass;
 
 /// An [`Entry`] in shared memory. A cell whose `turns` is 0 is empty.
 #[derive(Debug)]
@@ -52,8 +87,9 @@ pub(super) struct Cell {
 /// The id takes the bits below this one: the master gives no id of more than 60 bits.
 const OUTCOME_SHIFT: u32 = 60;
 
-/// An outcome is stored as its index in this list. One that passes the connection on is a message.
-pub(super) const OUTCOMES: [Outcome; 7] = [
+/// An outcome is stored as its index in this list. The last one says that the worker has sent a
+/// message, whatever that says: a report that passes a connection on always is one.
+pub(super) const OUTCOMES: [Outcome; 8] = [
     Outcome::Park,
     Outcome::ParkDrained,
     Outcome::ParkWrite,
@@ -61,6 +97,7 @@ pub(super) const OUTCOMES: [Outcome; 7] = [
     Outcome::Close,
     Outcome::Linger,
     Outcome::Home,
+    ANNOUNCED,
 ];
 
 // Loom's atomics have no `Default`.

@@ -44,7 +44,7 @@ fn no_report_is_slept_through() {
         let mut got = 0;
         let mut slept = false;
         for _ in 0..2 {
-            while let Some(report) = board.collect() {
+            while let Some(report) = board.collect(&mut []) {
                 assert_eq!(report, Ok(entry(got)), "whole and in order");
                 got += 1;
             }
@@ -54,7 +54,7 @@ fn no_report_is_slept_through() {
             }
         }
         worker.join().expect("the worker does not panic");
-        let missed = board.collect().is_some();
+        let missed = board.collect(&mut []).is_some();
         assert!(
             !(slept && missed) || bell.load(Ordering::SeqCst),
             "slept through a report"
@@ -77,14 +77,43 @@ fn a_full_ring_loses_nothing() {
         });
         let mut got = Vec::new();
         for _ in 0..2 {
-            got.extend(board.collect());
+            got.extend(board.collect(&mut []));
         }
         let refused = worker.join().expect("the worker does not panic");
-        got.extend(std::iter::from_fn(|| board.collect()));
+        got.extend(std::iter::from_fn(|| board.collect(&mut [])));
         assert_eq!(got.len() as u64 + refused, 3);
         for report in got {
             let report = report.expect("well-formed");
             assert_eq!(report, entry(report.id), "no report is torn");
         }
+    });
+}
+
+/// A text is whole when its entry is collected, and the next one does not overwrite it.
+#[test]
+fn no_text_is_torn() {
+    loom::model(|| {
+        let board = Arc::new(Board::default());
+        let worker = thread::spawn({
+            let board = board.clone();
+            move || {
+                let each = (b'a'..b'c').map(|letter| [letter; 8]);
+                each.filter(|text| board.publish_text(1, &[text]) != Published::Full)
+                    .count()
+            }
+        });
+        let mut got = 0;
+        let mut take = || {
+            let mut text = [0; 8];
+            while let Some(entry) = board.collect(&mut text) {
+                assert_eq!(entry.ok().and_then(|entry| entry.text_length()), Some(8));
+                assert!(text.iter().all(|byte| *byte == text[0] && *byte >= b'a'));
+                got += 1;
+            }
+        };
+        take();
+        let published = worker.join().expect("the worker does not panic");
+        take();
+        assert_eq!(got, published);
     });
 }

@@ -12,6 +12,7 @@ use super::baggage::Baggage;
 use super::descriptors::Counted;
 use super::evidence::{Evidence, difference, sum};
 use super::luggage::Luggage;
+use super::visit::Visit;
 use crate::channel::scoreboard::Entry;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Interest, Look, Verdict};
@@ -47,6 +48,8 @@ pub struct Held {
     carry: Unforked,
     /// What else travels with it; most connections have nothing.
     baggage: Option<Box<Baggage>>,
+    /// It is with another pool than its own, or on the way there.
+    visit: Option<Box<Visit>>,
     watch: Watch,
     /// A part of a response was sent, and the service means to send the rest.
     unfinished: bool,
@@ -76,6 +79,7 @@ impl Held {
             peer,
             carry: Unforked::default(),
             baggage: None,
+            visit: None,
             watch: Watch::No,
             unfinished: false,
             noticed: EventFlags::empty(),
@@ -93,10 +97,11 @@ impl Held {
     pub fn adopted(
         socket: OwnedFd,
         peer: Peer,
-        snapshot: &Snapshot,
+        (snapshot, visit): (&Snapshot, Option<Visit>),
         luggage: Option<Luggage>,
     ) -> Self {
         let mut held = Self::new(socket, peer);
+        held.visit = visit.map(Box::new);
         held.carry = snapshot.carry.clone();
         held.total = snapshot.total;
         held.unfinished = snapshot.interest == Interest::Output;
@@ -202,8 +207,8 @@ impl Held {
     fn end_turn(&mut self, outcome: Outcome, partly: bool, between: bool) {
         self.unfinished = match outcome {
             Outcome::ParkWrite => true,
-            Outcome::Again => !between && (self.unfinished || partly),
-            Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => false,
+            Outcome::Again | Outcome::Pass => !between && (self.unfinished || partly),
+            Outcome::Park | Outcome::ParkDrained | Outcome::Home => false,
             Outcome::Close | Outcome::Linger => self.unfinished,
         };
     }
@@ -517,3 +522,4 @@ impl Drop for Held {
 mod succession;
 #[cfg(test)]
 mod tests;
+mod visiting;

@@ -5,3 +5,4 @@ pub mod descriptors;
 pub mod evidence;
 pub mod held;
 pub mod luggage;
+pub mod visit;

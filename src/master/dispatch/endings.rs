@@ -143,6 +143,7 @@ impl<C> Dispatcher<C> {
     /// still sends is drained: until its end, until it is silent for too long, and in any case for
     /// no longer than the total.
     pub(super) fn linger(&mut self, index: u32, reply: Option<Canned>, now: Time) {
+        self.end_visit(index);
         self.wait(index, State::Lingering, now.after(self.limits.linger), now);
         self.table.at_mut(index).linger_end = now.after(self.limits.linger_total);
         self.chains.push_back(&mut self.lingering, index);

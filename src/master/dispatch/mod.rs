@@ -24,6 +24,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod visits;
 mod vocabulary;
 pub mod wheel;
 mod workers;
@@ -37,8 +38,8 @@ use average::Average;
 use workers::{Pace, Tenure, Workers};
 
 pub use vocabulary::{
-    Action, Canned, Excess, Interest, Late, Lending, Limits, Look, Owes, Progress, Stray, TimeLeft,
-    TurnEnd, Verdict,
+    Action, Canned, Departure, Excess, Interest, Late, Lending, Limits, Look, Owes, Progress,
+    Stray, TimeLeft, TurnEnd, Verdict,
 };
 pub use workers::{MAX_DEPTH, WorkerId};
 
@@ -63,6 +64,11 @@ pub struct Dispatcher<C> {
     turn: Average,
     /// How many connections are lent.
     lent: usize,
+    /// How many connections are with another dispatcher, and come back.
+    away: usize,
+    /// How many connections in the table are another dispatcher's, those that linger not counted.
+    guests: usize,
+    departures: Vec<Departure<C>>,
     /// When the turns under way were last looked at for hung ones.
     hang_checked: Time,
     /// When a worker on probation was last tried before its time.
@@ -92,6 +98,9 @@ impl<C> Dispatcher<C> {
             workers: Workers::default(),
             turn,
             lent: 0,
+            away: 0,
+            guests: 0,
+            departures: Vec::new(),
             hang_checked: Time::default(),
             tried: Time::default(),
             next_order: 0,
@@ -465,6 +474,7 @@ impl<C> Dispatcher<C> {
                 connection.due = Due::after_lost_report(outcome, &self.limits, now);
                 match outcome {
                     Outcome::Again => self.make_ready(id.index(), now),
+                    Outcome::Home if connection.guest => self.depart(id.index(), false),
                     Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => {
                         self.park(id.index(), Interest::Input, now);
                     }
@@ -535,13 +545,15 @@ impl<C> Dispatcher<C> {
     }
 
     /// Ends service: parked connections close, the ready ones are still served, each for one turn.
+    /// Guests stay until they are served.
     pub fn stop(&mut self, now: Time) {
         self.stopping = true;
         if !self.paused {
             self.paused = true;
             self.actions.push(Action::PauseAccepting);
         }
-        let parked: Vec<_> = self.parked().collect();
+        let ours = |id: &ConnectionId| !self.is_guest(*id);
+        let parked: Vec<_> = self.parked().filter(ours).collect();
         for id in parked {
             self.unpark(id.index());
             self.close(id.index());
@@ -552,9 +564,9 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// Whether no connection is left, not even one that lingers.
+    /// Whether no connection is left, neither one that lingers nor one that is away.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.table.len() == 0
+        self.table.len() + self.away == 0
     }
 }

@@ -54,21 +54,25 @@ impl<C> Dispatcher<C> {
             State::Parked => self.unpark(id.index()),
             State::Lent(_) | State::Examined | State::Lingering => return None,
         }
+        self.end_visit(id.index());
         let payload = self.table.remove(id.index());
         self.resume_if_room();
         Some(payload)
     }
 
-    /// Takes a connection over as it stood with another master.
+    /// Takes a connection over as it stood with another master. It may be another dispatcher's,
+    /// and here for a request.
     pub fn adopt(
         &mut self,
         payload: C,
-        progress: &Progress,
+        (progress, guest): (&Progress, bool),
         interest: Interest,
         now: Time,
     ) -> ConnectionId {
         let id = self.admit(payload);
+        self.guests += usize::from(guest);
         let connection = self.table.at_mut(id.index());
+        connection.guest = guest;
         connection.turns = progress.turns;
         connection.due = match (interest, progress) {
             // The other master does not say, or did not have to know.

@@ -1,8 +1,9 @@
 //! Which connections count, and which give way when there is no room for another one. Pure.
 //!
-//! A connection that lingers is over for its client and does not count any more. It has a
-//! descriptor all the same, so there is a limit for those that linger, and the one that has
-//! lingered for longest goes first: at that limit, and when a newcomer needs its descriptor.
+//! A guest from another pool counts at its home. A connection that lingers is over for its client
+//! and does not count any more. It has a descriptor all the same, so there is a limit for those
+//! that linger, and the one that has lingered for longest goes first: at that limit, and when a
+//! newcomer needs its descriptor.
 //!
 //! A parked connection is *idle* when its client owes nothing and is owed nothing: it is between
 //! two requests, or has yet to begin its first one. With as many connections as there may be, the
@@ -20,10 +21,16 @@ use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Action, Dispatcher};
 
 impl<C> Dispatcher<C> {
-    /// How many connections count: all but those that linger.
+    /// How many connections count: those that are away too, but no guests, and none that linger.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.table.len() - self.lingering.len()
+        self.table.len() + self.away - self.guests - self.lingering.len()
+    }
+
+    /// How many connections are not over, guests included.
+    #[must_use]
+    pub fn unserved(&self) -> usize {
+        self.table.len() + self.away - self.lingering.len()
     }
 
     /// The names of the connections that linger, the one that has done so for longest first.

@@ -113,6 +113,8 @@ pub struct Connection<C> {
     pub hung: bool,
     /// How many workers have died under it in this turn and left no sign of having done anything.
     pub replays: u8,
+    /// It is another dispatcher's, and here for a request.
+    pub guest: bool,
     serial: u32,
 }
 
@@ -182,6 +184,7 @@ impl<C> Table<C> {
             linger_end: Time::default(),
             hung: false,
             replays: 0,
+            guest: false,
             serial,
         });
         if index as usize == self.places.len() {

@@ -7,6 +7,7 @@ mod passing;
 mod promises;
 mod scenarios;
 mod slow;
+mod visits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -261,6 +262,7 @@ impl World {
                 _ => Owes::Nothing,
             },
             answered: choice.is_multiple_of(3),
+            reply: None,
             read: (choice % 700).into(),
             taken: (choice / 7).into(),
             // Some workers do not measure, and what others say may be nonsense.

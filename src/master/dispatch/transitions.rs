@@ -9,7 +9,7 @@ use crate::master::dispatch::table::{Connection, Due, State};
 use crate::master::dispatch::wheel::TICK;
 use crate::master::dispatch::workers::{self, Pace, Tenure};
 use crate::master::dispatch::{
-    Action, Canned, Dispatcher, Excess, Interest, Lending, MAX_DEPTH, RELAXED, TurnEnd,
+    Action, Canned, Dispatcher, Excess, Interest, Lending, MAX_DEPTH, Owes, RELAXED, TurnEnd,
 };
 use crate::master::time::Time;
 use crate::wire::Outcome;
@@ -18,7 +18,15 @@ impl<C> Dispatcher<C> {
     pub(super) fn end_turn(&mut self, index: u32, end: TurnEnd, now: Time) {
         match end.outcome {
             Outcome::Again => self.make_ready(index, now),
-            Outcome::Park | Outcome::ParkDrained | Outcome::Home | Outcome::Pass => {
+            Outcome::Pass => self.depart(index, true),
+            Outcome::Home if self.table.at(index).guest => {
+                self.depart(index, end.owes != Owes::Nothing);
+            }
+            // What is left belongs to a request that nobody has looked at.
+            Outcome::Home if end.owes != Owes::Nothing && end.answered => {
+                self.make_ready(index, now);
+            }
+            Outcome::Park | Outcome::ParkDrained | Outcome::Home => {
                 let interest = match end.outcome {
                     Outcome::ParkDrained => Interest::NewInput,
                     _ => Interest::Input,
@@ -27,7 +35,7 @@ impl<C> Dispatcher<C> {
             }
             Outcome::ParkWrite => self.park(index, Interest::Output, now),
             Outcome::Close => self.close(index),
-            Outcome::Linger => self.linger(index, None, now),
+            Outcome::Linger => self.linger(index, end.reply, now),
         }
     }
 
@@ -61,7 +69,8 @@ impl<C> Dispatcher<C> {
         let due = self.wait_for(index, limit, now);
         self.actions
             .push(Action::Arm(self.table.id(index), interest));
-        if interest != Interest::Output && !due.is_owed() {
+        let takes_place = !due.is_owed() && !self.table.at(index).guest;
+        if interest != Interest::Output && takes_place {
             self.begin_idleness(index);
         }
     }
@@ -236,6 +245,7 @@ impl<C> Dispatcher<C> {
     /// linger: what the kernel has yet to send would stay there for as long as the client likes.
     pub(super) fn cut_off(&mut self, index: u32) {
         let id = self.table.id(index);
+        self.end_visit(index);
         let payload = self.table.remove(index);
         self.actions.push(Action::Reset(id, payload));
         self.resume_if_room();
@@ -243,6 +253,7 @@ impl<C> Dispatcher<C> {
 
     pub(super) fn close(&mut self, index: u32) {
         let id = self.table.id(index);
+        self.end_visit(index);
         let payload = self.table.remove(index);
         self.actions.push(Action::Close(id, payload));
         self.resume_if_room();

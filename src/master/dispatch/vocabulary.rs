@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::master::dispatch::table::ConnectionId;
+use crate::master::dispatch::table::{ConnectionId, Due};
 use crate::master::dispatch::workers::WorkerId;
 use crate::wire::Outcome;
 
@@ -225,6 +225,8 @@ pub struct TurnEnd {
     pub owes: Owes,
     /// Something was sent to the client, so that what is carried belongs to a new request.
     pub answered: bool,
+    /// With [`Outcome::Linger`]: what the client is told.
+    pub reply: Option<Canned>,
     /// How many bytes were read since the report before.
     pub read: u64,
     /// How much the client has taken of what was sent to it, in all its life; with
@@ -232,6 +234,21 @@ pub struct TurnEnd {
     pub taken: u64,
     /// How long the (last) turn took, if the worker has measured it.
     pub took: Option<Duration>,
+}
+
+/// A connection that leaves a dispatcher for another one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Departure<C> {
+    /// What the master holds for it.
+    pub payload: C,
+    /// It was a guest, and goes home; else it has been passed to another pool.
+    pub homewards: bool,
+    /// There is something for a turn already.
+    pub ready: bool,
+    /// How many turns it has had.
+    pub turns: u64,
+    /// What its client owes, and until when.
+    pub due: Due,
 }
 
 /// Whether connections are lent to workers.

@@ -12,6 +12,7 @@ use crate::master::snapshot::Place;
 use crate::master::time::Time;
 
 use super::overload::Cause;
+use super::visits::count_out;
 use super::{Phase, Pool};
 
 /// The client has ended both sides, or has reset the connection.
@@ -114,7 +115,7 @@ impl Pool<'_> {
             held.unwatch(&self.epoll);
         }
         if !held.is_ending() {
-            self.listeners.clients().leave(held.peer());
+            count_out(&mut held, &mut self.listeners, &mut self.ended_visits);
         }
         drop(held);
         if self.listeners.is_exhausted() {
@@ -124,11 +125,13 @@ impl Pool<'_> {
 
     pub(super) fn arm(&mut self, id: ConnectionId, interest: Interest, now: Time) {
         let (uncontended, hurries) = (self.dispatcher.is_uncontended(), self.is_ending());
+        let stopping = matches!(self.phase, Phase::Stopping { .. })
+            && interest != Interest::Output
+            && !self.is_guest_served(id);
         let Some((state, held)) = self.dispatcher.state_and_payload(id) else {
             return;
         };
-        let stopping = matches!(self.phase, Phase::Stopping { .. });
-        if stopping && interest != Interest::Output && state == State::Parked {
+        if stopping && state == State::Parked {
             // The server goes, and takes only what had come before it said so.
             return self.end_parked(id, Held::has_unread, now);
         }
@@ -161,7 +164,7 @@ impl Pool<'_> {
             && progress.turns > 0
             && let Some(store) = &self.store
             && let Ok(cookie) = held.cookie()
-            && let Some(kept) = store.keep(cookie, self.key)
+            && let Some(kept) = store.keep(cookie, self.id.key)
         {
             held.set_copied(Some(kept));
         }
@@ -224,7 +227,7 @@ impl Pool<'_> {
         };
         held.enter(Place::Ending);
         // From here on it is over for the client, who may come again.
-        self.listeners.clients().leave(held.peer());
+        count_out(held, &mut self.listeners, &mut self.ended_visits);
         // In the middle of a response, a reply would be taken for a part of it.
         let last_words = match held.is_unfinished() {
             true => Cow::default(),

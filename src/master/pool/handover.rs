@@ -4,12 +4,14 @@ use std::os::fd::OwnedFd;
 
 use crate::master::connection::held::Held;
 use crate::master::connection::luggage::Luggage;
+use crate::master::connection::visit::Visit;
 use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Canned, Interest, Progress, Verdict};
 use crate::master::snapshot::{Packing, Place, Snapshot};
 use crate::master::time::Time;
 use crate::service::Peer;
 
+use super::visits::count_out;
 use super::{Phase, Pool};
 
 impl Pool<'_> {
@@ -29,7 +31,7 @@ impl Pool<'_> {
             true => Place::Ready,
             false => Place::Parked,
         };
-        Some((held.snapshot(self.key, place, &progress), held))
+        Some((held.snapshot(self.key(), place, &progress), held))
     }
 
     /// Forgets a connection that another master has from now on.
@@ -37,7 +39,7 @@ impl Pool<'_> {
         if let Some(mut held) = self.dispatcher.release(id) {
             held.unwatch(&self.epoll);
             held.pass_on();
-            self.listeners.clients().leave(held.peer());
+            count_out(&mut held, &mut self.listeners, &mut self.ended_visits);
         }
     }
 
@@ -60,15 +62,15 @@ impl Pool<'_> {
     /// the kernel, so nobody may be serving it any more.
     pub fn adopt(
         &mut self,
-        snapshot: &Snapshot,
+        (snapshot, visit): (&Snapshot, Option<Visit>),
         peer: Peer,
         (socket, luggage): (OwnedFd, Option<Luggage>),
         now: Time,
     ) {
-        let mut held = Held::adopted(socket, peer, snapshot, luggage);
+        let mut held = Held::adopted(socket, peer, (snapshot, visit), luggage);
         if snapshot.stored {
             let store = self.store.as_ref();
-            let kept = store.and_then(|store| store.keep_stored(held.cookie().ok()?, self.key));
+            let kept = store.and_then(|store| store.keep_stored(held.cookie().ok()?, self.key()));
             held.set_copied(kept);
         }
         if let Packing::Stored(_) = snapshot.packed.luggage {
@@ -81,6 +83,12 @@ impl Pool<'_> {
             Place::Lent => self.settle_lent(held, snapshot.turns + 1, now),
             Place::Ending => self.take_leave(held, None, now),
         }
+    }
+
+    /// A connection of another master, which is this pool's, is with another pool.
+    pub fn adopt_away(&mut self, peer: Peer) {
+        let _ = self.listeners.clients().enter(peer);
+        self.dispatcher.adopt_away();
     }
 
     /// The manager has the luggage of a connection of another master.
@@ -97,8 +105,7 @@ impl Pool<'_> {
     }
 
     fn go_on_with(&mut self, held: Held, interest: Interest, progress: &Progress, now: Time) {
-        // It was counted by the other master, and is not refused now.
-        let _ = self.listeners.clients().enter(held.peer());
+        self.count_in(&held);
         let interest = match interest {
             Interest::Output => Interest::Output,
             Interest::Input | Interest::NewInput => Interest::Input,
@@ -108,7 +115,9 @@ impl Pool<'_> {
             false => Place::Parked,
         };
         held.store(place, progress, now);
-        self.dispatcher.adopt(held, progress, interest, now);
+        let guest = held.visit().is_some();
+        self.dispatcher
+            .adopt(held, (progress, guest), interest, now);
     }
 
     /// Looks what came of a turn whose worker died with its master.
@@ -150,10 +159,18 @@ impl Pool<'_> {
         log::info!("the master was killed in turn {turn} of {peer}: {consequence}");
     }
 
+    /// Counts a connection for its client, unless that is done at its home. It was counted by the
+    /// other master, and is not refused now.
+    fn count_in(&mut self, held: &Held) {
+        if held.visit().is_none() {
+            let _ = self.listeners.clients().enter(held.peer());
+        }
+    }
+
     /// A connection is over, and lingers: its client may have yet to take what was sent.
     fn take_leave(&mut self, held: Held, reply: Option<Canned>, now: Time) {
         held.enter(Place::Ending);
-        let _ = self.listeners.clients().enter(held.peer());
+        self.count_in(&held);
         self.dispatcher.adopt_over(held, reply, now);
     }
 }

@@ -41,7 +41,7 @@ impl Pool<'_> {
             peer: held.peer(),
             watched: held.is_watched(),
             luggage: held.luggage().is_some(),
-            away: false,
+            away: held.visit().is_some(),
             moved: held.moved(),
             note: held.note(),
             carry: held.carry(),

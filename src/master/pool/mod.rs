@@ -2,7 +2,8 @@
 //! connections.
 //!
 //! A pool does what its [`Dispatcher`] says, and tells it what happens. Pools know nothing of each
-//! other; what they share is the master's loop and its epoll set.
+//! other; what they share is the master's loop and its epoll set. What leaves one for another is
+//! taken there by [`Pools`](super::pools::Pools).
 
 mod actions;
 mod aside;
@@ -17,8 +18,10 @@ mod reports;
 #[cfg(test)]
 mod tests;
 mod unawaited;
+mod visits;
 
 use super::connection::held::{DRAIN_SIZE, Held};
+use super::connection::visit::PoolId;
 use super::dispatch::table::ConnectionId;
 use super::dispatch::{Dispatcher, WorkerId};
 use super::events::epoll::{Epoll, EventFlags, PoolEpoll};
@@ -33,6 +36,7 @@ use super::workers::table::Workers;
 use super::workers::upkeep::Wants;
 use crate::channel::inbox::MessageBuffer;
 use crate::config::Address;
+use crate::service::Peer;
 use crate::sys::unforked::Unforked;
 use aside::Aside;
 use overload::Overload;
@@ -66,7 +70,7 @@ pub enum Phase {
 /// See the module.
 pub struct Pool<'a> {
     epoll: PoolEpoll,
-    key: PoolKey,
+    id: PoolId,
     plan: Plan<'a>,
     phase: Phase,
     dispatcher: Dispatcher<Held>,
@@ -76,6 +80,10 @@ pub struct Pool<'a> {
     store: Option<Store>,
     attention: Attention,
     aside: Vec<Aside>,
+    /// Connections of other pools that have ended here, which those do not know yet.
+    ended_visits: Vec<(PoolId, Peer)>,
+    /// Another pool that stops may yet pass something to this one.
+    may_be_needed: bool,
     overload: Overload,
     buffers: Buffers,
     /// When it was looked for waiting connections whose clients have gone.
@@ -113,12 +121,12 @@ impl Default for Buffers {
 }
 
 impl<'a> Pool<'a> {
-    /// A pool at this place of the master's table that wants `size` workers, with descriptors for
-    /// so many connections; without listeners, and with no worker yet. With `held_back`, it accepts
-    /// nothing before it is told to.
+    /// A pool at this place of the master's table, with a serial number, that wants `size` workers,
+    /// with descriptors for so many connections; without listeners, and with no worker yet. With
+    /// `held_back`, it accepts nothing before it is told to.
     #[must_use]
     pub fn new(
-        (place, epoll): (u8, &Epoll),
+        (place, serial, epoll): (u8, u64, &Epoll),
         plan: Plan<'a>,
         size: usize,
         room: usize,
@@ -127,7 +135,10 @@ impl<'a> Pool<'a> {
     ) -> Self {
         let epoll = epoll.of_pool(place);
         Self {
-            key: PoolKey::of(&plan.name),
+            id: PoolId {
+                serial,
+                key: PoolKey::of(&plan.name),
+            },
             phase: Phase::Serving,
             dispatcher: Dispatcher::new(plan.limits(room)),
             workers: Workers::new(&plan.name, epoll.clone(), size),
@@ -135,6 +146,8 @@ impl<'a> Pool<'a> {
             store,
             attention: Attention::default(),
             aside: Vec::new(),
+            ended_visits: Vec::new(),
+            may_be_needed: false,
             overload: Overload::new(&plan.name),
             buffers: Buffers::default(),
             looked_for_gone: Time::default(),
@@ -152,7 +165,7 @@ impl<'a> Pool<'a> {
     /// The pool's name, as another master or a ledger says it.
     #[must_use]
     pub fn key(&self) -> PoolKey {
-        self.key
+        self.id.key
     }
 
     /// Its workers.

@@ -74,7 +74,11 @@ impl Pool<'_> {
     fn has_waited(&self, one: &mut Aside, now: Time) -> bool {
         let peer = one.held.peer();
         let mut lent = self.dispatcher.lent_payloads();
-        one.has_waited(now, || lent.any(|held| is_same_client(held.peer(), peer)))
+        // Of one that is away nothing is known here.
+        let away = self.dispatcher.away() > 0;
+        one.has_waited(now, || {
+            away || lent.any(|held| is_same_client(held.peer(), peer))
+        })
     }
 
     /// Admits those that were put aside and whose clients have room now, and turns those away whose

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::config::Settings;
 use crate::error::Plain;
+use crate::master::connection::visit::PassFault;
 use crate::master::dispatch::{Canned, Excess, Late};
 use crate::master::plan::MAIN;
 use crate::master::time::Time;
@@ -37,6 +38,8 @@ pub enum Cause {
     /// connections wait, and are turned away when they have waited for too long. With the error's
     /// number.
     Lends(i32),
+    /// A service wants connections passed to another pool that can't be.
+    Passing(PassFault),
 }
 
 impl Cause {
@@ -66,6 +69,7 @@ impl Cause {
             Self::MaxConnections => "max-connections",
             Self::OpenFiles => "limit of open files",
             Self::Lends(_) => "lending",
+            Self::Passing(_) => "passing",
         }
     }
 
@@ -91,6 +95,9 @@ impl Cause {
             Self::OpenFiles => {
                 format!("cannot accept more than {connections} connections: {CONSEQUENCE}")
             }
+            Self::Passing(fault) => {
+                format!("turning clients away that can't be passed to another pool: {fault}")
+            }
             Self::Lends(errno) => {
                 let why = io::Error::from_raw_os_error(errno);
                 format!(
@@ -106,18 +113,14 @@ impl Cause {
         match (self, count) {
             (Self::Late(Late::Reader), 1) => "1 client was cut off".to_owned(),
             (Self::Late(Late::Reader), _) => format!("{count} clients were cut off"),
-            (Self::PerClient | Self::Queue | Self::QueueWait | Self::Late(_), 1) => {
-                "1 client was turned away".to_owned()
-            }
-            (Self::PerClient | Self::Queue | Self::QueueWait | Self::Late(_), _) => {
-                format!("{count} clients were turned away")
-            }
             (Self::MaxConnections | Self::OpenFiles, 1) => "once no connection was free".to_owned(),
             (Self::MaxConnections | Self::OpenFiles, _) => {
                 format!("{count} times no connection was free")
             }
             (Self::Lends(_), 1) => "1 lend was refused".to_owned(),
             (Self::Lends(_), _) => format!("{count} lends were refused"),
+            (_, 1) => "1 client was turned away".to_owned(),
+            (_, _) => format!("{count} clients were turned away"),
         }
     }
 }

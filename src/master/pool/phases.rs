@@ -7,6 +7,7 @@ use crate::master::dispatch::table::ConnectionId;
 use crate::master::dispatch::{Interest, Lending};
 use crate::master::plan::Plan;
 use crate::master::time::Time;
+use crate::service::Peer;
 
 use super::{Phase, Pool};
 
@@ -39,6 +40,18 @@ impl<'a> Pool<'a> {
     #[must_use]
     pub fn is_ending(&self) -> bool {
         !self.is_serving() && !self.is_leaving()
+    }
+
+    /// Whether the pool stops, and still has something to serve.
+    #[must_use]
+    pub fn finishes(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. }) && self.dispatcher.unserved() > 0
+    }
+
+    /// Whether another pool that stops may yet pass something to this one, so that this one's
+    /// workers are to stay.
+    pub fn set_may_be_needed(&mut self, may_be: bool) {
+        self.may_be_needed = may_be;
     }
 
     /// Whether nothing is left to serve.
@@ -75,8 +88,8 @@ impl<'a> Pool<'a> {
     }
 
     /// Goes over to the new generation; the old one finishes its turns, for as long as the grace
-    /// period lasts.
-    pub fn promote(&mut self, room: usize, now: Time) {
+    /// period lasts. `away` are the clients whose connections are with other pools.
+    pub fn promote(&mut self, room: usize, away: Vec<Peer>, now: Time) {
         let Some(plan) = self.workers.incoming_plan() else {
             return;
         };
@@ -88,8 +101,9 @@ impl<'a> Pool<'a> {
         // What is to be closed already is not in the table any more, and must have left before the
         // others are counted.
         self.carry_out(now);
-        let counted = |held: &&Held| !held.is_ending();
+        let counted = |held: &&Held| !held.is_ending() && held.visit().is_none();
         let peers = self.dispatcher.payloads().filter(counted).map(Held::peer);
+        let peers = peers.chain(away);
         self.listeners.clients().set_limit(per_client, peers);
         if let Some(plan) = self.workers.promote(&mut self.dispatcher, now) {
             self.plan = plan;
@@ -148,7 +162,9 @@ impl<'a> Pool<'a> {
         let goes_on = |held: &Held| held.is_unfinished() || held.has_input();
         let parked: Vec<_> = self.dispatcher.parked().collect();
         for id in parked {
-            self.end_parked(id, goes_on, now);
+            if !self.is_guest_served(id) {
+                self.end_parked(id, goes_on, now);
+            }
         }
     }
 
@@ -179,8 +195,11 @@ impl<'a> Pool<'a> {
     /// Goes on to the next phase when this one is done or has lasted for too long.
     pub(super) fn advance_phase(&mut self, now: Time) {
         match self.phase {
-            Phase::Stopping { until } if self.dispatcher.connections() == 0 || until <= now => {
-                self.let_workers_go(now);
+            Phase::Stopping { until } => {
+                let needed = self.dispatcher.unserved() > 0 || self.may_be_needed;
+                if !needed || until <= now {
+                    self.let_workers_go(now);
+                }
             }
             // Before that, the master knows whether this pool may still be needed.
             Phase::Leaving { until } if until <= now => self.let_workers_go(now),
@@ -199,7 +218,7 @@ impl<'a> Pool<'a> {
         let (Phase::Stopping { until } | Phase::Leaving { until }) = self.phase else {
             return;
         };
-        let unserved = self.dispatcher.connections();
+        let unserved = self.dispatcher.unserved() - self.dispatcher.away();
         if unserved > 0 {
             log::warn!("the grace period is over: closing {unserved} connections");
         }

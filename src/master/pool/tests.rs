@@ -26,6 +26,7 @@ use crate::wire::{Extras, FromWorker, Outcome, Report, Traffic};
 mod baggage;
 mod endings;
 mod newcomers;
+mod visits;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -43,6 +44,44 @@ struct Played {
     messages: MessageBuffer,
 }
 
+/// What a pool of the tests is.
+fn plan(name: &str) -> Plan<'static> {
+    Plan {
+        name: name.into(),
+        listen: Vec::new(),
+        settings: Settings::for_processors(1),
+        profile: ServiceProfile {
+            crashed: b"the worker is gone".into(),
+            overloaded: b"too many".into(),
+            ..ServiceProfile::default()
+        },
+        main: Rc::new(|_| 0),
+        keep: Vec::new(),
+    }
+}
+
+/// Starts a worker of the pool that has said nothing yet.
+fn start(pool: &mut Pool<'_>, slot: u32, now: Time) -> (WorkerId, Played) {
+    let (ours, end) = inbox::pair().unwrap();
+    // It ends when its input does, which is when the test does.
+    let program = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+    let child = Child::new(Pid::from_raw(program.id().cast_signed()));
+    let worker = pool.dispatcher.worker_started(1);
+    let slot = SlotId {
+        generation: 0,
+        slot,
+    };
+    let settings = pool.plan.settings.clone();
+    let parts = (child, Channel::new(ours, None));
+    pool.workers.admit(slot, worker, parts, &settings, now);
+    let played = Played {
+        end,
+        program,
+        messages: MessageBuffer::default(),
+    };
+    (worker, played)
+}
+
 impl World {
     fn new() -> Self {
         Self::with_room(100)
@@ -51,21 +90,10 @@ impl World {
     /// A pool with descriptors for so many connections.
     fn with_room(room: usize) -> Self {
         let epoll = Epoll::new().unwrap();
-        let plan = Plan {
-            name: "main".into(),
-            listen: Vec::new(),
-            settings: Settings::for_processors(1),
-            profile: ServiceProfile {
-                crashed: b"the worker is gone".into(),
-                overloaded: b"too many".into(),
-                ..ServiceProfile::default()
-            },
-            main: Rc::new(|_| 0),
-            keep: Vec::new(),
-        };
+        let plan = plan("main");
         let listeners = bind_all(&"127.0.0.1:0".parse().unwrap(), &plan.settings).unwrap();
         let address = listeners[0].local_address().unwrap();
-        let mut pool = Pool::new((0, &epoll), plan, 0, room, None, false);
+        let mut pool = Pool::new((0, 0, &epoll), plan, 0, room, None, false);
         pool.listen_on(listeners).unwrap();
         Self {
             epoll,
@@ -98,30 +126,14 @@ impl World {
 
     /// Starts a worker that has said nothing yet.
     fn start(&mut self, slot: u32) -> (WorkerId, Played) {
-        let (ours, end) = inbox::pair().unwrap();
-        // It ends when its input does, which is when the test does.
-        let program = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        let child = Child::new(Pid::from_raw(program.id().cast_signed()));
-        let worker = self.pool.dispatcher.worker_started(1);
-        let slot = SlotId {
-            generation: 0,
-            slot,
-        };
-        let settings = self.pool.plan.settings.clone();
-        let (parts, now) = ((child, Channel::new(ours, None)), self.now());
-        self.pool.workers.admit(slot, worker, parts, &settings, now);
-        let played = Played {
-            end,
-            program,
-            messages: MessageBuffer::default(),
-        };
-        (worker, played)
+        let now = self.now();
+        start(&mut self.pool, slot, now)
     }
 
     /// One round of the master's loop, as far as it concerns a pool.
     fn round(&mut self) {
         self.pool.carry_out(self.now());
-        let wait = match self.pool.fall_asleep() {
+        let wait = match self.pool.fall_asleep(false) {
             true => Duration::from_millis(2),
             false => Duration::ZERO,
         };

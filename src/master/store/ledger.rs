@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, fence};
 use std::time::Duration;
 
 use crate::master::dispatch::Interest;
-use crate::master::snapshot::{Malformed, Packed, Packing, Place, PoolKey, Snapshot};
+use crate::master::snapshot::{Home, Malformed, Packed, Packing, Place, PoolKey, Snapshot};
 use crate::service::Peer;
 use crate::sys::unforked::Unforked;
 use crate::wire::{MAX_CARRY, MAX_NOTE, Traffic};
@@ -65,6 +65,7 @@ const NAMES: [&[u8; 8]; FIELDS] = [
     b"address2",
     b"note\0\0\0\0",
     b"baggage\0",
+    b"home\0\0\0\0",
 ];
 
 /// The bit of a name which says that a reader must know the field.
@@ -84,12 +85,15 @@ const PEER: usize = 10;
 const ADDRESS: [usize; 2] = [11, 12];
 const NOTE_LENGTH: usize = 13;
 const BAGGAGE: usize = 14;
-const FIELDS: usize = 15;
+const HOME: usize = 15;
+const FIELDS: usize = 16;
 
 /// How many fields version 1 had: the first ones.
 const FIELDS_1: usize = 10;
 
-/// The states of an entry; 0 is one that nobody uses.
+/// The states of an entry; 0 is one that nobody uses. A connection that is with another pool than
+/// its own has states which a version that does not know `home` takes for malformed, so that it
+/// closes such a connection.
 const FREE: u64 = 0;
 const BEING_WRITTEN: u64 = 1;
 const PLACES: [(u64, Place); 4] = [
@@ -98,6 +102,13 @@ const PLACES: [(u64, Place); 4] = [
     (4, Place::Lent),
     (5, Place::Ending),
 ];
+
+/// What is added to the state of an entry whose [`HOME`] is not zero.
+const AWAY: u64 = 10;
+
+/// The home of a connection whose service there has noted something, which is not written down: it
+/// is closed when it would go home.
+const NO_HOME: u64 = u64::MAX;
 
 /// What is added to the state of an entry whose [`BAGGAGE`] is not zero.
 const PACKED: u64 = 4;
@@ -326,6 +337,12 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         let incomplete = incomplete.map(|incomplete| clock.saturating_sub(incomplete));
         self.set(entry + COOKIE, cookie);
         self.set(entry + POOL, snapshot.pool.0);
+        let home = snapshot.home.as_ref();
+        let home = home.map_or(0, |home| match home.note.is_empty() {
+            true => home.pool.0,
+            false => NO_HOME,
+        });
+        self.set(entry + HOME, home);
         self.set(entry + INTEREST, code(&INTERESTS, snapshot.interest));
         self.set(entry + TURNS, snapshot.turns);
         self.set(entry + READ, snapshot.total.read);
@@ -382,7 +399,11 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             0 => 0,
             _ => PACKED,
         };
-        let state = code(&PLACES, at) + packed;
+        let away = match self.field(place, HOME) {
+            0 => 0,
+            _ => AWAY,
+        };
+        let state = code(&PLACES, at) + packed + away;
         self.words[self.begin_of(place) + STATE].store(state, Release);
     }
 
@@ -413,11 +434,17 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
             return Ok(None);
         }
         let field = |field| self.field(place, field);
-        let baggage = field(BAGGAGE);
-        let state = match baggage {
-            0 => state,
-            _ => state.checked_sub(PACKED).ok_or(Malformed)?,
-        };
+        let (baggage, home) = (field(BAGGAGE), field(HOME));
+        let added = [(baggage, PACKED), (home, AWAY)];
+        let added = added.iter().filter(|(word, _)| *word != 0);
+        let added = added.map(|(_, added)| added).sum();
+        let state = state.checked_sub(added).ok_or(Malformed)?;
+        let home = (home != 0).then(|| {
+            Box::new(Home {
+                pool: PoolKey(home),
+                ..Home::named("".into())
+            })
+        });
         let carry = self.read_bytes(self.carry_of(place), self.carry_length(place), MAX_CARRY)?;
         let note = match baggage & NOTED {
             0 => Unforked::default(),
@@ -425,6 +452,7 @@ impl<M: Deref<Target = [AtomicU64]>> Ledger<M> {
         };
         let snapshot = Snapshot {
             pool: PoolKey(field(POOL)),
+            home,
             peer: peer_of(field(PEER), ADDRESS.map(field))?,
             place: meaning(&PLACES, state)?,
             interest: meaning(&INTERESTS, field(INTEREST))?,

@@ -323,6 +323,11 @@ impl Kept {
         self.pool
     }
 
+    /// The connection has gone over to the pool of this key.
+    pub fn move_to(&mut self, pool: PoolKey) {
+        self.pool = pool;
+    }
+
     /// Writes down how the connection stands.
     pub fn store(&self, snapshot: &Snapshot, now: Time) {
         let clock = self.store.clock(now);

@@ -223,6 +223,7 @@ fn park(world: &World, place: usize, luggage: bool, now: Time) {
 fn snapshot() -> Snapshot {
     Snapshot {
         pool: PoolKey::of("main"),
+        home: None,
         peer: None,
         place: Place::Parked,
         interest: crate::master::dispatch::Interest::Input,

@@ -30,8 +30,9 @@ pub const VERSION: u32 = crate::master::snapshot::VERSION;
 /// See [`VERSION`].
 pub const OLDEST_VERSION: u32 = 1;
 
-/// More than any message takes: a path, or note and carry behind a short header.
-pub const ROOM: usize = MAX_NOTE + MAX_CARRY + 8 * 1024;
+/// More than any message takes: a path, or note and carry behind a header. That may have another
+/// note, with three bytes for each of its own.
+pub const ROOM: usize = 4 * MAX_NOTE + MAX_CARRY + 8 * 1024;
 
 /// What the new master says.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -402,6 +402,7 @@ mod tests {
     fn lent() -> Recoverable {
         let snapshot = Snapshot {
             pool: PoolKey::of("main"),
+            home: None,
             peer: None,
             place: Place::Lent,
             interest: Interest::Input,

@@ -14,7 +14,7 @@ use crate::channel::scoreboard::{Entry, Malformed, Scoreboard, Sleep};
 use crate::master::dispatch::WorkerId;
 use crate::master::events::epoll::{EventFlags, PoolEpoll};
 use crate::master::events::token::PoolEvent;
-use crate::wire::{FromWorker, Lend, Report};
+use crate::wire::{FromWorker, Lend, LuggageChange, Report};
 
 /// See the module.
 #[derive(Debug)]
@@ -196,9 +196,27 @@ impl Channel {
     ///
     /// # Errors
     /// [`Malformed`] for a report that no honest worker writes.
-    pub fn next_published(&self) -> Option<Result<Entry, Malformed>> {
+    pub fn next_published(&self, buffer: &mut MessageBuffer) -> Option<Result<Entry, Malformed>> {
         let board = self.board.as_ref().filter(|_| !self.deaf);
-        board.and_then(Scoreboard::collect)
+        board.and_then(|board| board.collect(buffer.text()))
+    }
+
+    /// The message of so many bytes that was on the board.
+    ///
+    /// # Errors
+    /// [`Fault::Protocol`] for a message that no honest worker puts there.
+    pub fn published_message<'b>(
+        &self,
+        buffer: &'b mut MessageBuffer,
+        length: usize,
+    ) -> Result<Option<Said<'b>>, Fault> {
+        match buffer.said(length) {
+            Ok(FromWorker::Report(report)) if report.extras.luggage != LuggageChange::New => {
+                Ok(Some(Said::Turn(report, None)))
+            }
+            Ok(_) => Err(Fault::Protocol("a message on its board".to_owned())),
+            Err(error) => Err(Fault::Protocol(format!("bad message: {error}"))),
+        }
     }
 
     /// The next message. Without `room` for descriptors, one that brings luggage stays where it is.

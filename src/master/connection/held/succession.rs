@@ -42,6 +42,7 @@ impl Held {
     pub fn snapshot(&self, pool: PoolKey, place: Place, progress: &Progress) -> Snapshot {
         Snapshot {
             pool,
+            home: self.visit().map(|visit| Box::new(visit.snapshot())),
             peer: Some(self.peer),
             place,
             interest: match self.unfinished {
@@ -76,7 +77,7 @@ impl Held {
     /// it.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.baggage.is_some()
+        self.baggage.is_some() || self.visit.is_some()
     }
 
     /// Writes into the ledger how the connection stands, if it is stored.

@@ -18,7 +18,7 @@ fn pass(from: &mut Dispatcher<u64>, to: &mut Dispatcher<u64>, now: Time) -> Vec<
     for id in from.passable() {
         let progress = from.progress(id, now).expect("it can be passed on");
         let payload = from.release(id).expect("it can be passed on");
-        to.adopt(payload, &progress, Interest::Input, now);
+        to.adopt(payload, (&progress, false), Interest::Input, now);
         payloads.push(payload);
     }
     payloads
@@ -102,7 +102,7 @@ fn deadlines_go_on_where_they_were() {
     let id = old.passable()[0];
     let progress = old.progress(id, later).expect("parked");
     assert_eq!(progress.remaining, Some(ticks(2_000)));
-    let id = new.adopt(7, &progress, Interest::Input, other);
+    let id = new.adopt(7, (&progress, false), Interest::Input, other);
     let _ = new.take_actions();
     new.tick(other.after(ticks(1_500)));
     assert_eq!(new.take_actions(), []);
@@ -126,6 +126,7 @@ fn turns_and_what_is_owed_come_along() {
         turns: 3,
         owes: Owes::Head,
         answered: false,
+        reply: None,
         read: 1,
         taken: 0,
         took: None,
@@ -138,7 +139,7 @@ fn turns_and_what_is_owed_come_along() {
     assert_eq!(progress.incomplete_for, Some(ticks(4_000)));
     assert_eq!(progress.remaining, Some(ticks(6_000)));
     let mut new = Dispatcher::<u64>::new(limits);
-    let id = new.adopt(0, &progress, Interest::Input, world.now);
+    let id = new.adopt(0, (&progress, false), Interest::Input, world.now);
     assert_eq!(new.turn_number(id), 3);
     // The client drips on, and the time for its head is not renewed.
     let worker = new.worker_started(1);
@@ -167,6 +168,7 @@ fn what_is_lent_stays_until_its_turn_ends() {
         turns: 1,
         owes: Owes::Nothing,
         answered: true,
+        reply: None,
         read: 1,
         taken: 0,
         took: None,

@@ -324,7 +324,7 @@ fn the_time_that_is_left_goes_to_another_master() {
         let mut new = Dispatcher::new(limits());
         let worker = new.worker_started(1);
         new.worker_ready(worker, other);
-        let id = new.adopt(0, &progress, interest, other);
+        let id = new.adopt(0, (&progress, false), interest, other);
         new.readable(id, other.after(SECOND));
         let again = TurnEnd { took: None, ..end };
         new.report(worker, id, other.after(SECOND), |_| again)
@@ -342,7 +342,7 @@ fn a_response_of_which_the_other_master_does_not_say_has_the_whole_time() {
         ready: false,
         ..Progress::before(3)
     };
-    let id = new.adopt(0, &progress, Interest::Output, now);
+    let id = new.adopt(0, (&progress, false), Interest::Output, now);
     let progress = new.progress(id, now).expect("it is parked");
     assert_eq!(progress.time_left, Some(TimeLeft::Reading(GRACE)));
 }

@@ -241,6 +241,7 @@ fn a_resumable_turn_goes_on_when_its_master_was_killed() {
     let luggage = memory();
     let snapshot = Snapshot {
         pool: world.pool.key(),
+        home: None,
         peer: Some(Peer::Inet(peer)),
         place: Place::Lent,
         interest: Interest::Output,
@@ -265,7 +266,7 @@ fn a_resumable_turn_goes_on_when_its_master_was_killed() {
     let now = world.now();
     world
         .pool
-        .adopt(&snapshot, Peer::Inet(peer), descriptors, now);
+        .adopt((&snapshot, None), Peer::Inet(peer), descriptors, now);
     let mut worker = world.hire(0);
     let resumed = turn(&mut world, &mut worker);
     assert_eq!((resumed.number, resumed.moved), (7, (0, 6)));
@@ -364,7 +365,7 @@ fn luggage_for_which_there_is_no_descriptor_waits_and_does_no_harm() {
     assert!(world.pool.is_laden());
     assert_eq!(world.pool.dispatcher.lent(worker_of(&world, &worker)), 1);
     // Nothing turns in circles.
-    assert!(world.pool.fall_asleep());
+    assert!(world.pool.fall_asleep(false));
     world.pool.wake_up();
     let mut events = Events::default();
     world.epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();

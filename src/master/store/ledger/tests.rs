@@ -18,6 +18,7 @@ fn ledger(capacity: usize) -> Ledger<Vec<AtomicU64>> {
 fn snapshot(carry: &[u8]) -> Snapshot {
     Snapshot {
         pool: PoolKey::of("main"),
+        home: None,
         peer: Some(Peer::Inet("10.1.2.3:4567".parse().unwrap())),
         place: Place::Parked,
         interest: Interest::NewInput,
@@ -67,6 +68,44 @@ fn what_was_written_is_read_by_the_next_master() {
     assert_eq!(read.entry(2, later), Ok(Some((22, lent))));
     read.clear(2);
     assert_eq!(read.entry(2, NOW), Ok(None));
+}
+
+#[test]
+fn a_connection_that_is_away_is_found_at_its_home_wherever_it_is() {
+    let ledger = ledger(1);
+    let home = |name: &str| Home {
+        name: "".into(),
+        ..Home::named(name.into())
+    };
+    let away = Snapshot {
+        home: Some(Box::new(home("site"))),
+        ..snapshot(b"carried")
+    };
+    ledger.write(0, 20, &away, NOW);
+    assert_eq!(ledger.entry(0, NOW), Ok(Some((20, away.clone()))));
+    for (_, place) in PLACES {
+        ledger.enter(0, place);
+        let expected = Snapshot {
+            place,
+            ..away.clone()
+        };
+        assert_eq!(ledger.entry(0, NOW), Ok(Some((20, expected))));
+        // Who does not know where it is at home must not go on with it.
+        let state = ledger.field(0, STATE);
+        assert_eq!(meaning(&PLACES, state), Err(Malformed));
+    }
+    // A note is not written down, and not to be missed at home.
+    let mut noted = home("site");
+    noted.note = b"note"[..].into();
+    let noted = Snapshot {
+        home: Some(Box::new(noted)),
+        ..away
+    };
+    ledger.write(0, 20, &noted, NOW);
+    let (_, read) = ledger.entry(0, NOW).unwrap().unwrap();
+    assert_ne!(read.home, Some(Box::new(home("site"))));
+    ledger.write(0, 20, &snapshot(b""), NOW);
+    assert_eq!(ledger.entry(0, NOW), Ok(Some((20, snapshot(b"")))));
 }
 
 #[test]
@@ -180,14 +219,14 @@ fn a_ledger_of_version_1_is_read() {
 fn a_field_of_a_later_version_is_passed_over_unless_it_must_be_known() {
     let ledger = ledger(1);
     ledger.write(0, 20, &snapshot(b""), NOW);
+    // It has the place of one that is not used here.
     let words = ledger.words;
     let name = u64::from_be_bytes(*b"wings\0\0\0");
-    words[AT_FIELDS].store(FIELDS as u64 + 1, Relaxed);
-    words[AT_NAMES + FIELDS].store(name, Relaxed);
+    words[AT_NAMES + HOME].store(name, Relaxed);
     let read = Ledger::read(words).unwrap();
     assert_eq!(read.entry(0, NOW), Ok(Some((20, snapshot(b"")))));
     let words = read.words;
-    words[AT_NAMES + FIELDS].store(name | REQUIRED, Relaxed);
+    words[AT_NAMES + HOME].store(name | REQUIRED, Relaxed);
     let refusal = Ledger::read(words).unwrap_err();
     assert_eq!(refusal, Refusal::Field(name | REQUIRED));
     assert_eq!(
