@@ -43,8 +43,11 @@ fn summary(config: &Config) -> String {
         let listen: Vec<_> = pool.listen.iter().map(ToString::to_string).collect();
         let PoolConfig { name, service, .. } = pool;
         let workers = pool.settings.workers;
-        let addresses = listen.join(" and ");
-        let mut text = format!("{name}: {service} on {addresses}, workers: {workers}");
+        let on = match listen.is_empty() {
+            true => String::new(),
+            false => format!(" on {}", listen.join(" and ")),
+        };
+        let mut text = format!("{name}: {service}{on}, workers: {workers}");
         let is_unix = |address: &&Address| matches!(address, Address::Unix(_));
         let uncounted = pool.listen.iter().filter(is_unix);
         let uncounted: Vec<_> = uncounted.map(ToString::to_string).collect();

@@ -163,7 +163,10 @@ impl ServeArgs {
             (None, None) => None,
             (Some(ServiceName::Demo), None) => Some(ServiceConfig::Demo),
             (Some(ServiceName::Echo), None) => Some(ServiceConfig::Echo),
-            (Some(ServiceName::Http), Some(root)) => Some(ServiceConfig::Http { root }),
+            (Some(ServiceName::Http), Some(root)) => Some(ServiceConfig::Http {
+                root,
+                fallback: None,
+            }),
             (Some(ServiceName::Http), None) => {
                 return Err(UsageError::new(
                     ErrorKind::MissingRequiredArgument,
@@ -254,15 +257,22 @@ pub(super) fn pool(config: PoolConfig) -> Result<Pool<'static>> {
     let mut pool = match service {
         ServiceConfig::Demo => Pool::new(name, || http::Http::new(http::Demo::default())),
         ServiceConfig::Echo => Pool::new(name, Echo::new),
-        ServiceConfig::Http { root } => {
+        ServiceConfig::Http { root, fallback } => {
             let files = lookup::descriptor(&format!("directory {}", root.display()), || {
                 let files = http::Files::open(&root)?;
                 let copy = files.as_fd().try_clone_to_owned();
                 copy.map_err(|error| Error::new(format!("serve {}", root.display()), error))
             });
-            let files = http::Files::of_directory(files?)?;
+            let mut files = http::Files::of_directory(files?)?;
+            if let Some(pool) = &fallback {
+                files = files.fallback(pool);
+            }
             let served = files.clone();
-            Pool::new(name, move || http::Http::new(served.clone())).keep(files)
+            let pool = Pool::new(name, move || http::Http::new(served.clone())).keep(files);
+            match fallback {
+                Some(fallback) => pool.fallback(fallback),
+                None => pool,
+            }
         }
     };
     for address in listen {
@@ -320,7 +330,13 @@ mod tests {
         assert_eq!((config.control, config.pid_file), (None, None));
         let http = parse_serve("serve -w 1 http some/dir");
         let root = PathBuf::from("some/dir");
-        assert_eq!(http.pools[0].service, ServiceConfig::Http { root });
+        assert_eq!(
+            http.pools[0].service,
+            ServiceConfig::Http {
+                root,
+                fallback: None
+            }
+        );
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) struct PoolDraft {
     pub(crate) name: Option<(String, Offset)>,
     pub(crate) listen: Vec<(Address, Offset)>,
     pub(crate) service: Option<ServiceConfig>,
+    /// The place of the name of the pool to which the service passes requests.
+    pub(crate) fallback: Offset,
     /// Settings in the order in which they apply: a later one overrides an earlier one.
     pub(crate) choices: Vec<(Choice, Offset)>,
     pub(crate) body_dir: Option<PathBuf>,
@@ -64,8 +66,14 @@ impl Draft {
     pub(crate) fn complete(mut self, flags: &Flags, defaults: &Settings) -> Result<Config, Fault> {
         self.apply_flags(flags)?;
         self.refuse_duplicates()?;
+        self.refuse_bad_fallbacks()?;
         let only = self.pools.len() == 1;
-        let complete = |pool: PoolDraft| pool.complete(only, defaults);
+        let services = self.pools.iter().filter_map(|pool| pool.service.as_ref());
+        let fallbacks: HashSet<_> = services
+            .filter_map(ServiceConfig::fallback)
+            .map(str::to_owned)
+            .collect();
+        let complete = |pool: PoolDraft| pool.complete(only, &fallbacks, defaults);
         Ok(Config {
             log: self.log,
             pid_file: self.pid_file,
@@ -146,7 +154,42 @@ impl Draft {
     }
 }
 
+impl Draft {
+    /// Checks that each pool to which another one passes requests is there, speaks HTTP, and passes
+    /// nothing on itself.
+    fn refuse_bad_fallbacks(&self) -> Result<(), Fault> {
+        for pool in &self.pools {
+            let Some(wanted) = pool.service.as_ref().and_then(ServiceConfig::fallback) else {
+                continue;
+            };
+            let is_target = |pool: &&PoolDraft| pool.name() == Some(wanted);
+            let target = self.pools.iter().find(is_target);
+            let service = target.map(|target| (target, &target.service));
+            let reason = match service {
+                None => format!("there is no pool {wanted:?}"),
+                Some((target, _)) if std::ptr::eq(target, pool) => {
+                    "a pool can't be its own fallback".to_owned()
+                }
+                Some((_, Some(ServiceConfig::Echo))) => {
+                    format!("pool {wanted:?} does not speak HTTP")
+                }
+                Some((_, Some(service))) if service.fallback().is_some() => {
+                    format!("pool {wanted:?} has a fallback itself")
+                }
+                Some(_) => continue,
+            };
+            let reason = format!("{}fallback: {reason}", pool.context);
+            return Err(Fault::new(pool.fallback, reason));
+        }
+        Ok(())
+    }
+}
+
 impl PoolDraft {
+    fn name(&self) -> Option<&str> {
+        self.name.as_ref().map(|(name, _)| name.as_str())
+    }
+
     /// Applies the flags that are allowed with a single pool only, and the address that a single
     /// pool has by default.
     fn apply_single_pool_flags(&mut self, flags: &Flags) {
@@ -178,7 +221,12 @@ impl PoolDraft {
         }
     }
 
-    fn complete(self, only: bool, defaults: &Settings) -> Result<PoolConfig, Fault> {
+    fn complete(
+        self,
+        only: bool,
+        fallbacks: &HashSet<String>,
+        defaults: &Settings,
+    ) -> Result<PoolConfig, Fault> {
         let missing = |key: &str, hint: &str| {
             let reason = format!("{}{key}: missing; {hint}", self.context);
             Fault::new(self.offset, reason)
@@ -188,7 +236,7 @@ impl PoolDraft {
             None if only => "main".to_owned(),
             None => return Err(missing("name", "with several pools, each needs one")),
         };
-        if self.listen.is_empty() {
+        if self.listen.is_empty() && !fallbacks.contains(&name) {
             let hint = "with several pools, each needs an address";
             return Err(missing("listen", hint));
         }

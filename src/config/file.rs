@@ -25,7 +25,7 @@ const TOP: &[&str] = &["log", "pid-file", "control", "pool"];
 const LOG: &[&str] = &["filter", "file"];
 
 /// The keys of `[[pool]]` that no list of its own has.
-const POOL: &[&str] = &["name", "listen", "service", "root", "body-dir"];
+const POOL: &[&str] = &["name", "listen", "service", "root", "fallback", "body-dir"];
 
 /// The configuration that the text of a file and the flags make together. `file` is the path that
 /// the text was read from: errors name it, and relative paths in the text are taken from its
@@ -169,6 +169,7 @@ fn read_pool(table: &DeTable<'_>, context: &str, directory: &Path) -> Result<Poo
         choices,
         body_dir: body_dir.transpose()?,
         service: read_service(table, directory)?,
+        fallback: table.get("fallback").map(|entry| entry.offset()),
         confinement: confinement::read(table, context, directory)?,
         unix: sockets::read(table)?,
         ..PoolDraft::default()
@@ -196,10 +197,17 @@ fn read_service(table: Table<'_>, directory: &Path) -> Result<Option<ServiceConf
     let service = table.get("service");
     let name = service.map(|entry| entry.text()).transpose()?;
     let root = table.get("root");
+    let fallback = match table.get("fallback") {
+        None => None,
+        Some(entry) if name == Some("http") => Some(read_name(entry)?),
+        Some(entry) => {
+            return Err(entry.fault("only the service \"http\" takes a fallback"));
+        }
+    };
     Ok(match (service, name, root) {
         (Some(_), Some("http"), Some(root)) => {
             let root = root.path(directory)?;
-            Some(ServiceConfig::Http { root })
+            Some(ServiceConfig::Http { root, fallback })
         }
         (Some(http), Some("http"), None) => {
             return Err(http.fault("http needs a root, the directory that it serves"));

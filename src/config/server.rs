@@ -45,7 +45,7 @@ pub struct Log {
 pub struct PoolConfig {
     /// The pool's name in the log, and for a reload or a new master.
     pub name: String,
-    /// At least one address to listen on.
+    /// At least one address to listen on, but for a pool to which others pass requests.
     pub listen: Vec<Address>,
     /// The service that the workers run.
     pub service: ServiceConfig,
@@ -66,7 +66,20 @@ pub enum ServiceConfig {
     Http {
         /// The directory to serve.
         root: PathBuf,
+        /// The pool that answers what is no file.
+        fallback: Option<String>,
     },
+}
+
+impl ServiceConfig {
+    /// The pool to which the service passes requests, if there is one.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&str> {
+        match self {
+            Self::Http { fallback, .. } => fallback.as_deref(),
+            Self::Demo | Self::Echo => None,
+        }
+    }
 }
 
 impl fmt::Display for ServiceConfig {
@@ -74,7 +87,11 @@ impl fmt::Display for ServiceConfig {
         match self {
             Self::Demo => f.write_str("demo"),
             Self::Echo => f.write_str("echo"),
-            Self::Http { root } => write!(f, "http {}", root.display()),
+            Self::Http { root, fallback } => {
+                write!(f, "http {}", root.display())?;
+                let fallback = fallback.as_ref();
+                fallback.map_or(Ok(()), |pool| write!(f, ", else pool {pool}"))
+            }
         }
     }
 }

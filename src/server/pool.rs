@@ -37,6 +37,8 @@ use crate::worker::{self, confine};
 pub struct Pool<'a> {
     pub(super) name: String,
     pub(super) listen: Vec<Address>,
+    /// The pools to which the service passes requests.
+    pub(super) passes_to: Vec<String>,
     /// What is wrong with the first address that couldn't be parsed.
     bad_address: Option<String>,
     settings: Settings,
@@ -66,6 +68,7 @@ impl<'a> Pool<'a> {
         Self {
             name: name.into(),
             listen: Vec::new(),
+            passes_to: Vec::new(),
             bad_address: None,
             settings: default_settings(),
             confinement: Confinement::default(),
@@ -77,8 +80,8 @@ impl<'a> Pool<'a> {
 
     /// Listens on this address, too: `127.0.0.1:8080`, `[::1]:8080`, `:8080`, `localhost:0`,
     /// `unix:/path`, or `fd:NAME` for the sockets that systemd passes under this name. A pool needs
-    /// at least one, and no other pool may have the same one, except for port 0, which is another
-    /// port each time.
+    /// at least one unless it is another one's [fallback](Pool::fallback), and no other pool may
+    /// have the same one, except for port 0, which is another port each time.
     #[must_use]
     pub fn listen<A>(mut self, address: A) -> Self
     where
@@ -90,6 +93,33 @@ impl<'a> Pool<'a> {
                 self.bad_address.get_or_insert(error.to_string());
             }
         }
+        self
+    }
+
+    /// Says that the service of this pool has the pool of that name answer what it does not answer
+    /// itself ([`Turn::Pass`](crate::Turn::Pass),
+    /// [`Files::fallback`](crate::http::Files::fallback)). The server starts only if there is such
+    /// a pool, and if that one passes nothing on itself. It need not listen anywhere.
+    ///
+    /// ```no_run
+    /// # fn main() -> batond::Result<()> {
+    /// use batond::http::{Files, Http, Request, Response};
+    /// use batond::{Pool, Server};
+    ///
+    /// let files = Files::open("/srv/www".as_ref())?.fallback("app");
+    /// let pools = || {
+    ///     let files = files.clone();
+    ///     let site = Pool::new("site", move || Http::new(files.clone())).listen(":8080");
+    ///     let answer = |request: &mut Request<'_>| Response::text(request.path().to_owned());
+    ///     let app = Pool::new("app", move || Http::new(answer));
+    ///     Ok(vec![site.fallback("app"), app])
+    /// };
+    /// Server::builder().pools(pools)?.run()
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn fallback(mut self, pool: impl Into<String>) -> Self {
+        self.passes_to.push(pool.into());
         self
     }
 
@@ -192,15 +222,17 @@ impl<'a> Pool<'a> {
         })
     }
 
+    /// Whether no address was given.
+    pub(super) fn listens_nowhere(&self) -> bool {
+        self.listen.is_empty() && self.bad_address.is_none()
+    }
+
     fn fault(&self) -> Option<String> {
         if let Some(reason) = name_fault(&self.name) {
             return Some(format!("name: {reason}"));
         }
         if let Some(reason) = &self.bad_address {
             return Some(format!("listen: {reason}"));
-        }
-        if self.listen.is_empty() {
-            return Some("it listens nowhere".to_owned());
         }
         contradiction(&self.settings).map(|(setting, reason)| format!("{setting}: {reason}"))
     }
@@ -258,7 +290,6 @@ mod tests {
     #[test]
     fn a_pool_that_is_wrong_by_itself_says_why() {
         let pool = || Pool::new("web", Echo::new);
-        assert_refused(pool(), "cannot use pool \"web\": it listens nowhere");
         let no_port = pool().listen(":0").listen("localhost").listen("x:y");
         assert_refused(
             no_port,

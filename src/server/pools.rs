@@ -98,7 +98,36 @@ fn ask_again<'a>(
 /// What is wrong with one of them, or with all of them together.
 pub(super) fn plan_all<'a>(pools: Vec<Pool<'a>>, control: Option<&Path>) -> Result<Vec<Plan<'a>>> {
     refuse_conflicts(&pools, control)?;
+    refuse_dead_ends(&pools)?;
     pools.into_iter().map(Pool::plan).collect()
+}
+
+/// Fails if a pool that another one passes requests to is not there or passes them on itself, or if
+/// nobody can reach a pool.
+fn refuse_dead_ends(pools: &[Pool<'_>]) -> Result<()> {
+    let mut reached = HashSet::new();
+    for pool in pools {
+        for name in &pool.passes_to {
+            let target = pools.iter().find(|pool| pool.name == *name);
+            let reason = match target {
+                None => format!("its fallback is pool {name:?}, which there is not"),
+                Some(target) if target.name == pool.name => "it is its own fallback".to_owned(),
+                Some(target) if !target.passes_to.is_empty() => {
+                    format!("its fallback, pool {name:?}, has a fallback itself")
+                }
+                Some(_) => {
+                    reached.insert(name);
+                    continue;
+                }
+            };
+            return Err(pool.refused(&reason));
+        }
+    }
+    let nowhere = |pool: &&Pool<'_>| pool.listens_nowhere() && !reached.contains(&pool.name);
+    match pools.iter().find(nowhere) {
+        Some(pool) => Err(pool.refused("it listens nowhere")),
+        None => Ok(()),
+    }
 }
 
 /// Fails if two pools have a name or an address in common, or one the address of the control
@@ -149,6 +178,39 @@ mod tests {
         let expected = "cannot find the pools to go over to: panicked: the test does it on purpose";
         assert_eq!(error, expected);
         assert_eq!(ask_again(&mut source).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_fallback_is_a_pool_that_has_none_itself() {
+        let named = |name: &str| Pool::new(name, Echo::new);
+        let plans = |pools| plan_all(pools, None).map(|plans| plans.len());
+        let site = || pool("site", ":0").fallback("app");
+        assert_eq!(plans(vec![site(), named("app")]).unwrap(), 2);
+        assert_eq!(plans(vec![site(), pool("app", ":0")]).unwrap(), 2);
+        for (pools, expected) in [
+            (
+                vec![pool("site", ":0"), named("app")],
+                "cannot use pool \"app\": it listens nowhere",
+            ),
+            (
+                vec![site()],
+                "cannot use pool \"site\": its fallback is pool \"app\", which there is not",
+            ),
+            (
+                vec![pool("site", ":0").fallback("site")],
+                "cannot use pool \"site\": it is its own fallback",
+            ),
+            (
+                vec![named("app").fallback("deep"), site(), named("deep")],
+                "cannot use pool \"site\": its fallback, pool \"app\", has a fallback itself",
+            ),
+            (
+                vec![named("app").fallback("deep"), named("deep")],
+                "cannot use pool \"app\": it listens nowhere",
+            ),
+        ] {
+            assert_eq!(plans(pools).unwrap_err().to_string(), expected);
+        }
     }
 
     #[test]

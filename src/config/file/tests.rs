@@ -68,7 +68,13 @@ fn relative_paths_begin_beside_the_file() {
     assert_eq!(config.log.filter.as_deref(), Some("warn,batond=debug"));
     let pool = &config.pools[0];
     let root = PathBuf::from("/etc/../srv");
-    assert_eq!(pool.service, ServiceConfig::Http { root });
+    assert_eq!(
+        pool.service,
+        ServiceConfig::Http {
+            root,
+            fallback: None
+        }
+    );
     let listen: Vec<_> = pool.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["unix:/etc/s.sock", ":80"]);
     assert_eq!(pool.confinement.chroot, Some("/etc/jail".into()));
@@ -293,6 +299,52 @@ fn what_is_wrong_in_a_pool_is_named_with_its_line() {
 }
 
 #[test]
+fn a_fallback_is_another_pool_that_speaks_http_and_has_none() {
+    let site = "[[pool]]\nname = 'site'\nservice = 'http'\nroot = '.'\nlisten = ':1'\n\
+                fallback = 'app'\n";
+    let pool = |name: &str, more: &str| format!("[[pool]]\nname = '{name}'\n{more}\n");
+    let app = pool("app", "service = 'demo'");
+    let config = good(&format!("{site}{app}"));
+    assert_eq!(config.pools[0].service.fallback(), Some("app"));
+    assert!(config.pools[1].listen.is_empty());
+    good(&(site.to_owned() + &pool("app", "service = 'http'\nroot = '.'\nlisten = ':2'")));
+    let http = "service = 'http'\nroot = '.'\nlisten = ':2'\nfallback = ";
+    for (text, expected) in [
+        (
+            site.to_owned(),
+            "6: pool \"site\": fallback: there is no pool \"app\"",
+        ),
+        (
+            site.replace("'app'", "'site'") + &app.replace("service", "listen = ':2'\nservice"),
+            "6: pool \"site\": fallback: a pool can't be its own fallback",
+        ),
+        (
+            site.to_owned() + &pool("app", &format!("{http}'deep'")) + &pool("deep", ""),
+            "6: pool \"site\": fallback: pool \"app\" has a fallback itself",
+        ),
+        (
+            site.to_owned() + &pool("app", "service = 'echo'"),
+            "6: pool \"site\": fallback: pool \"app\" does not speak HTTP",
+        ),
+        (
+            site.to_owned() + &app + &pool("else", "service = 'demo'"),
+            "10: pool \"else\": listen: missing; with several pools, each needs an address",
+        ),
+        (
+            pool("app", "service = 'demo'\nlisten = ':2'\nfallback = 'site'"),
+            "5: pool \"app\": fallback: only the service \"http\" takes a fallback",
+        ),
+        (
+            site.replace("'app'", "'a b'") + &app,
+            "6: pool \"site\": fallback: expected 1 to 64 letters, digits, hyphens, \
+             underscores and dots",
+        ),
+    ] {
+        assert_eq!(bad(&text), expected);
+    }
+}
+
+#[test]
 fn several_pools_each_have_a_name_and_addresses_of_their_own() {
     let one = "[[pool]]\nname = 'one'\nservice = 'demo'\nlisten = [':1', ':0', 'unix:/s']\n";
     let two = "[[pool]]\nname = 'two'\nservice = 'echo'\nlisten = ':0'\n";
@@ -390,7 +442,7 @@ fn the_example_has_every_key() {
     let text = include_str!("../../../docs/examples/batond.toml");
     let config = good(text);
     let names: Vec<_> = config.pools.iter().map(|pool| &pool.name).collect();
-    assert_eq!(names, ["site", "echo"]);
+    assert_eq!(names, ["site", "app", "echo"]);
     // The lines that are commented out have to be right too.
     let full: Vec<_> = text
         .lines()

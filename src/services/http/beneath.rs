@@ -123,6 +123,12 @@ impl Beneath {
         statat(&self.root, path, AtFlags::NO_AUTOMOUNT).ok()
     }
 
+    /// Whether `path`, which is relative, leads to nothing at all, here or outside.
+    pub(super) fn is_nowhere(&self, path: &[u8]) -> bool {
+        let found = statat(&self.root, path, AtFlags::NO_AUTOMOUNT);
+        found.is_err_and(|error| error == Errno::NOENT)
+    }
+
     /// What `path`, which is relative, leads to.
     ///
     /// # Errors

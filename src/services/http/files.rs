@@ -3,9 +3,10 @@
 //! The `beneath` module resolves every path. Small files are kept in memory (the `cache` module),
 //! and sent from there while a path still leads to the same file, unchanged.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use ::http::{Method, StatusCode};
@@ -75,6 +76,8 @@ const NOT_IN_QUERY: &AsciiSet = &CONTROLS
 #[derive(Debug, Clone)]
 pub struct Files {
     root: Arc<Beneath>,
+    /// The pool that answers what is no file.
+    fallback: Option<&'static str>,
     /// The decoded path of the request in hand, relative to the directory.
     path: Vec<u8>,
     pub(super) cache: Cache,
@@ -108,6 +111,15 @@ impl Files {
         Ok(Self::beneath(root))
     }
 
+    /// Has the pool of this name answer what is no file: a path that leads to none, and a method
+    /// that no file is served to. Without that, the answers are 404 and 405. The server's pools
+    /// should know of it ([`Pool::fallback`](crate::Pool::fallback)).
+    #[must_use]
+    pub fn fallback(mut self, pool: impl Into<String>) -> Self {
+        self.fallback = Some(lasting(pool.into()));
+        self
+    }
+
     /// The files beneath a directory that [`open`](Self::open) has opened, here or in another
     /// process.
     ///
@@ -122,6 +134,7 @@ impl Files {
     pub(super) fn beneath(root: Beneath) -> Self {
         Self {
             root: Arc::new(root),
+            fallback: None,
             path: Vec::new(),
             cache: Cache::default(),
             clock: SystemTime::now,
@@ -142,6 +155,10 @@ impl Files {
         };
         if let Some(kept) = self.cache.get(&self.path, now, look) {
             return Ok(Found::Cached(kept));
+        }
+        // Most of what is asked of a pool that has another one behind it is no file.
+        if self.fallback.is_some() && self.root.is_nowhere(&self.path) {
+            return Err(Miss::Status(StatusCode::NOT_FOUND));
         }
         match self.root.find(&self.path) {
             Ok(Leads::File(file, stat)) => Ok(self.keep(file, stat, now)),
@@ -184,6 +201,21 @@ impl Files {
         Found::Cached(kept)
     }
 
+    /// The answer to a request with a method that no file is served to.
+    fn wrong_method(&self, method: &Method) -> Response {
+        self.fallback
+            .map_or_else(|| Response::wrong_method(method, ALLOWED), Response::pass)
+    }
+
+    /// The answer to a request for which there is no file to send, and this is why. A path that can
+    /// be no file's may be another service's.
+    fn missing(&self, status: StatusCode) -> Response {
+        match (self.fallback, status) {
+            (Some(pool), StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) => Response::pass(pool),
+            _ => Response::error(status),
+        }
+    }
+
     fn respond(&self, request: &Request<'_>, found: Found, now: SystemTime) -> Response {
         match found {
             Found::Cached(kept) => conditional(request, &kept.metadata)
@@ -216,11 +248,11 @@ impl Handler for Files {
     fn handle(&mut self, request: &mut Request<'_>) -> Response {
         let method = request.method();
         if !is_served(method) {
-            return Response::wrong_method(method, ALLOWED);
+            return self.wrong_method(method);
         }
         let now = (self.clock)();
         match self.find(request.path(), now) {
-            Err(Miss::Status(status)) => Response::error(status),
+            Err(Miss::Status(status)) => self.missing(status),
             _ if *method == Method::OPTIONS => Response::options(ALLOWED),
             Err(Miss::Directory) => redirect(&self.path, request.query()),
             Ok(found) => self.respond(request, found, now),
@@ -229,8 +261,13 @@ impl Handler for Files {
 
     fn on_head(&mut self, request: &Request<'_>) -> OnHead {
         match is_served(request.method()) {
+            false => OnHead::Answer(self.wrong_method(request.method())),
+            true if self.fallback.is_some() => match self.find(request.path(), (self.clock)()) {
+                // The body goes along with the head.
+                Err(Miss::Status(status)) => OnHead::Answer(self.missing(status)),
+                _ => OnHead::Leave,
+            },
             true => OnHead::Leave,
-            false => OnHead::Answer(Response::wrong_method(request.method(), ALLOWED)),
         }
     }
 
@@ -241,6 +278,17 @@ impl Handler for Files {
 
 fn is_served(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// A name that lasts as long as the process. One that a reload asks for again is the same.
+fn lasting(name: String) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.get(&*name).copied().unwrap_or_else(|| {
+        let name: &'static str = name.leak();
+        names.insert(name);
+        name
+    })
 }
 
 /// Undoes the percent-encoding of `path` into `into`, without its leading slashes, and resolves it

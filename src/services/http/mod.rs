@@ -57,6 +57,7 @@ use self::failure::Failure;
 use self::gathering::{Gatherer, Purpose, Terms, Trouble};
 use self::head::{Framing, Head, Refusal, bad};
 use self::output::{DATE_SLOT, Output, SendMode, canned};
+use self::response::Content;
 use self::rest::MAX_DRAIN;
 use crate::service::{Connection, Fill, Service, ServiceProfile, Turn};
 
@@ -170,6 +171,10 @@ impl<H: Handler> Http<H> {
                 return self.serve(connection, length, source);
             }
             OnHead::Leave => Purpose::Unwanted,
+            OnHead::Answer(Response {
+                content: Content::Passed(pool),
+                ..
+            }) => return Ok(Some(Turn::Pass(pool))),
             OnHead::Answer(response) => {
                 return self.answer_last(connection, response).map(Some);
             }
@@ -253,7 +258,11 @@ impl<H: Handler> Http<H> {
             Ok(None) => Some(self.give_up(connection, Trouble::Truncated)?),
             Err(refusal) => Some(self.refuse(connection, refusal)?),
         };
-        Ok(turn.unwrap_or(Turn::Park))
+        let next = match connection.is_away() {
+            true => Turn::Home,
+            false => Turn::Park,
+        };
+        Ok(turn.unwrap_or(next))
     }
 
     /// Tells a client why its body cannot be gathered.
@@ -293,6 +302,7 @@ impl<H: Handler> Http<H> {
     ) -> io::Result<Option<Turn>> {
         self.keep_head(&connection.buffer()[..length]);
         connection.consume(length);
+        let before = connection.moved();
         let body_limit = self.read_limit(connection);
         let mut request = Request {
             head: &self.head,
@@ -305,6 +315,9 @@ impl<H: Handler> Http<H> {
         } else {
             self.handler.handle(&mut request)
         };
+        if let Content::Passed(pool) = response.content {
+            return self.pass(connection, pool, before);
+        }
         let (response, whole) = match request.body.leave(self.drain_patience) {
             Leftover::Nothing => (response, true),
             Leftover::Some => (response, false),
@@ -330,6 +343,28 @@ impl<H: Handler> Http<H> {
         } else {
             Some(Turn::Linger)
         })
+    }
+
+    /// Has another pool answer the request, as it came: `before` is how much was in the buffer, and
+    /// what had been moved, when the handler was asked.
+    fn pass(
+        &mut self,
+        connection: &mut Connection,
+        pool: &'static str,
+        before: (usize, u64, u64),
+    ) -> io::Result<Option<Turn>> {
+        if before != connection.moved() || connection.luggage().is_some() {
+            let cause = "its body was read or gathered";
+            complaints::warn(
+                format_args!("pass a request to pool {pool}"),
+                &io::Error::other(cause),
+                "answering 500",
+            );
+            let response = Response::error(StatusCode::INTERNAL_SERVER_ERROR);
+            return self.answer_last(connection, response).map(Some);
+        }
+        connection.put_back(&self.head_bytes);
+        Ok(Some(Turn::Pass(pool)))
     }
 
     /// Tells the client why what it sent is refused.
@@ -418,14 +453,18 @@ impl<H: Handler> Service for Http<H> {
                 if served == MAX_PIPELINED {
                     return Ok(Turn::Again);
                 }
-                if let Some(turn) = self.answer(connection, arrival)? {
-                    return Ok(turn);
+                match self.answer(connection, arrival)? {
+                    // Nothing may have been sent in the turn that passes a connection on.
+                    Some(Turn::Pass(_)) if served > 0 => return Ok(Turn::Again),
+                    Some(turn) => return Ok(turn),
+                    // The next request begins at home.
+                    None if connection.is_away() => return Ok(Turn::Home),
+                    None => served += 1,
                 }
                 if connection.is_behind() {
                     // The next answer can wait until the client has taken this one.
                     return Ok(Turn::Park);
                 }
-                served += 1;
                 if connection.buffer().is_empty() {
                     return Ok(Turn::Park);
                 }

@@ -84,6 +84,8 @@ impl Output {
         match response.content {
             Content::Bytes(bytes) => self.send_bytes(connection, &bytes, last)?,
             Content::Cached(file) => self.send_bytes(connection, &file.body, last)?,
+            // Of an answer that is another pool's, nothing is sent.
+            Content::Passed(_) => {}
             Content::Repeated { pattern, length } => {
                 self.send_repeated(connection, pattern, length, last)?;
             }
@@ -104,7 +106,12 @@ impl Output {
     /// Sends the buffer. The `last` bytes of a connection leave in one packet with its end, when
     /// the turn is over.
     fn send_buffer(&self, connection: &mut Connection, last: bool) -> io::Result<()> {
-        connection.write_last(&self.buffer, if last { Turn::Close } else { Turn::Park })
+        let then = match last {
+            true => Turn::Close,
+            false if connection.is_away() => Turn::Home,
+            false => Turn::Park,
+        };
+        connection.write_last(&self.buffer, then)
     }
 
     fn send_bytes(

@@ -57,6 +57,8 @@ pub(super) enum Content {
         source: Source,
         length: Option<u64>,
     },
+    /// Another pool is to answer.
+    Passed(&'static str),
 }
 
 /// Something to read from.
@@ -76,6 +78,7 @@ impl Content {
             Self::Cached(file) => Some(file.body.len() as u64),
             Self::Repeated { length, .. } | Self::File { length, .. } => Some(*length),
             Self::Stream { length, .. } => *length,
+            Self::Passed(_) => Some(0),
         }
     }
 }
@@ -92,6 +95,12 @@ impl Response {
             content: Content::Bytes(Cow::Borrowed(b"")),
             close: false,
         }
+    }
+
+    /// No answer: the pool of this name is to answer the request
+    /// ([`Turn::Pass`](crate::Turn::Pass)). The handler must not have read any of the body.
+    pub fn pass(pool: &'static str) -> Self {
+        Self::prepared(Vec::new(), Content::Passed(pool))
     }
 
     /// 200 with plain text.

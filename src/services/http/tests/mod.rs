@@ -5,6 +5,7 @@ mod demo;
 mod files;
 mod gathering;
 mod kept;
+mod passing;
 mod turns;
 
 use super::*;
