@@ -94,6 +94,11 @@ fn a_bad_file_is_refused_with_its_line() {
             "cannot read batond.toml:4: pool \"main\": workrs: unknown key; did you mean workers?",
         ),
         (
+            "[[pool]]\nname = 'site'\nlisten = ':80'\nservice = 'http'\nroot = '.'\n\
+             fallback = 'app'\n",
+            "cannot read batond.toml:6: pool \"site\": fallback: there is no pool \"app\"",
+        ),
+        (
             "",
             "cannot read batond.toml: pool: no pool is configured; begin one with [[pool]]",
         ),

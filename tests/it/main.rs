@@ -28,6 +28,7 @@ mod lookups;
 mod luggage;
 mod mail;
 mod overload;
+mod passing;
 mod rates;
 mod reconfigure;
 mod recycle;

@@ -67,7 +67,7 @@ fn ledgers(manager: &Manager) -> Vec<std::fs::File> {
 }
 
 /// The states of all entries that are used in the one ledger. Text that follows them is no state.
-fn noted(manager: &Manager) -> Vec<u64> {
+pub fn noted(manager: &Manager) -> Vec<u64> {
     let ledger = ledgers(manager);
     let [ledger] = &ledger[..] else {
         return Vec::new();
@@ -76,7 +76,7 @@ fn noted(manager: &Manager) -> Vec<u64> {
     let length = ledger.read_at(&mut bytes, 0).expect("it can be read");
     let entries = bytes[..length].chunks_exact(ENTRY).skip(3);
     let states = entries.map(|entry| u64::from_ne_bytes(entry[..8].try_into().unwrap()));
-    states.filter(|state| (1..=5).contains(state)).collect()
+    states.filter(|state| (1..=15).contains(state)).collect()
 }
 
 /// Waits until the ledger has so many connections, and all of them parked.
