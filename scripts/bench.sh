@@ -16,6 +16,7 @@
 #     kill       kill -9 of a random worker every 0.1 s: what clients see of it
 #     stop       SIGSTOP of one of four workers: who waits
 #     idle       the master's memory, and latency, beside 18,000 idle connections
+#     pass       CPU per request that is passed to another pool
 #     builds     CPU per request, against the build that --against names; not part of all
 #     slow       latency beside slow clients, and what these cost the server; not part of all: it
 #                takes half an hour, with --seconds 5 --rounds 1 two minutes

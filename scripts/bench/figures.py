@@ -14,7 +14,9 @@ import time
 
 import disturb
 import processes
-from processes import Failure, batond, bare_limit, held, measure, nginx, proportional_set_size, wrk
+from processes import (
+    Failure, bare_limit, batond, held, measure, nginx, passing, proportional_set_size, wrk,
+)
 from slow import slow
 
 # What a process needs beside its connections.
@@ -107,6 +109,20 @@ def builds(section, tools, options):
             f"the other, {how}": files(tools.with_batond(tools.against), 2),
         }, lambda server, close=close: wrk(tools, server, options.seconds, close=close))
         section.at_most(f"CPU per request, this / other, {how}", ratios(runs, *runs), 1.02)
+
+
+def through_pass(section, tools, options):
+    section.about(
+        "CPU per request that is passed to another pool",
+        "A pool of files that has none passes each request of 32 keep-alive connections to a "
+        "second one, which has a file of two bytes. `batond serve http DIR` serves it at once. Each "
+        "pool has two workers.")
+    runs = alternate(section, options, {
+        "passed": lambda: passing(tools, 2),
+        "at once": files(tools, 2),
+    }, lambda server: wrk(tools, server, options.seconds))
+    more = [a.cpu - b.cpu for a, b in zip(runs["passed"], runs["at once"])]
+    section.at_most("CPU us per request, passed - at once", more, 10.0)
 
 
 def workers(section, tools, options):
@@ -353,6 +369,7 @@ ALL = {
     "kill": (kill, 60, 1),
     "stop": (stop, 10, 1),
     "idle": (idle, 4, 5),
+    "pass": (through_pass, 2, 15),
     "builds": (builds, 2, 15),
     "slow": (slow, 30, 2),
 }

@@ -139,6 +139,32 @@ def batond(tools, *arguments, workers=None):
     return Server(tools, name, command, workers=workers or 1)
 
 
+PASSING = """
+[[pool]]
+name = "site"
+listen = "127.0.0.1:0"
+service = "http"
+root = "nothing"
+fallback = "app"
+workers = {workers}
+
+[[pool]]
+name = "app"
+service = "http"
+root = "{files}"
+workers = {workers}
+"""
+
+
+def passing(tools, workers):
+    """batond with a pool that has no files, and passes each request to one that has them."""
+    configuration = tools.scratch / "passing.toml"
+    (tools.scratch / "nothing").mkdir(exist_ok=True)
+    configuration.write_text(PASSING.format(workers=workers, files=tools.files))
+    name = f"batond serve with a fallback, -w {workers} each"
+    return Server(tools, name, [tools.batond, "serve", "-c", configuration], workers=2 * workers)
+
+
 NGINX = """
 daemon off;
 {user}
