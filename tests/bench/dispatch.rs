@@ -85,6 +85,7 @@ impl World {
                 answered: true,
                 read: 100,
                 taken: 0,
+                reply: None,
                 took: None,
             };
             self.dispatcher
