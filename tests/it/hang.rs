@@ -116,10 +116,10 @@ fn a_turn_that_ends_after_its_worker_was_asked_to_end_is_answered() {
 
 #[test]
 fn a_response_that_has_begun_is_cut_off_and_not_followed_by_another() {
-    let server = hanging(1, &["-w", "1"]).start();
+    let server = hanging(1, &["-w", "1", "--max-spool", "0"]).start();
     let workers = server.workers(1);
     let mut victim = server.connect();
-    // It reads nothing, so that the worker sleeps in a write.
+    // It reads nothing, and nothing is kept for it, so that the worker sleeps in a write.
     victim.send_get("/bytes/1000000000");
     assert_killed(&server, workers[0]);
     let received = victim.read_until_close();

@@ -70,7 +70,8 @@ fn an_unread_reply_is_completed() {
     assert_eq!(server.get("/").status, 200);
     assert_eq!(client.reply().body.len(), SIZE);
     server.wait_for_former();
-    assert_eq!(Served::of(&client.get("/")).turn, 2);
+    // The turns in which the rest was sent count, too.
+    assert!(Served::of(&client.get("/")).turn > 2);
 }
 
 /// Waits for the end of a connection; when it came, counted from `begin`.
