@@ -1,13 +1,15 @@
 //! Clients that are slow to take what they are sent: they hold no worker, and get every byte, in
 //! its place, whatever becomes of workers and masters meanwhile.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread;
 
 use nix::sys::signal::Signal;
 
+use crate::harness::process::eventually_within;
 use crate::harness::{
-    Client, Server, Setup, Worker, eventually, open_descriptors, process, wait_until_idle,
+    Client, DEADLINE, Server, Setup, Worker, eventually, open_descriptors, process, wait_until_idle,
 };
 
 /// More than the sockets between a server and a client that reads nothing have room for.
@@ -228,9 +230,12 @@ fn what_is_long_goes_to_the_disk_and_all_of_it_goes_away() {
         }
         assert_rest(&mut client, &body);
         drop(client);
-        eventually("the master has let all of it go", || {
-            open_descriptors(server.master()).len() == before.len()
+        let mut left = BTreeMap::new();
+        let let_go = eventually_within(DEADLINE, || {
+            left = open_descriptors(server.master());
+            left.len() == before.len()
         });
+        assert!(let_go, "before: {before:#?}\nafter: {left:#?}");
     }
 }
 
