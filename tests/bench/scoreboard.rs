@@ -28,7 +28,7 @@ fn scoreboard(criterion: &mut Criterion) {
     group.bench_function("publish, collect", |bencher| {
         bencher.iter(|| {
             assert!(publisher.publish(black_box(&entry), Urgency::Urgent));
-            board.collect()
+            board.collect(&mut [])
         });
     });
     // With the system call that rings.
@@ -36,11 +36,11 @@ fn scoreboard(criterion: &mut Criterion) {
         bencher.iter(|| {
             assert!(board.sleep(Sleep::Deep));
             assert!(publisher.publish(black_box(&entry), Urgency::Urgent));
-            board.collect()
+            board.collect(&mut [])
         });
     });
     group.bench_function("collect nothing", |bencher| {
-        bencher.iter(|| board.collect());
+        bencher.iter(|| board.collect(&mut []));
     });
     group.finish();
 }
