@@ -26,6 +26,7 @@ impl ToWorker<'_> {
     }
 }
 
+#[inline]
 fn lend<'a>(
     mut words: impl Iterator<Item = &'a [u8]>,
     rest: &'a [u8],
@@ -147,6 +148,7 @@ fn report<'a>(
 }
 
 /// Splits a message into its header line, without the newline, and what follows it.
+#[inline]
 fn split(message: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let end = message
         .iter()
@@ -161,6 +163,7 @@ fn split(message: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 }
 
 /// What follows the header: a note of this length, and the carry.
+#[inline]
 fn note_and_carry(rest: &[u8], note: usize) -> Result<(&[u8], &[u8]), Malformed> {
     if note > MAX_NOTE {
         return Err(Malformed("more than 4352 bytes of note"));
