@@ -3,7 +3,6 @@
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 /// So many bytes are with any client at once, whatever it has read: less than the smallest window
@@ -163,46 +162,6 @@ pub fn limit_unsent(socket: impl AsFd, most: Option<u32>) -> io::Result<()> {
         )
     })
 }
-
-/// How many bytes the send buffer is sure to take without a sleep; 0 if that is not known. The
-/// kernel keeps them in packets, each of which takes memory of its own: more than ten times as much
-/// as its bytes if the client's window was never more than some hundred bytes wide. So this is a
-/// small part of the room. (Where all memory for TCP of the machine is used up, a send may sleep
-/// although there is room.) For a connection on which nobody has called [`limit_unsent`].
-#[must_use]
-pub fn sure_room(socket: impl AsFd) -> u64 {
-    // linux/sock_diag.h
-    const SO_MEMINFO: libc::c_int = 55;
-    const WMEM_ALLOC: usize = 2;
-    const SNDBUF: usize = 3;
-    const WMEM_QUEUED: usize = 5;
-    let mut numbers = [0_u32; 9];
-    let mut length = size_of_val(&numbers) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `numbers`.
-    let result = checked(unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_MEMINFO,
-            numbers.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    });
-    let known = result.is_ok() && length as usize > WMEM_QUEUED * size_of::<u32>();
-    let taken = numbers[WMEM_ALLOC].max(numbers[WMEM_QUEUED]);
-    let room = numbers[SNDBUF].saturating_sub(taken) / 32;
-    match known && *UNSENT_IS_UNLIMITED {
-        true => room.into(),
-        false => 0,
-    }
-}
-
-/// Whether the kernel takes as many bytes that it cannot send yet as the send buffer has room for,
-/// unless a connection says otherwise.
-static UNSENT_IS_UNLIMITED: LazyLock<bool> = LazyLock::new(|| {
-    let limit = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_notsent_lowat");
-    limit.is_ok_and(|limit| limit.trim() == "4294967295")
-});
 
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result == -1 {

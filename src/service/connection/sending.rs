@@ -8,7 +8,7 @@ use crate::service::outgoing::complaints::warn_of_file;
 use crate::service::outgoing::kept::Kept;
 use crate::service::outgoing::record::{Record, SLOW};
 use crate::service::outgoing::transmit::{Fault, Line, Sent};
-use crate::service::outgoing::{AT_ONCE, BUDGET, UNSENT};
+use crate::service::outgoing::{AT_ONCE, BUDGET, UNSENT, UNSENT_AT_FIRST};
 use crate::sys::tcp;
 use crate::wire::{MAX_CARRY, Outcome};
 
@@ -93,6 +93,10 @@ impl Connection {
             Some(gone) => self.buffer.consume(gone),
             None => return self.confused("more was sent than there was"),
         }
+        if record.full == 0 && record.remaining() > u64::from(UNSENT_AT_FIRST) {
+            // An error means that this is no TCP connection.
+            let _ = tcp::limit_unsent(&self.socket, Some(UNSENT_AT_FIRST));
+        }
         let sent = self.send_rest(&mut record, sleeps);
         match sent {
             Ok(_) if record.remaining() == 0 => self.end_sending(&record),
@@ -104,7 +108,6 @@ impl Connection {
             Ok(Sent::Full) => {
                 record.full = record.full.saturating_add(1);
                 if record.full == SLOW {
-                    // An error means that this is no TCP connection.
                     let _ = tcp::limit_unsent(&self.socket, Some(UNSENT));
                 }
                 self.send_later(&record)
@@ -142,9 +145,7 @@ impl Connection {
             drop(self.baggage.take_luggage());
         }
         self.baggage.resumable = false;
-        if record.full >= SLOW {
-            let _ = tcp::limit_unsent(&self.socket, None);
-        }
+        let _ = tcp::limit_unsent(&self.socket, None);
         match record.then {
             // There may be more requests in what was read.
             Outcome::Park if !self.buffer().is_empty() => Outcome::Again,

@@ -91,12 +91,11 @@ impl Connection {
         self.put(bytes, true)
     }
 
-    /// Sends `length` bytes of `file`, from `offset` on, without copying them through this process
-    /// where that is possible (sendfile(2)). The file must not be changed before all is sent, which
-    /// may be long after the turn.
+    /// Sends `length` bytes of `file`, from `offset` on. The file must not be changed before all is
+    /// sent, which may be long after the turn.
     ///
     /// # Errors
-    /// Any error of sendfile(2); [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when the file is
+    /// Any error of pread(2) and send(2); [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when the file is
     /// shorter, if that is seen in this turn.
     pub fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
         let segment = Segment {

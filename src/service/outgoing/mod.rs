@@ -23,5 +23,9 @@ pub const BUDGET: u64 = 1024 * 1024;
 /// How much it takes then that it cannot send yet, in bytes.
 pub const UNSENT: u32 = 128 * 1024;
 
+/// The same for a client that is not known to be slow, in bytes: many of them at a time must not
+/// use up what memory the system has for TCP (tcp(7), tcp_mem).
+pub const UNSENT_AT_FIRST: u32 = 256 * 1024;
+
 /// How much may be held back in the hope that more comes, in bytes: the head of a response.
 pub const HELD: usize = 4 * 1024;

@@ -2,11 +2,12 @@
 //! that is asked for.
 //!
 //! sendfile(2) has no flag for one call that is not to sleep, and O_NONBLOCK belongs to the open
-//! file description, which the master shares. So it is used for what is sure to fit into the send
-//! buffer, and what is not goes through a buffer of this process. (splice(2) with
-//! SPLICE_F_NONBLOCK sleeps for the socket; SO_SNDTIMEO sleeps for a tick of the kernel's clock at
-//! the least, and would outlive a worker that is killed.) A MiB costs 115 us of CPU with
-//! sendfile(2), and 245 us through the buffer.
+//! file description, which the master shares. Nor can it be known beforehand how much is sure to
+//! fit: when the system's memory for TCP is short (tcp(7), tcp_mem), it sleeps whatever room the
+//! send buffer has. So a file goes through a buffer of this process unless the write may sleep.
+//! (splice(2) with SPLICE_F_NONBLOCK sleeps for the socket; SO_SNDTIMEO sleeps for a tick of the
+//! kernel's clock at the least, and would outlive a worker that is killed.) A MiB costs 245 us of
+//! CPU through the buffer, and 115 us with sendfile(2).
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,14 +15,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::{Errno, pread};
 use rustix::net::{SendFlags, send};
 
-use super::record::{Next, Record, SLOW};
-use crate::sys::tcp;
+use super::record::{Next, Record};
 
 /// How much goes through the buffer at a time, in bytes.
 const BLOCK: u64 = 128 * 1024;
-
-/// Less than this is not worth asking how much is sure to fit.
-const WORTH_IT: u64 = 32 * 1024;
 
 /// The most that one sendfile(2) transfers (it says so).
 const MAX_CALL: u64 = 0x7fff_f000;
@@ -89,10 +86,7 @@ impl Line<'_> {
                     let length = length.min(left);
                     let more = record.remaining() > length;
                     match file {
-                        Some(file) => {
-                            let exact = record.full >= SLOW;
-                            self.send_file(file, (offset, length), more, exact)
-                        }
+                        Some(file) => self.send_file(file, (offset, length), more),
                         None => Err(Fault::File(shorter())),
                     }
                 }
@@ -141,25 +135,19 @@ impl Line<'_> {
         Ok(Sent::All)
     }
 
-    /// Sends a part of a file; `more` follows at once. With `exact`, only what is sure never to
-    /// sleep is used.
+    /// Sends a part of a file; `more` follows at once.
     fn send_file(
         &mut self,
         file: BorrowedFd<'_>,
         (mut at, length): (u64, u64),
         more: bool,
-        exact: bool,
     ) -> Result<Sent, Fault> {
         let end = at.saturating_add(length);
         while at < end {
             let left = end - at;
-            let sure = match self.sleeps {
-                true => left.min(MAX_CALL),
-                false if exact || left < WORTH_IT => 0,
-                false => tcp::sure_room(self.socket).min(left),
-            };
-            if self.sleeps || sure >= WORTH_IT {
-                match rustix::fs::sendfile(self.socket, file, Some(&mut at), sure as usize) {
+            if self.sleeps {
+                let most = left.min(MAX_CALL) as usize;
+                match rustix::fs::sendfile(self.socket, file, Some(&mut at), most) {
                     Ok(0) => return Err(Fault::File(shorter())),
                     Ok(count) => *self.written += count as u64,
                     Err(Errno::INTR) => {}
