@@ -6,12 +6,12 @@
 //! descriptor is of, and that alone does not go to the file system (the type of the file may, even
 //! with AT_STATX_DONT_SYNC), and /proc says what is mounted there.
 
-use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::{fs, io};
 
 use rustix::fs::{
-    AtFlags, FileType, OFlags, Statx, StatxFlags, fcntl_get_seals, fcntl_getfl, statx,
+    AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, fcntl_get_seals, fcntl_getfl, open, statx,
 };
 
 /// The number of a mount that no other one has until the next boot (STATX_MNT_ID_UNIQUE, Linux
@@ -55,6 +55,18 @@ pub fn is_quick_to_close(descriptor: impl AsFd) -> bool {
     } else {
         file.stx_nlink > 0 && only_read()
     }
+}
+
+/// A descriptor of the same file, to read, by an open of its own: the service manager does not keep
+/// two of the same open (sd_pid_notify_with_fds(3)). Where this process may not open the file
+/// again, or does not see /proc, it is a copy.
+///
+/// # Errors
+/// What copying the descriptor fails with.
+pub fn open_apart(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty()).or_else(|_| descriptor.try_clone_to_owned())
 }
 
 fn is_readable(descriptor: impl AsFd) -> bool {

@@ -162,7 +162,7 @@ impl Kept {
     ) -> Result<(), Full> {
         let acceptable = luggage::is_acceptable(file);
         if acceptable && self.file.is_none() && room.files {
-            let file = file.try_clone_to_owned().map_err(Full::File)?;
+            let file = luggage::open_apart(file).map_err(Full::File)?;
             self.record.has_file = true;
             self.record.segment = segment;
             self.file = Some((file, Kind::Foreign));

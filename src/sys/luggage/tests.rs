@@ -35,6 +35,23 @@ fn memory_files_and_plain_files_are_acceptable() {
 }
 
 #[test]
+fn one_that_is_opened_apart_is_the_same_file_by_another_open() {
+    let named = NamedTempFile::new().unwrap();
+    let opened = file(&named, File::options().read(true).write(true));
+    for given in [OwnedFd::from(opened), memory()] {
+        let apart = open_apart(given.as_fd()).unwrap();
+        assert!(is_acceptable(&apart));
+        let inode = |descriptor: &OwnedFd| rustix::fs::fstat(descriptor).unwrap().st_ino;
+        assert_eq!(inode(&apart), inode(&given));
+        rustix::fs::seek(&given, rustix::fs::SeekFrom::Start(7)).unwrap();
+        assert_eq!(rustix::fs::tell(&apart).unwrap(), 0);
+    }
+    // Nobody may open this one again by that name, so it is a copy.
+    let (socket, _other) = UnixStream::pair().unwrap();
+    assert!(open_apart(socket.as_fd()).is_ok());
+}
+
+#[test]
 fn nothing_else_is() {
     let named = NamedTempFile::new().unwrap();
     let flag = |flag: OFlags| open("/tmp", flag | OFlags::CLOEXEC, Mode::empty()).unwrap();

@@ -15,7 +15,7 @@ use std::time::Instant;
 use batond::fdpass::{self, MAX_DESCRIPTORS, Wait};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::fstat;
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use tempfile::TempDir;
 
 use super::{DEADLINE, Setup};
@@ -201,16 +201,22 @@ impl Manager {
     }
 }
 
-impl Stored {
-    fn identity(&self) -> (u64, u64) {
-        identity(&self.descriptor)
+/// Whether they are of the same open, as systemd sees it (its same_fd, by kcmp(2)). Another open of
+/// the same file is not: what is set for the one is not for the other.
+fn are_same(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let [first, second] = [one, other].map(|descriptor| fstat(descriptor).expect("it is open"));
+    if (first.st_dev, first.st_ino) != (second.st_dev, second.st_ino) {
+        return false;
     }
-}
-
-/// Two descriptors of the same socket or file have the same.
-fn identity(descriptor: &OwnedFd) -> (u64, u64) {
-    let stat = fstat(descriptor).expect("it is open");
-    (stat.st_dev, stat.st_ino)
+    // There is one open of each socket. On a plain file, this flag has no effect.
+    FileType::from_raw_mode(first.st_mode) != FileType::RegularFile || {
+        let flags = |descriptor| fcntl_getfl(descriptor).expect("it is open");
+        let (before, theirs) = (flags(one), flags(other));
+        fcntl_setfl(one, before ^ OFlags::NONBLOCK).expect("it is open");
+        let changed = flags(other) != theirs;
+        fcntl_setfl(one, before).expect("it is open");
+        changed
+    }
 }
 
 impl Received {
@@ -231,9 +237,13 @@ impl Received {
             self.drop_hung_up();
             let room = store_limit.saturating_sub(self.store.len());
             // What it has already, it does not take again, whatever the name.
-            let known: Vec<_> = self.store.iter().map(Stored::identity).collect();
-            let new = |descriptor: &OwnedFd| !known.contains(&identity(descriptor));
-            for descriptor in descriptors.into_iter().filter(new).take(room) {
+            let known = self.store.len();
+            let mut new = descriptors;
+            new.retain(|descriptor| {
+                let mut known = self.store[..known].iter();
+                !known.any(|stored| are_same(&stored.descriptor, descriptor))
+            });
+            for descriptor in new.into_iter().take(room) {
                 self.store.push(Stored {
                     name: name.unwrap_or("stored").to_owned(),
                     descriptor,

@@ -8,7 +8,7 @@ use rustix::fs::fstat;
 use super::{ask, assert_kept, keeper, say};
 use crate::harness::session::Session;
 use crate::harness::systemd::Manager;
-use crate::harness::{Client, Server, eventually};
+use crate::harness::{Client, Server, Setup, eventually};
 use crate::store::kill_all;
 
 /// Clients with something of each kind, and what they have.
@@ -187,6 +187,27 @@ fn what_is_kept_survives_the_master() {
     let mut second = second;
     assert!(second.stop().success());
     assert_eq!(manager.stored().len(), 0);
+}
+
+#[test]
+fn downloads_of_the_same_file_survive_the_master() {
+    // What the demo repeats is one file for all clients of a worker.
+    let demo = || Setup::new(&["demo", "-w", "1"]);
+    let manager = Manager::new(100);
+    let mut first = manager.manage(demo()).start();
+    let workers = first.workers(1);
+    let mut clients: Vec<_> = (0..3).map(|_| first.endpoint().connect_narrow()).collect();
+    for client in &mut clients {
+        client.send_get("/bytes/8000000");
+    }
+    wait_for_bags(&manager, 3);
+    kill_all(&mut first, &workers);
+    let second = manager.manage(demo()).start();
+    second.wait_for_log("took over from a master that was killed: 3 connections");
+    for client in &mut clients {
+        assert_eq!(client.reply().body.len(), 8_000_000);
+    }
+    wait_for_bags(&manager, 0);
 }
 
 #[test]
