@@ -262,6 +262,8 @@ impl<'a> Pools<'a> {
         let laden = self.iter().any(Pool::is_laden);
         if laden {
             self.iter_mut().for_each(|pool| pool.free_descriptors(now));
+            self.closing.advance(true, now);
+            self.iter_mut().for_each(|pool| pool.force_descriptors(now));
         }
         self.closing.advance(laden, now);
     }

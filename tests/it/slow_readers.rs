@@ -360,3 +360,22 @@ fn downloads_outlive_upgrades() {
         assert_eq!(client.get("/small").body, b"small");
     }
 }
+
+#[test]
+fn more_slow_readers_than_descriptors_hold_up_nobody_for_long() {
+    for workers in ["1", "2"] {
+        let setup = Setup::new(&["demo", "-w", workers]).expect("limit of open files");
+        let server = setup.descriptor_limit(80).start();
+        let mut clients: Vec<_> = (0..80)
+            .map(|_| server.endpoint().connect_narrow())
+            .collect();
+        for client in &mut clients {
+            client.send_get("/bytes/8000000");
+        }
+        // All workers have an answer to keep for which there is no descriptor, so somebody gives
+        // way, and a worker is there for who comes then.
+        server.wait_for_log("limit of open files: turning clients away");
+        drop(clients);
+        assert_eq!(server.get("/").status, 200);
+    }
+}

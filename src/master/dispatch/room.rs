@@ -12,13 +12,15 @@
 //! time for the rest of it (`head`), and its end would cost that request.
 //!
 //! Descriptors that are no connections' count too: luggage, and whatever other pools have. The pool
-//! says how many there are; for want of one, an idle connection gives way as well.
+//! says how many there are; for want of one, an idle connection gives way as well. When there is
+//! none and no worker can go on without one, one that is not idle gives way.
 //!
 //! Both kinds are in lists in the order in which they came there, so that each step costs the same
 //! whatever their number.
 
 use crate::master::dispatch::table::ConnectionId;
-use crate::master::dispatch::{Action, Dispatcher};
+use crate::master::dispatch::{Action, Canned, Dispatcher, Excess, WorkerId};
+use crate::master::time::Time;
 
 impl<C> Dispatcher<C> {
     /// How many connections count: those that are away too, but no guests, and none that linger.
@@ -107,6 +109,42 @@ impl<C> Dispatcher<C> {
             short -= 1;
         }
         self.expire_idle(short);
+    }
+
+    /// Every worker that serves waits for a descriptor, so that nothing else ends: others give way,
+    /// so that there are so many more. Who waits for a worker is turned away, the one that has
+    /// waited for longest first. If none does, the one is ended whose last turn is longest ago.
+    pub fn force_room(&mut self, short: usize, now: Time) {
+        for _ in 0..short {
+            if let Some(index) = self.next_to_shed() {
+                self.chains.remove(&mut self.ready, index);
+                self.linger(index, Some(Canned::Overloaded(Excess::Descriptors)), now);
+            } else if let Some(index) = self.longest_without_a_turn() {
+                self.unpark(index);
+                match self.table.at(index).is_read_from() {
+                    // No answer fits into the middle of another one.
+                    true => self.cut_off(index),
+                    false => {
+                        self.linger(index, Some(Canned::Overloaded(Excess::Descriptors)), now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether no other worker than these will end a turn.
+    #[must_use]
+    pub fn are_all_serving(&self, these: &[WorkerId]) -> bool {
+        let mut serving = self
+            .workers
+            .ids()
+            .filter(|id| self.workers.may_end_a_turn(*id));
+        serving.all(|worker| these.contains(&worker))
+    }
+
+    fn longest_without_a_turn(&self) -> Option<u32> {
+        let parked = self.parked().map(|id| id.index());
+        parked.min_by_key(|index| self.table.at(*index).started)
     }
 
     /// The connections that have been idle for longest give way. Returns how many do.

@@ -120,6 +120,8 @@ pub enum Excess {
     Queue,
     /// Time in the ready queue.
     QueueWait,
+    /// Descriptors, of which a worker needs one to go on.
+    Descriptors,
 }
 
 /// What the kernel says of a turn whose worker died.

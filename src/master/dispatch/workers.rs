@@ -313,6 +313,28 @@ impl Workers {
         })
     }
 
+    /// Whether a turn may end in this worker, now or when it is lent something.
+    #[must_use]
+    pub fn may_end_a_turn(&self, id: WorkerId) -> bool {
+        self.get(id).is_some_and(|worker| {
+            let has_begun = worker.pace != Pace::Starting;
+            match worker.tenure {
+                Tenure::Serving => has_begun,
+                Tenure::Retiring => has_begun && !worker.lent.is_empty(),
+                Tenure::Stopped | Tenure::Dead => false,
+            }
+        })
+    }
+
+    /// The names of all of them.
+    pub fn ids(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        let places = self.places.iter().zip(&self.serials).zip(0..);
+        places.filter_map(|((worker, serial), index)| {
+            let serial = *serial;
+            worker.is_some().then_some(WorkerId { index, serial })
+        })
+    }
+
     /// The moving workers.
     pub fn moving(&self) -> impl Iterator<Item = WorkerId> + '_ {
         std::iter::successors(self.age_list.first(), |index| self.age.after(*index))

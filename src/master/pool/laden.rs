@@ -66,4 +66,15 @@ impl Pool<'_> {
             self.carry_out(now);
         }
     }
+
+    /// Has clients turned away if all workers wait for a descriptor: none of them would ever go on.
+    pub fn force_descriptors(&mut self, now: Time) {
+        let short = descriptors::count().saturating_sub(self.dispatcher.descriptors());
+        if short > 0 && self.dispatcher.are_all_serving(&self.attention.laden) {
+            self.dispatcher.force_room(short, now);
+            self.carry_out(now);
+            // Those that were told linger.
+            self.free_descriptors(now);
+        }
+    }
 }

@@ -34,6 +34,8 @@ pub enum Cause {
     MaxConnections,
     /// There are as many as the limit of open files allows; likewise.
     OpenFiles,
+    /// All workers wait because there is none for the luggage that they have sent.
+    Luggage,
     /// The kernel does not pass descriptors on, for want of something that no worker has:
     /// connections wait, and are turned away when they have waited for too long. With the error's
     /// number.
@@ -51,6 +53,7 @@ impl Cause {
             Canned::Overloaded(Excess::PerClient) => Some(Self::PerClient),
             Canned::Overloaded(Excess::Queue) => Some(Self::Queue),
             Canned::Overloaded(Excess::QueueWait) => Some(Self::QueueWait),
+            Canned::Overloaded(Excess::Descriptors) => Some(Self::Luggage),
             // Why it comes is told when the time of the connection is over.
             Canned::RequestTimeout => None,
             Canned::Crashed | Canned::TimedOut | Canned::Stopping => None,
@@ -67,7 +70,7 @@ impl Cause {
             Self::Late(Late::SilentBody) => "idle-timeout",
             Self::Late(Late::Body | Late::Reader) => "min-rate",
             Self::MaxConnections => "max-connections",
-            Self::OpenFiles => "limit of open files",
+            Self::OpenFiles | Self::Luggage => "limit of open files",
             Self::Lends(_) => "lending",
             Self::Passing(_) => "passing",
         }
@@ -95,6 +98,7 @@ impl Cause {
             Self::OpenFiles => {
                 format!("cannot accept more than {connections} connections: {CONSEQUENCE}")
             }
+            Self::Luggage => "turning clients away so that slow ones can be kept".to_owned(),
             Self::Passing(fault) => {
                 format!("turning clients away that can't be passed to another pool: {fault}")
             }

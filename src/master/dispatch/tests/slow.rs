@@ -398,3 +398,33 @@ fn a_response_that_is_being_sent_is_not_turned_away_by_others() {
     let next = stage.world.dispatcher.next_tick();
     assert!(next.is_none_or(|time| time > stage.world.now));
 }
+
+#[test]
+fn who_waits_gives_way_to_luggage_before_who_is_served() {
+    let mut stage = Stage::new(limits());
+    stage.report(response(1000));
+    stage.world.pass(SECOND);
+    let d = &mut stage.world.dispatcher;
+    assert!(!d.are_all_serving(&[]) && d.are_all_serving(&[stage.worker]));
+    d.worker_stopped(stage.worker);
+    assert!(d.are_all_serving(&[]));
+    let [first, second] = [2, 3].map(|payload| d.accepted(payload, true, stage.world.now));
+    let half = d.accepted(4, false, stage.world.now);
+    let _ = d.take_actions();
+    let told = |id| Action::Linger(id, Some(Canned::Overloaded(Excess::Descriptors)));
+    d.force_room(1, stage.world.now);
+    assert_eq!(d.take_actions(), [told(first)]);
+    d.force_room(2, stage.world.now);
+    // One that has had no turn goes before one in the middle of a response.
+    let [Action::Linger(..), Action::Linger(..)] = d.take_actions()[..] else {
+        panic!("two are turned away");
+    };
+    assert!(d.ready().is_empty() && d.state(second) == Some(State::Lingering));
+    assert_eq!(d.state(half), Some(State::Lingering));
+    d.force_room(2, stage.world.now);
+    let actions = d.take_actions();
+    assert!(
+        matches!(actions[..], [Action::Reset(id, _)] if id == stage.id),
+        "{actions:?}"
+    );
+}
