@@ -376,6 +376,7 @@ fn more_slow_readers_than_descriptors_hold_up_nobody_for_long() {
         // way, and a worker is there for who comes then.
         server.wait_for_log("limit of open files: turning clients away");
         drop(clients);
-        assert_eq!(server.get("/").status, 200);
+        // Who comes before the master has seen that they are gone may be turned away with them.
+        eventually("somebody is served", || server.get("/").status == 200);
     }
 }
