@@ -95,8 +95,8 @@ impl Connection {
     /// sent, which may be long after the turn.
     ///
     /// # Errors
-    /// Any error of pread(2) and send(2); [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when the file is
-    /// shorter, if that is seen in this turn.
+    /// Any error of pread(2) and send(2); [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) when the
+    /// file is shorter, if that is seen in this turn.
     pub fn send_file(&mut self, file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
         let segment = Segment {
             offset,
