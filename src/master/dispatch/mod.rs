@@ -526,7 +526,7 @@ impl<C> Dispatcher<C> {
             progress.after(patience)
         });
         let shed = self.limits.queue_wait.and_then(|wait| {
-            let first = self.next_to_shed()?;
+            let first = self.ready.first()?;
             Some(self.table.at(first).ready_at.after(wait))
         });
         let end_probation = self.workers.next_probation_end();

@@ -138,7 +138,7 @@ impl<C> Dispatcher<C> {
         let Some(bound) = self.limits.queue_wait else {
             return;
         };
-        while let Some(first) = self.next_to_shed() {
+        while let Some(first) = self.ready.first() {
             if self.table.at(first).ready_at.after(bound) > now {
                 break;
             }
@@ -147,7 +147,7 @@ impl<C> Dispatcher<C> {
         }
     }
 
-    /// What has waited for longest of what can be turned away.
+    /// What has waited for longest of what an answer can turn away.
     pub(super) fn next_to_shed(&self) -> Option<u32> {
         let mut ready = self.chains.iter(&self.ready);
         ready.find(|index| !self.table.at(*index).is_read_from())
