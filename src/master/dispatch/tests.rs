@@ -541,6 +541,12 @@ impl World {
                 .values()
                 .all(|fellow| fellow.told_to_retire || fellow.terminated)
             {
+                // One that was told to retire exits, and makes room for another one.
+                let retired = self.fellows.iter().find(|(_, one)| one.told_to_retire);
+                if let Some(worker) = retired.map(|(id, _)| WorkerId::from(*id)) {
+                    self.crash_of(worker, 1);
+                    self.settle();
+                }
                 self.hire(1);
             }
             if let Some(worker) = self.some_fellow(round) {
